@@ -1,0 +1,39 @@
+"""Reader, writer and validator of `.amkv` files, version 1.0. Standard library only.
+
+    with AmkvFile.open("doc.amkv") as file:
+        file.verify()
+        keys = file.read("layers.0.keys")
+
+The file is specified in `amkv-v1.md`. This package never trusts a byte of it: whatever is in a
+file, the answer is a valid `AmkvFile` or a `FormatError`.
+"""
+
+from __future__ import annotations
+
+from amkv_format.errors import Code, FormatError
+from amkv_format.header import ITEM_BYTES, TensorInfo, TensorSpec
+from amkv_format.jsontext import canonical_json
+from amkv_format.layout import TOKEN_IDS, layer_tensor
+from amkv_format.manifest import BOUNDARIES, FORMAT, KINDS, MODEL_DTYPES, VERSION, Layer
+from amkv_format.reader import AmkvFile
+from amkv_format.writer import Writer, write_file
+
+__all__ = [
+    "BOUNDARIES",
+    "FORMAT",
+    "ITEM_BYTES",
+    "KINDS",
+    "MODEL_DTYPES",
+    "TOKEN_IDS",
+    "VERSION",
+    "AmkvFile",
+    "Code",
+    "FormatError",
+    "Layer",
+    "TensorInfo",
+    "TensorSpec",
+    "Writer",
+    "canonical_json",
+    "layer_tensor",
+    "write_file",
+]

@@ -1,0 +1,234 @@
+"""The manifest: which fields it has, of which types, and which contradict each other.
+
+The table in `amkv-v1.md` is the norm; the functions below follow its order. Fields that are
+not named here are allowed and left alone, so that minor versions can add some.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from amkv_format import limits
+from amkv_format.errors import Code, FormatError
+from amkv_format.fields import Fields, integer, items, number
+
+FORMAT: Final = "amkv"
+VERSION: Final = "1.0"
+KNOWN_FEATURES: Final[frozenset[str]] = frozenset()
+"""What `features_required` may name; version 1.0 knows no feature."""
+
+KINDS: Final = ("prefill", "compact")
+LAYER_TYPES: Final = ("full", "sliding")
+MODEL_DTYPES: Final = ("float32", "bfloat16", "float16")
+BOUNDARIES: Final = ("raw", "in_user_turn", "turn_closed")
+
+_VERSION: Final = re.compile(r"(0|[1-9][0-9]{0,4})\.(0|[1-9][0-9]{0,4})")
+_UTC: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer as the manifest describes it; `stored[h]` entries of KV head `h` are in the file.
+
+    type    "full" or "sliding"
+    window  keys that a query of a sliding layer sees, its own included; None for full layers
+    """
+
+    type: str
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    window: int | None
+    stored: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the layer's flat tensors: the sum of `stored`."""
+        return sum(self.stored)
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What a checked manifest says about the tensors of its file."""
+
+    kind: str
+    logical_length: int
+    layers: tuple[Layer, ...]
+    ratio: float | None
+    payload_hash: str
+
+
+def check_manifest(manifest: object) -> Outline:
+    """Checks every field that version 1.0 defines.
+
+    Raises FormatError: `format-unknown`, `version-unsupported`, `feature-unsupported`, or one
+    of the `field-` codes.
+    """
+    root = Fields(manifest)
+    _check_identity(root)
+    kind = root.choice("kind", KINDS)
+    _check_created(root)
+    length = root.integer("logical_length", 1, limits.MAX_TOKENS)
+    _check_origin(root, length)
+    layers = _layers(root, kind, length)
+    if kind == "compact":
+        _check_compaction(root, layers)
+    tools = root.object("tools")
+    tools.text("amkv")
+    for name in tools.keys():  # noqa: SIM118 - Fields is no mapping
+        tools.text(name)
+    ratio = root.number("ratio") if kind == "compact" else None
+    return Outline(kind, length, layers, ratio, root.sha256("payload_hash"))
+
+
+def _check_identity(root: Fields) -> None:
+    """First of all, so that a file from the future is refused for what it is."""
+    if root.raw("format") != FORMAT:
+        raise FormatError(Code.FORMAT, f"format is {str(root.raw('format'))[:80]!r}")
+    version = _VERSION.fullmatch(text := root.text("version"))
+    if version is None:
+        raise FormatError(Code.FIELD_VALUE, f"version is {text[:80]!r}, not major.minor")
+    if version[1] != VERSION.partition(".")[0]:
+        raise FormatError(Code.VERSION, f"version is {text}, this reader knows {VERSION}")
+    for feature in root.array("features_required"):
+        if not isinstance(feature, str):
+            raise FormatError(Code.FIELD_TYPE, "features_required holds something but strings")
+        if feature not in KNOWN_FEATURES:
+            raise FormatError(Code.FEATURE, f"the feature {feature[:80]!r} is required")
+
+
+def _check_created(root: Fields) -> None:
+    text = root.text("created")
+    try:
+        # fromisoformat takes forms that RFC 3339 does not have; the pattern takes 31 February.
+        valid = _UTC.fullmatch(text) and datetime.fromisoformat(text[:19])
+    except ValueError:
+        valid = None
+    if not valid:
+        raise FormatError(
+            Code.FIELD_VALUE, f"created is {text!r}, not a time such as 2026-01-31T23:59:59Z"
+        )
+
+
+def _check_origin(root: Fields, length: int) -> None:
+    """Model, tokenizer, source text, and where the document stands among the tokens."""
+    model = root.object("model")
+    model.text("id")
+    model.text_or_null("revision")
+    model.text("architecture")
+    model.sha256("config_hash")
+    model.choice("dtype", MODEL_DTYPES)
+    model.object("rope")
+
+    tokenizer = root.object("tokenizer")
+    tokenizer.sha256("hash")
+    if tokenizer.raw("template_hash") is not None:
+        tokenizer.sha256("template_hash")
+
+    source = root.object("source")
+    name = source.text("name")
+    if name in (".", "..") or "/" in name or "\\" in name:
+        raise FormatError(Code.FIELD_VALUE, f"source.name is {name!r}, not a bare file name")
+    source.sha256("sha256", prefix="")
+    characters = source.integer("characters", 0, limits.MAX_INTEGER)
+    size = source.integer("bytes", 0, limits.MAX_INTEGER)
+    if not characters <= size <= 4 * characters:
+        raise FormatError(
+            Code.FIELD_CONFLICT, f"{characters} characters cannot take {size} bytes in UTF-8"
+        )
+
+    start = root.integer("document_start", 0, limits.MAX_TOKENS)
+    end = root.integer("document_end", 0, limits.MAX_TOKENS)
+    if not start <= end <= length:
+        raise FormatError(
+            Code.FIELD_CONFLICT, f"the document is tokens {start} to {end} of {length}"
+        )
+    root.choice("boundary", BOUNDARIES)
+
+
+def _layers(root: Fields, kind: str, length: int) -> tuple[Layer, ...]:
+    described = root.object("model").array("layers", 1, limits.MAX_LAYERS)
+    stored = items(root.raw("stored"), "stored", len(described))
+    return tuple(
+        _layer(Fields(value, f"model.layers[{i}]"), stored[i], f"stored[{i}]", kind, length)
+        for i, value in enumerate(described)
+    )
+
+
+def _layer(fields: Fields, stored: object, path: str, kind: str, length: int) -> Layer:
+    kv_heads = fields.integer("kv_heads", 1, limits.MAX_HEADS)
+    full = fields.choice("type", LAYER_TYPES) == "full"
+    if full and fields.raw("window") is not None:
+        raise FormatError(Code.FIELD_CONFLICT, f"{fields.path('window')} of a full layer not null")
+    layer = Layer(
+        type="full" if full else "sliding",
+        kv_heads=kv_heads,
+        key_dim=fields.integer("key_dim", 1, limits.MAX_HEAD_DIM),
+        value_dim=fields.integer("value_dim", 1, limits.MAX_HEAD_DIM),
+        window=None if full else fields.integer("window", 1, limits.MAX_TOKENS),
+        stored=tuple(integer(t, path, 0, length) for t in items(stored, path, kv_heads)),
+    )
+    _check_stored(layer, path, kind, length)
+    return layer
+
+
+def _check_stored(layer: Layer, path: str, kind: str, length: int) -> None:
+    counts = set(layer.stored)
+    if layer.window is not None:
+        low, high = min(length, layer.window - 1), min(length, layer.window)
+        if len(counts) != 1 or not low <= layer.stored[0] <= high:
+            raise FormatError(
+                Code.FIELD_CONFLICT,
+                f"{path}: every head of this sliding layer stores its last {low} or {high} tokens",
+            )
+    elif kind == "prefill" and counts != {length}:
+        raise FormatError(
+            Code.FIELD_CONFLICT, f"{path}: every head of a prefill stores all {length} tokens"
+        )
+
+
+def _check_compaction(root: Fields, layers: tuple[Layer, ...]) -> None:
+    root.object("method").text("name")
+    root.object("budget").text("name")
+    requested = root.object("requested")
+    if ("ratio" in requested) == ("tokens" in requested):
+        raise FormatError(Code.FIELD_CONFLICT, "requested holds either ratio or tokens")
+    if "ratio" in requested:
+        requested.number("ratio")
+    else:
+        requested.integer("tokens", 1, limits.MAX_TOKENS)
+    root.integer("seed", 0, limits.MAX_INTEGER)
+    queries = root.object("queries")
+    queries.text("source")
+    queries.integer("count", 0, limits.MAX_INTEGER)
+    if "fit_errors" in root:
+        _check_fit_errors(root.object("fit_errors"), layers)
+
+
+def _check_fit_errors(errors: Fields, layers: tuple[Layer, ...]) -> None:
+    """Each entry has one list a layer: empty, or one number a KV head."""
+    for name in errors.keys():  # noqa: SIM118 - Fields is no mapping
+        path = errors.path(name[:80])
+        for i, values in enumerate(items(errors.raw(name), path, len(layers))):
+            if values == []:
+                continue
+            for value in items(values, f"{path}[{i}]", layers[i].kv_heads):
+                number(value, f"{path}[{i}]")
+
+
+def complete(manifest: Mapping[str, Any], payload_hash: str, ratio: float | None) -> dict[str, Any]:
+    """A copy of `manifest` with what a writer knows better than its caller.
+
+    `format`, `version` and `payload_hash` are set; `features_required`, `created` and, when
+    given, `ratio` are filled in where they are absent.
+    """
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    defaults: dict[str, Any] = {"features_required": [], "created": now}
+    if ratio is not None:
+        defaults["ratio"] = ratio
+    fixed = {"format": FORMAT, "version": VERSION, "payload_hash": payload_hash}
+    return {**defaults, **manifest, **fixed}
