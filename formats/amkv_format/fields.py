@@ -49,7 +49,9 @@ class Fields:
         if not isinstance(value, list):
             raise _wrong_type(self.path(key), "an array", value)
         if not low <= len(value) <= high:
-            raise _wrong_value(self.path(key), f"{low} to {high} items", f"{len(value)} items")
+            raise FormatError(
+                Code.FIELD_VALUE, f"{self.path(key)} has {len(value)} items, not {low} to {high}"
+            )
         return value
 
     def text(self, key: str) -> str:

@@ -1,0 +1,182 @@
+"""Builds `.amkv` bytes by hand from the specification; no import of `amkv_format`, on purpose."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+ITEM_BYTES = {"F32": 4, "I32": 4, "BF16": 2, "F16": 2}
+
+Tensors = dict[str, tuple[str, list[int], bytes]]
+
+
+@dataclass
+class Example:
+    """A file before it is bytes; bad examples change one thing and leave the rest right.
+
+    tensors  name -> dtype, shape, bytes, in file order
+    entries  changes to single fields of header entries: (name, field) -> value
+    """
+
+    manifest: dict[str, Any]
+    tensors: Tensors
+    entries: dict[tuple[str, str], Any] = field(default_factory=dict)
+    manifest_text: str | None = None
+    metadata: Any = None
+    header_text: Callable[[str], str] = lambda text: text
+    padding: int = 0
+    tail: bytes = b""
+    seal: bool = True
+
+    def file(self) -> bytes:
+        """The bytes of the file."""
+        if self.seal:
+            self.manifest["payload_hash"] = payload_hash(self.tensors)
+        text = canonical(self.manifest) if self.manifest_text is None else self.manifest_text
+        header: dict[str, Any] = {"__metadata__": self.metadata or {"amkv": text}}
+        cursor = 0
+        for name, (dtype, shape, data) in self.tensors.items():
+            end = cursor + len(data)
+            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [cursor, end]}
+            cursor = end
+        for (name, key), value in self.entries.items():
+            header[name][key] = value
+        raw = self.header_text(canonical(header)).encode("utf-8", "surrogateescape")
+        raw += b" " * (-len(raw) % 8 + self.padding)
+        payload = b"".join(data for _, _, data in self.tensors.values())
+        return struct.pack("<Q", len(raw)) + raw + payload + self.tail
+
+
+def canonical(value: object) -> str:
+    """Canonical JSON; NaN goes through, because a bad example needs it."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def payload_hash(tensors: Tensors) -> str:
+    """Section "Payload hash" of the specification."""
+    lines = ""
+    for name, (dtype, shape, data) in sorted(tensors.items()):
+        dims = ",".join(str(n) for n in shape)
+        lines += f"{name} {dtype} [{dims}] {hashlib.sha256(data).hexdigest()}\n"
+    return "sha256:" + hashlib.sha256(lines.encode()).hexdigest()
+
+
+def floats(dtype: str, count: int, seed: int) -> bytes:
+    """`count` small numbers that every dtype represents exactly."""
+    values = [((seed + 7 * i) % 33 - 16) / 8 for i in range(count)]
+    if dtype == "BF16":
+        return b"".join(struct.pack("<f", v)[2:] for v in values)
+    return struct.pack(f"<{count}{'f' if dtype == 'F32' else 'e'}", *values)
+
+
+def layer(
+    kind: str, heads: int, key_dim: int, value_dim: int, window: int | None
+) -> dict[str, Any]:
+    """A layer of `model.layers`."""
+    return {
+        "type": kind,
+        "kv_heads": heads,
+        "key_dim": key_dim,
+        "value_dim": value_dim,
+        "window": window,
+    }
+
+
+def example(
+    kind: str,
+    stored: list[list[int]],
+    layers: list[dict[str, Any]],
+    T: int = 6,
+    dtype: str = "F32",
+    beta: bool = False,
+    positions: bool = False,
+) -> Example:
+    """A right file; four-byte tensors first, so that all are aligned."""
+    words: Tensors = {"token_ids": ("I32", [T], struct.pack(f"<{T}i", *range(100, 100 + T)))}
+    halves: Tensors = {}
+    full = kept = 0
+    for i, (spec, counts) in enumerate(zip(layers, stored, strict=True)):
+        rows = sum(counts)
+        compacted = kind == "compact" and spec["type"] == "full"
+        if beta and compacted:
+            words[f"layers.{i}.beta"] = ("F32", [rows], floats("F32", rows, i))
+        if positions and compacted:
+            places = [j - 1 if j < T else -1 for j in range(rows)]
+            words[f"layers.{i}.positions"] = ("I32", [rows], struct.pack(f"<{rows}i", *places))
+        for part, dim in (("keys", spec["key_dim"]), ("values", spec["value_dim"])):
+            data = floats(dtype, rows * dim, seed=i + dim)
+            halves[f"layers.{i}.{part}"] = (dtype, [rows, dim], data)
+        if spec["type"] == "full":
+            width = (spec["key_dim"] + spec["value_dim"]) * ITEM_BYTES[dtype]
+            full += T * spec["kv_heads"] * width
+            kept += rows * (width + 4 * (beta + positions))
+    manifest = base_manifest(kind, stored, layers, T)
+    if kind == "compact":
+        manifest["ratio"] = round(full / kept, 4) if kept else 1.0
+    return Example(manifest, words | halves)
+
+
+def base_manifest(
+    kind: str, stored: list[list[int]], layers: list[dict[str, Any]], T: int
+) -> dict[str, Any]:
+    """Every required field, and the compact ones where they belong."""
+    text = "The pet of Ada is a lynx."
+    manifest: dict[str, Any] = {
+        "format": "amkv",
+        "version": "1.0",
+        "features_required": [],
+        "kind": kind,
+        "created": "2026-01-31T12:00:00Z",
+        "model": {
+            "id": "example/tiny",
+            "revision": None,
+            "architecture": "llama",
+            "config_hash": "sha256:" + "0" * 64,
+            "dtype": "float32",
+            "layers": copy.deepcopy(layers),
+            "rope": {"rope_type": "default", "theta": 10000.0},
+        },
+        "tokenizer": {"hash": "sha256:" + "1" * 64, "template_hash": None},
+        "source": {
+            "name": "pets.txt",
+            "sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "characters": len(text),
+            "bytes": len(text.encode()),
+        },
+        "logical_length": T,
+        "document_start": 0,
+        "document_end": T,
+        "boundary": "raw",
+        "stored": copy.deepcopy(stored),
+        "tools": {"amkv": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"},
+    }
+    if kind == "compact":
+        manifest |= {
+            "method": {"name": "omp", "chunk": 2048},
+            "budget": {"name": "adaptive"},
+            "requested": {"ratio": 2},
+            "seed": 0,
+            "queries": {"source": "repeat", "count": 12},
+        }
+    return manifest
+
+
+FULL = layer("full", 2, 4, 2, None)
+SLIDING = layer("sliding", 1, 4, 2, 4)
+
+
+def prefill(**changes: Any) -> Example:
+    """A full and a sliding layer, nothing compacted."""
+    return example("prefill", [[6, 6], [3]], [FULL, SLIDING], **changes)
+
+
+def compact(**changes: Any) -> Example:
+    """The same model, ragged heads of 1 and 3 entries with beta and positions."""
+    return example(
+        "compact", [[1, 3], [3]], [FULL, SLIDING], **{"beta": True, "positions": True} | changes
+    )

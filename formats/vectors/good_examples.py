@@ -1,0 +1,59 @@
+"""The files that every reader has to accept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from building import FULL, SLIDING, Example, compact, example, floats, prefill
+
+
+def good_examples() -> Iterator[tuple[str, str, Example]]:
+    """Name, what it shows, and the file."""
+    yield "prefill-f32", "a prefill: a full layer and the tail of a sliding one", prefill()
+    yield "prefill-bf16", "two-byte storage", prefill(dtype="BF16")
+    yield "compact-f32", "ragged heads with beta and positions", compact()
+    yield "compact-bf16", "two-byte storage; beta stays F32", compact(dtype="BF16")
+    yield (
+        "compact-f16-no-beta",
+        "beta and positions left out",
+        compact(dtype="F16", beta=False, positions=False),
+    )
+    yield (
+        "compact-empty-head",
+        "a head and a whole layer of which nothing is stored",
+        example("compact", [[0, 2], [0, 0]], [FULL, FULL], beta=True),
+    )
+    yield (
+        "compact-all-sliding",
+        "no full layer: nothing to compact, ratio 1",
+        example("compact", [[3]], [SLIDING]),
+    )
+    yield "one-token", "the shortest context", example("prefill", [[1, 1]], [FULL], T=1)
+    yield (
+        "sliding-whole-window",
+        "a tail may hold the whole window",
+        example("prefill", [[4]], [SLIDING]),
+    )
+    yield from good_variants()
+
+
+def good_variants() -> Iterator[tuple[str, str, Example]]:
+    """Freedoms that a reader has to grant."""
+    it = compact()
+    it.manifest |= {"version": "1.9", "x_note": {"kept": [True, None, "as it is"]}}
+    it.tensors["ext.note"] = ("F32", [1], floats("F32", 1, 3))
+    yield "minor-version", "a later minor version with unknown fields and an ext. tensor", it
+    it = prefill()
+    it.tensors = dict(reversed(it.tensors.items()))
+    it.padding = 64
+    yield "other-order", "tensors in another order, header padded; the hash is the same", it
+    it = prefill()
+    it.manifest["source"]["name"] = "übung 日本語 🐈.txt"
+    yield "unicode-name", "a source name outside ASCII and outside the BMP", it
+    it = compact()
+    it.manifest["fit_errors"] = {"mass": [[0.125, 1e-07], []], "output": [[1, 0], [0]]}
+    yield "fit-errors", "fit errors, an empty list for a layer that was not fitted", it
+    it = prefill()
+    it.manifest |= {"document_start": 2, "document_end": 5, "boundary": "in_user_turn"}
+    it.manifest["tokenizer"]["template_hash"] = "sha256:" + "2" * 64
+    yield "chat-template", "the document stands inside the first user turn", it
