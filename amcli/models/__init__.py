@@ -1,1 +1,1 @@
-"""amkv."""
+"""The only room that knows transformers: loading, attention, cache, templates, generation."""

@@ -1,0 +1,221 @@
+"""Attention of new tokens over a compact prefix and the live tokens, in one softmax.
+
+    out = softmax([softcap(q·C_k·scale) + beta,  softcap(q·k·scale) + mask,  sink]) [C_v; v; 0]
+
+Knows torch and the ragged data structure; knows neither transformers nor caches, so that a
+kernel can be put behind `attend` without touching the models. Memory stays bounded: query
+rows are taken in tiles, and no step holds more than about `MAX_SCORES` scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
+
+from amcli.ragged import RaggedHeads
+
+MAX_SCORES = 64 * 2**20
+"""Score elements a tile may hold: 256 MiB in float32."""
+
+_TILE_ROWS = 1024
+"""Rows of a tile at most: small enough that causal and windowed tiles skip most dead columns."""
+
+
+def attend(
+    query: torch.Tensor,
+    prefix: RaggedHeads | None,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    *,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    window: int | None = None,
+    sinks: torch.Tensor | None = None,
+    live: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention of the newest `m` tokens; returns `[B, m, Hq, dv]` in the dtype of `query`.
+
+    query    `[B, Hq, m, d]`, post-RoPE; its rows are the last `m` of the `n` live tokens
+    prefix   entries every query sees, shared by the batch, or None
+    keys     `[B, H, n, d]`, values `[B, H, n, dv]`; `Hq` is a multiple of `H`
+    scaling  of `q·k`; `d ** -0.5` when None
+    softcap  `s -> softcap * tanh(s / softcap)` on the scaled logit, before beta
+    window   a query sees itself and the `window - 1` tokens before it; not with a prefix,
+             whose entries have no position of their own
+    sinks    `[Hq]`, one logit a head that takes mass and adds no value
+    live     `[B, n]` bool, False where a live token is padding
+
+    Scores and softmax are float32 (float64 for float64 inputs) wherever a prefix, a softcap or
+    sinks are involved; otherwise PyTorch's own kernels run. Raises ValueError on shapes that do
+    not fit together, and for a window with a prefix.
+    """
+    B, Hq, m, d = query.shape
+    H, n = keys.shape[1:3]
+    if Hq % H or n < m:
+        raise ValueError(f"{Hq} query heads, {H} KV heads, {m} queries, {n} live tokens")
+    if prefix is not None and len(prefix.lengths) != H:
+        raise ValueError(f"prefix has {len(prefix.lengths)} heads, the keys have {H}")
+    if window is not None and window >= n:
+        window = None
+    if prefix is not None and window is not None:
+        raise ValueError("a sliding window cannot be applied to a compact prefix")
+    scaling = d**-0.5 if scaling is None else scaling
+    seen = _Seen(m, n, window, live)
+    grouped = query.reshape(B, H, Hq // H, m, d)
+    if prefix is None and softcap is None and sinks is None:
+        out = _stock(grouped, keys, values, scaling, seen)
+    else:
+        out = _explicit(grouped, prefix, keys, values, scaling, softcap, sinks, seen)
+    return out.permute(0, 3, 1, 2, 4).reshape(B, m, Hq, -1)  # [B, H, g, m, dv] -> [B, m, Hq, dv]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Which of `n` live columns each of the last `m` rows sees: causal, windowed, not padded."""
+
+    m: int
+    n: int
+    window: int | None
+    live: torch.Tensor | None
+
+    def tiles(self, scores_per_row_and_column: int, extra_columns: int = 0) -> Iterator[_Tile]:
+        """Row tiles small enough for `MAX_SCORES`, each with the columns it can see at all."""
+        columns = self.n if self.window is None else min(self.n, self.window + _TILE_ROWS)
+        a_row = max(1, scores_per_row_and_column * (columns + extra_columns))
+        step = max(1, min(_TILE_ROWS, MAX_SCORES // a_row))
+        for start in range(0, self.m, step):
+            stop = min(start + step, self.m)
+            first_query = self.n - self.m + start
+            low = 0 if self.window is None else max(0, first_query - self.window + 1)
+            yield _Tile(slice(start, stop), slice(low, self.n - self.m + stop))
+
+    def mask(self, tile: _Tile, device: torch.device) -> torch.Tensor | None:
+        """`[B or 1, rows, columns]` bool, True where seen; None when all of it is seen."""
+        rows, columns = tile.rows, tile.columns
+        if rows.stop - rows.start == 1 and self.live is None:
+            return None
+        offset = self.n - self.m
+        i = torch.arange(rows.start + offset, rows.stop + offset, device=device)[:, None]
+        j = torch.arange(columns.start, columns.stop, device=device)
+        seen = (j <= i)[None]
+        if self.window is not None:
+            seen = seen & (j > i - self.window)
+        if self.live is not None:
+            # Padding sees itself: a row that sees nothing is NaN, and 0 * NaN would reach others.
+            seen = seen & (self.live[:, None, columns] | (j == i))
+        return seen
+
+
+@dataclass(frozen=True)
+class _Tile:
+    rows: slice
+    columns: slice
+
+
+def _stock(
+    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float, seen: _Seen
+) -> torch.Tensor:
+    """PyTorch's fused attention: `q [B, H, g, m, d]` -> `[B, H, g, m, dv]`, keys not repeated."""
+    B, H, g, m, d = q.shape
+    plain = seen.window is None and seen.live is None
+    # The half-precision flash kernels know causal masks and grouped heads; any other combination
+    # may fall back to a kernel that holds all scores, so it is tiled.
+    if plain and m > 1 and _flash(q, values):
+        bias = causal_lower_right(m, seen.n)
+        rows = q.reshape(B, H * g, m, d)
+        out = scaled_dot_product_attention(
+            rows, keys, values, attn_mask=bias, scale=scaling, enable_gqa=g > 1
+        )
+        return out.reshape(B, H, g, m, -1)
+    out = q.new_empty(B, H, g, m, values.shape[-1])
+    for tile in seen.tiles(B * H * g):
+        rows = q[..., tile.rows, :].flatten(2, 3)  # [B, H, g * r, d]
+        mask = seen.mask(tile, q.device)
+        if mask is not None:
+            mask = mask.repeat(1, g, 1)[:, None]  # [B or 1, 1, g * r, c]
+        part = scaled_dot_product_attention(
+            rows, keys[:, :, tile.columns], values[:, :, tile.columns], mask, scale=scaling
+        )
+        out[..., tile.rows, :] = part.view(B, H, g, -1, part.shape[-1])
+    return out
+
+
+def _flash(q: torch.Tensor, values: torch.Tensor) -> bool:
+    half = q.dtype in (torch.float16, torch.bfloat16)
+    return q.is_cuda and half and q.shape[-1] == values.shape[-1] <= 256
+
+
+def _explicit(
+    q: torch.Tensor,
+    prefix: RaggedHeads | None,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scaling: float,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+    seen: _Seen,
+) -> torch.Tensor:
+    """Every term written out: `q [B, H, g, m, d]` -> `[B, H, g, m, dv]`.
+
+    With a prefix the KV heads go one by one, because their lengths differ and padding them to
+    the longest would cost more than it stores; without one all heads go together.
+    """
+    B, H, g, m, _ = q.shape
+    out = q.new_empty(B, H, g, m, values.shape[-1])
+    sinks = None if sinks is None else sinks.reshape(H, g)
+    if prefix is None:
+        _softmax_heads(q, keys, values, None, scaling, softcap, sinks, seen, out)
+        return out
+    for h, entries in enumerate(prefix.heads()):
+        head = slice(h, h + 1)
+        sink = None if sinks is None else sinks[head]
+        parts = (q[:, head], keys[:, head], values[:, head])
+        _softmax_heads(*parts, entries, scaling, softcap, sink, seen, out[:, head])
+    return out
+
+
+def _softmax_heads(
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    entries: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None,
+    scaling: float,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+    seen: _Seen,
+    out: torch.Tensor,
+) -> None:
+    """Fill `out [B, h, g, m, dv]` for `h` KV heads; `entries` only when `h` is 1."""
+    B, h, g, _, d = q.shape
+    exact = torch.promote_types(q.dtype, torch.float32)
+    keys, values = keys.to(exact), values.to(exact)  # [B, h, n, d], [B, h, n, dv]
+    C_k, C_v, beta = entries if entries is not None else (keys.new_empty(0, d), None, None)
+    t = C_k.shape[0]
+    C_k = C_k.to(exact)  # [t, d]
+    C_v = values.new_empty(0, values.shape[-1]) if C_v is None else C_v.to(exact)  # [t, dv]
+    for tile in seen.tiles(B * h * g, extra_columns=t + 1):
+        rows = q[..., tile.rows, :].flatten(2, 3).to(exact) * scaling  # [B, h, g * r, d]
+        past = _cap(rows @ C_k.T, softcap)  # [B, h, g * r, t]
+        if beta is not None:
+            past = past + beta
+        now = _cap(rows @ keys[:, :, tile.columns].mT, softcap)  # [B, h, g * r, c]
+        mask = seen.mask(tile, q.device)
+        if mask is not None:
+            now.view(B, h, g, -1, now.shape[-1]).masked_fill_(~mask[:, None, None], -torch.inf)
+        columns = [past, now]
+        if sinks is not None:
+            per_row = sinks.to(exact)[None, :, :, None].expand(B, h, g, rows.shape[2] // g)
+            columns.append(per_row.flatten(2, 3)[..., None])
+        weights = torch.cat(columns, dim=-1).softmax(dim=-1)
+        n_seen = now.shape[-1]
+        part = weights[..., :t] @ C_v
+        part = part + weights[..., t : t + n_seen] @ values[:, :, tile.columns]
+        out[..., tile.rows, :] = part.view(B, h, g, -1, part.shape[-1]).to(out.dtype)
+
+
+def _cap(scores: torch.Tensor, softcap: float | None) -> torch.Tensor:
+    return scores if softcap is None else softcap * torch.tanh(scores / softcap)

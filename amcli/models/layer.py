@@ -1,0 +1,304 @@
+"""One layer of the compact cache: an optional compact prefix, then live tokens.
+
+A layer has two lengths. Its *logical* length counts tokens as the model saw them and decides
+positions; what it *stores* is the prefix's ragged entries plus the live tokens it still needs.
+Knows transformers' cache protocol (5.17 and later) and nothing of models or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers.cache_utils import CacheLayerMixin
+
+from amcli.models.geometry import LayerGeometry
+from amcli.ragged import RaggedHeads
+
+LINK = "_amkv_layer"
+"""Attribute on the returned keys by which the attention function finds the layer."""
+
+_MIN_CAPACITY = 64
+
+Observer = Callable[[int, torch.Tensor, "CompactLayer", float | None, float | None], None]
+"""`callback(layer index, query [B, Hq, m, d] post-RoPE, layer, scaling, softcap)`."""
+
+
+def crop_target(length: int, tokens: int) -> int:
+    """The length that transformers' `crop(tokens)` asks for, by either of its two meanings."""
+    return length + tokens if tokens <= 0 else min(tokens, length)
+
+
+class CompactLayer(CacheLayerMixin):
+    """One layer: `prefix` stands for the first `prefix_length` tokens, live tokens follow.
+
+    Live keys and values sit in buffers that grow by doubling; columns `[0, end)` are in use and
+    hold the newest `end` of `length` logical tokens. A full layer holds every token after the
+    prefix. A sliding layer has no prefix and may forget what its window cannot reach any more.
+    """
+
+    supports_early_init = False  # geometry is known, dtype and device come with the first token
+
+    def __init__(
+        self, geometry: LayerGeometry, index: int, observers: list[Observer] | None = None
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.geometry = geometry
+        self.is_sliding = geometry.window is not None
+        self.is_croppable = not self.is_sliding  # a sliding layer forgets what it would need
+        self.index = index
+        self.observers: list[Observer] = [] if observers is None else observers
+        self.prefix: RaggedHeads | None = None
+        self.prefix_length = 0
+        self.length = 0
+        self.pending = False  # updated, but not yet seen by the attention function
+        self._end = 0
+        self._drop_buffers()
+
+    def reset(self) -> None:
+        """Forget everything, prefix included."""
+        self.prefix = None
+        self.prefix_length = self.length = 0
+        self.pending = False
+        self._drop_buffers()
+
+    # ---- what transformers calls -------------------------------------------------------------
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Allocate the buffers for tokens like these: `[B, H, m, d]`, `[B, H, m, dv]`."""
+        self._reserve(key_states, value_states)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append `[B, H, m, d]` and `[B, H, m, dv]`; return what the new queries may see.
+
+        The returned keys carry this layer, which makes the attention function add the prefix.
+        Raises ValueError when batch size, dtype or device differ from what is stored.
+        """
+        m = key_states.shape[2]
+        self._reserve(key_states, value_states)
+        self._keys[:, :, self._end : self._end + m] = key_states
+        self._values[:, :, self._end : self._end + m] = value_states
+        self._end += m
+        self.length += m
+        self.pending = True
+        keys, values = self._recent(m)
+        setattr(keys, LINK, self)
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        """Logical length: tokens the model has seen."""
+        return self.length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """(live columns that `query_length` new tokens will see, logical position of the first)."""
+        past = self._end if self.geometry.window is None else self._reach(self._end)
+        return past + query_length, self.length - past
+
+    def get_max_length(self) -> int:
+        """The window, or -1: no limit."""
+        return -1 if self.geometry.window is None else self.geometry.window
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Negative: take back that many tokens. Positive (transformers 5.17): keep that many."""
+        target = crop_target(self.length, tokens_to_remove)
+        if target < self.length:
+            self.truncate(target)
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Live tokens of batch rows `beam_idx`; the prefix is common to all rows."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep the batch rows `indices`."""
+        if self.is_initialized:
+            self._replace_rows(lambda tensor: tensor[indices.to(tensor.device)])
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every batch row."""
+        if self.is_initialized:
+            self._replace_rows(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+
+    # ---- what the attention function and the pipeline call -------------------------------------
+
+    def attended(
+        self, query: torch.Tensor, scaling: float | None, softcap: float | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Show `query [B, Hq, m, d]` to the observers, then return the keys and values it sees."""
+        self.pending = False
+        for observer in tuple(self.observers):
+            observer(self.index, query, self, scaling, softcap)
+        return self._recent(query.shape[2])
+
+    def live(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Live tokens `[B, H, n, d]`, `[B, H, n, dv]`: views, do not write.
+
+        A full layer: all tokens after the prefix. A sliding layer: the newest `window - 1` at
+        most, what the next token can see. Float32 on the CPU while nothing is stored.
+        """
+        if not self.is_initialized:
+            shape = (1, self.geometry.kv_heads, 0)
+            return (
+                torch.empty(*shape, self.geometry.key_dim),
+                torch.empty(*shape, self.geometry.value_dim),
+            )
+        return self._recent(0)
+
+    def set_prefix(self, prefix: RaggedHeads, logical_length: int) -> None:
+        """Let `prefix` stand for the first `logical_length` tokens.
+
+        Live tokens it covers are dropped and their memory freed; later ones stay. On an empty
+        layer the logical length becomes `logical_length`. Raises ValueError for a sliding layer,
+        for shapes that are not this layer's, and when tokens between the two would be lost.
+        """
+        shape = self.geometry
+        if self.is_sliding:
+            raise ValueError(f"layer {self.index} has a sliding window and takes no prefix")
+        if len(prefix.lengths) != shape.kv_heads or (
+            (prefix.keys.shape[1], prefix.values.shape[1]) != (shape.key_dim, shape.value_dim)
+        ):
+            raise ValueError(
+                f"layer {self.index} has {shape.kv_heads} heads of {shape.key_dim} and "
+                f"{shape.value_dim}, the prefix {len(prefix.lengths)} of {prefix.keys.shape[1]} "
+                f"and {prefix.values.shape[1]}"
+            )
+        later = max(0, self.length - logical_length)
+        if later > self._end or (self._end and logical_length > self.length):
+            raise ValueError(
+                f"layer {self.index} holds tokens {self.length - self._end} to {self.length}, "
+                f"a prefix of {logical_length} tokens does not join them"
+            )
+        if later == 0:
+            self._drop_buffers()
+        elif later < self._end:
+            keys, values = self._recent(later, at_most=later)
+            self._set_buffers(keys.clone(), values.clone(), shared=False)
+        self.prefix = prefix
+        self.prefix_length = logical_length
+        self.length = max(self.length, logical_length)
+
+    def set_live(self, keys: torch.Tensor, values: torch.Tensor, logical_length: int) -> None:
+        """Replace the live tokens by `keys [H, n, d]`, `values [H, n, dv]` (never written to).
+
+        A full layer wants every token after its prefix, a sliding one at least the newest
+        `min(window - 1, logical_length)`. Raises ValueError otherwise.
+        """
+        H, n, d = keys.shape
+        shape = self.geometry
+        if (H, d, values.shape) != (shape.kv_heads, shape.key_dim, (H, n, shape.value_dim)):
+            raise ValueError(
+                f"layer {self.index} has {shape.kv_heads} heads of {shape.key_dim} and "
+                f"{shape.value_dim}, got keys {tuple(keys.shape)}, values {tuple(values.shape)}"
+            )
+        wanted = self._needed(logical_length)
+        if n < wanted or n > logical_length - self.prefix_length:
+            raise ValueError(
+                f"layer {self.index} at length {logical_length} wants {wanted} tokens, got {n}"
+            )
+        self._set_buffers(keys[None], values[None], shared=True)
+        self.length = logical_length
+
+    def can_truncate(self, logical_length: int) -> bool:
+        """Whether the layer still holds what it needs at that shorter length."""
+        if not self.prefix_length <= logical_length <= self.length:
+            return False
+        return self._end - (self.length - logical_length) >= self._needed(logical_length)
+
+    def truncate(self, logical_length: int) -> None:
+        """Drop live tokens back to a logical length; ValueError when they are not all there."""
+        if not self.can_truncate(logical_length):
+            raise ValueError(
+                f"layer {self.index} cannot go back from {self.length} to {logical_length} tokens"
+            )
+        self._end -= self.length - logical_length
+        self.length = logical_length
+        self.pending = False
+
+    def fork(self, batch: int, observers: list[Observer]) -> CompactLayer:
+        """A layer with the same prefix and live tokens, `batch` rows; both copy before writing."""
+        other = CompactLayer(self.geometry, self.index, observers)
+        other.prefix, other.prefix_length = self.prefix, self.prefix_length
+        other.length = self.length
+        if self.is_initialized:
+            rows = self._keys.shape[0]
+            if rows not in (1, batch):
+                raise ValueError(f"cannot fork {rows} sequences into {batch}")
+            shape = (batch, -1, -1, -1)
+            other._set_buffers(self._keys.expand(shape), self._values.expand(shape), shared=True)
+            other._end = self._end
+            self._shared = True
+        return other
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the prefix and of the live tokens in use (not of spare room in the buffers)."""
+        total = 0 if self.prefix is None else self.prefix.nbytes
+        if self.is_initialized:
+            for tensor in (self._keys, self._values):
+                total += tensor[:, :, : self._end].numel() * tensor.element_size()
+        return total
+
+    # ---- buffers -------------------------------------------------------------------------------
+
+    def _needed(self, logical_length: int) -> int:
+        """Live tokens without which the layer cannot go on from `logical_length`."""
+        if self.geometry.window is None:
+            return logical_length - self.prefix_length
+        return self._reach(logical_length)
+
+    def _reach(self, tokens: int) -> int:
+        window = self.geometry.window
+        return tokens if window is None else min(tokens, window - 1)
+
+    def _recent(self, m: int, at_most: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views of the columns the newest `m` tokens see, or of the newest `at_most`."""
+        seen = m + self._reach(self._end - m) if at_most is None else at_most
+        start = self._end - seen
+        return self._keys.narrow(2, start, seen), self._values.narrow(2, start, seen)
+
+    def _reserve(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Make room for `keys [B, H, m, d]` after the columns in use, and own the buffers."""
+        B, H, m, d = keys.shape
+        if self._end:
+            stored = (self._keys.shape[0], self._keys.dtype, self._keys.device)
+            if stored != (B, keys.dtype, keys.device):
+                raise ValueError(
+                    f"layer {self.index} holds {stored[0]} sequences in {stored[1]} on {stored[2]},"
+                    f" got {B} in {keys.dtype} on {keys.device}"
+                )
+        elif self.is_initialized and self._keys.shape[0] != B:
+            self._drop_buffers()
+        # Buffers made under inference_mode cannot be written to outside of it.
+        frozen = self.is_initialized and self._keys.is_inference()
+        writable = not self._shared and (not frozen or torch.is_inference_mode_enabled())
+        if self.is_initialized and writable and self._end + m <= self._keys.shape[2]:
+            return
+        kept = self._reach(self._end)
+        capacity = max(_MIN_CAPACITY, 2 * kept, kept + m)
+        new_keys = keys.new_empty(B, H, capacity, d)
+        new_values = values.new_empty(B, H, capacity, values.shape[3])
+        if kept:
+            old_keys, old_values = self._recent(0, at_most=kept)
+            new_keys[:, :, :kept] = old_keys
+            new_values[:, :, :kept] = old_values
+        self._set_buffers(new_keys, new_values, shared=False)
+        self._end = kept
+
+    def _set_buffers(self, keys: torch.Tensor, values: torch.Tensor, shared: bool) -> None:
+        self._keys, self._values = keys, values
+        self._end = keys.shape[2]
+        self._shared = shared
+        self.is_initialized = True
+
+    def _drop_buffers(self) -> None:
+        self._keys = self._values = torch.empty(0)
+        self._end = 0
+        self._shared = False
+        self.is_initialized = False
+
+    def _replace_rows(self, pick: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        end = self._end
+        self._set_buffers(pick(self._keys), pick(self._values), shared=False)
+        self._end = end

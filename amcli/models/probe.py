@@ -1,0 +1,105 @@
+"""Find a model's geometry by feeding it one token and looking at the tensors that pass.
+
+Configurations name heads, dimensions and windows in too many ways; tensors do not. The probe
+also proves that the model really goes through the registered attention function.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer
+
+from amcli.errors import AmkvError, UsageError
+from amcli.models.attention import NAME, Recording, recording
+from amcli.models.cache import CompactCache
+from amcli.models.geometry import (
+    SUPPORTED,
+    LayerGeometry,
+    ModelGeometry,
+    refuse_unsupported,
+    rope_parameters,
+)
+
+
+def probe(model: PreTrainedModel) -> ModelGeometry:
+    """The geometry of a model loaded with `attn_implementation="amkv"`; feeds it two tokens.
+
+    Raises UsageError, naming the reason, when the model cannot work with a compact cache.
+    """
+    refuse_unsupported(model.config)
+    if model.config.get_text_config(decoder=True)._attn_implementation != NAME:
+        raise ValueError(f"load the model with attn_implementation={NAME!r}")
+    cache = Cache(layer_class_to_replicate=DynamicLayer)
+    with recording() as seen:
+        _feed_one_token(model, cache)
+    layers = _layers(model, cache, seen)
+    text = model.config.get_text_config(decoder=True)
+    geometry = ModelGeometry(
+        layers=layers,
+        query_heads=tuple(call.query_heads for call in seen.calls),
+        max_positions=getattr(text, "max_position_embeddings", None),
+        rope=rope_parameters(model.config),
+        architecture=type(model).__name__,
+    )
+    # The same token through the real cache: a model that copies keys on their way to the
+    # attention function would lose the prefix, and is found out here rather than in use.
+    _feed_one_token(model, CompactCache.empty(geometry))
+    return geometry
+
+
+def _feed_one_token(model: PreTrainedModel, cache: Cache) -> None:
+    ids = torch.zeros((1, 1), dtype=torch.long, device=model.device)
+    try:
+        with torch.no_grad():
+            model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        if isinstance(cache, CompactCache):
+            cache.require_attended()
+    except torch.OutOfMemoryError:
+        raise
+    except (AmkvError, ArithmeticError, AttributeError, LookupError, NotImplementedError) as error:
+        raise _refused(model, error) from error
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise _refused(model, error) from error
+
+
+def _refused(model: PreTrainedModel, error: Exception) -> UsageError:
+    first = (str(error) or type(error).__name__).splitlines()[0]
+    return UsageError(
+        f"{type(model).__name__} does not run with a compact cache: {first}", SUPPORTED
+    )
+
+
+def _layers(model: PreTrainedModel, cache: Cache, seen: Recording) -> tuple[LayerGeometry, ...]:
+    name = type(model).__name__
+    if len(seen.calls) != len(cache.layers) or not seen.calls:
+        raise UsageError(
+            f"{name} is not supported: {len(cache.layers)} of its layers cache keys, but "
+            f"{len(seen.calls)} use the registered attention function",
+            SUPPORTED,
+        )
+    windows = {call.window for call in seen.calls if call.window is not None}
+    hidden = sorted(seen.mask_windows - windows)
+    if hidden:
+        raise UsageError(
+            f"{name} is not supported: it applies its window of {hidden[0]} tokens through the "
+            "mask only",
+            SUPPORTED,
+        )
+    found = []
+    for call, layer in zip(seen.calls, cache.layers, strict=True):
+        keys, values = cast(DynamicLayer, layer).keys, cast(DynamicLayer, layer).values
+        if keys is None or values is None:
+            raise UsageError(f"{name} is not supported: a layer caches nothing", SUPPORTED)
+        found.append(
+            LayerGeometry(
+                type="full" if call.window is None else "sliding",
+                kv_heads=keys.shape[1],
+                key_dim=keys.shape[3],
+                value_dim=values.shape[3],
+                window=call.window,
+            )
+        )
+    return tuple(found)
