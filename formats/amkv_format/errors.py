@@ -68,7 +68,10 @@ class Code(StrEnum):
     TENSOR_MISMATCH = "tensor-mismatch", "a tensor's dtype or shape contradicts the manifest"
     RATIO = "ratio-mismatch", "`ratio` is not what the stored tensors give"
     # Contents.
-    PAYLOAD_HASH = "payload-hash", "the payload does not have the hash that the manifest states"
+    PAYLOAD_HASH = (
+        "payload-hash",
+        "the payload has another hash than the manifest states (verify)",
+    )
     TOKEN_ID = "token-id", "a token id is negative (verify)"
     POSITION = "position", "a position is neither -1 nor below the logical length (verify)"
     NOT_FINITE = "not-finite", "a key, value or beta is NaN or infinite (verify)"
