@@ -1,0 +1,148 @@
+"""How many entries each head gets, and what they cost in bytes.
+
+An allocation is `lengths[layer][head]`: ints that sum exactly to the total. Layers may differ
+in head count, tokens and dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from amcli.errors import UsageError
+
+BETA_BYTES = 4
+"""beta is float32 whatever the model's dtype."""
+
+DEFAULT_FLOOR = 4
+"""Entries every head keeps under adaptive budgets: room for the sink and a little more."""
+
+Lengths = list[list[int]]
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """One compacted layer: KV heads, tokens `T`, dims of a key and a value, bytes per number."""
+
+    heads: int
+    tokens: int
+    key_dim: int
+    value_dim: int
+    itemsize: int
+
+    @property
+    def full_bytes(self) -> int:
+        """Bytes of the layer's uncompacted keys and values."""
+        return self.heads * self.tokens * (self.key_dim + self.value_dim) * self.itemsize
+
+    def entry_bytes(self, beta: bool = True) -> int:
+        """Bytes of one stored entry, its bias included unless the method has none."""
+        return (self.key_dim + self.value_dim) * self.itemsize + (BETA_BYTES if beta else 0)
+
+
+def uniform(total: int, layers: Sequence[LayerShape]) -> Lengths:
+    """Every head the same, first heads one more where `total` does not divide; at most `T` each.
+
+    Raises ValueError when `total` is negative or more than there are tokens.
+    """
+    ceilings = [layer.tokens for layer in layers for _ in range(layer.heads)]
+    _check_total(total, sum(ceilings))
+    lengths = [0] * len(ceilings)
+    left = total
+    while left:  # every round fills a head to its ceiling or ends
+        room = [i for i, t in enumerate(lengths) if t < ceilings[i]]
+        share, extra = divmod(left, len(room))
+        for order, i in enumerate(room):
+            given = min(ceilings[i] - lengths[i], share + (order < extra))
+            lengths[i] += given
+            left -= given
+    return _by_layer(lengths, [layer.heads for layer in layers])
+
+
+def adaptive(scores: Sequence[torch.Tensor], total: int, floor: int = DEFAULT_FLOOR) -> Lengths:
+    """One global top-k over the scores of all layers and heads, after a floor for each head.
+
+    `scores`: per layer `[H, T]`, comparable across layers and heads (a softmax probability).
+    Each head first gets its own best `min(floor, T)` keys (fewer when `total` is less than
+    the floors), the rest goes to the best remaining scores anywhere. Ties go to the lower
+    layer, then head. Raises ValueError as `uniform`.
+    """
+    _check_total(total, sum(s.numel() for s in scores))
+    heads = sum(s.shape[0] for s in scores)
+    if heads == 0:
+        return [[] for _ in scores]
+    floor = min(floor, total // heads)
+    lengths: list[int] = []
+    pool: list[torch.Tensor] = []
+    owner: list[torch.Tensor] = []
+    for layer in scores:
+        H, T = layer.shape
+        kept = min(floor, T)
+        ranked = layer.detach().float().cpu().sort(dim=1, descending=True).values[:, kept:]
+        pool.append(ranked.reshape(-1))
+        owner.append(torch.arange(len(lengths), len(lengths) + H).repeat_interleave(T - kept))
+        lengths += [kept] * H
+    order = torch.cat(pool).sort(descending=True, stable=True).indices[: total - sum(lengths)]
+    more = torch.bincount(torch.cat(owner)[order], minlength=heads).tolist()
+    return _by_layer(
+        [a + b for a, b in zip(lengths, more, strict=True)], [s.shape[0] for s in scores]
+    )
+
+
+def stored_bytes(lengths: Lengths, layers: Sequence[LayerShape], beta: bool = True) -> int:
+    """Bytes that an allocation stores, biases included."""
+    return sum(
+        sum(heads) * layer.entry_bytes(beta) for heads, layer in zip(lengths, layers, strict=True)
+    )
+
+
+def entries_for_ratio(
+    ratio: float,
+    layers: Sequence[LayerShape],
+    *,
+    beta: bool = True,
+    allocate: Callable[[int], Lengths] | None = None,
+) -> int:
+    """The largest total of entries whose stored bytes give a real ratio of at least `ratio`.
+
+    Layers whose entries cost the same need only a division. Where costs differ, the bytes
+    depend on who gets the entries: `allocate(total)` says so and is searched by bisection
+    (it must be nested: more entries never cost less); without it every entry is taken to be
+    the dearest one, so the ratio is still met. Raises UsageError for a ratio below 1 or one
+    that leaves no entry.
+    """
+    if not ratio >= 1:
+        raise UsageError(f"a ratio of {ratio:g} would not compact", hint="use --ratio 1 or more")
+    full = sum(layer.full_bytes for layer in layers)
+    costs = {layer.entry_bytes(beta) for layer in layers}
+    capacity = sum(layer.heads * layer.tokens for layer in layers)
+    limit = int(full / ratio)
+    if not costs or capacity == 0:
+        raise UsageError("there is no key to compact")
+    entries = min(capacity, limit // max(costs))
+    if len(costs) > 1 and allocate is not None:
+        low, high = entries, min(capacity, limit // min(costs))
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = stored_bytes(allocate(middle), layers, beta) <= limit
+            low, high = (middle, high) if fits else (low, middle - 1)
+        entries = low
+    if entries == 0:
+        raise UsageError(
+            f"a ratio of {ratio:g} leaves no entry of {capacity} keys",
+            hint="use a smaller --ratio",
+        )
+    return entries
+
+
+def _check_total(total: int, capacity: int) -> None:
+    if not 0 <= total <= capacity:
+        raise ValueError(f"a budget of {total} entries for {capacity} keys")
+
+
+def _by_layer(flat: list[int], heads: Sequence[int]) -> Lengths:
+    """Cut one list over all heads into a list per layer."""
+    rest = iter(flat)
+    return [[next(rest) for _ in range(count)] for count in heads]

@@ -1,0 +1,296 @@
+"""Compact one layer: select keys, fit biases, fit values, store head after head.
+
+Heads of one layer differ in length by an order of magnitude, so they are worked in buckets of
+similar length: padding stays below half, and memory below a bound that does not depend on the
+longest head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from amcli.ragged import RaggedHeads
+
+from .mass import fit_beta, mass_error
+from .methods import LAMBDA_OF, Method
+from .scores import attention_stats
+from .selection import CANDIDATE_CAP, Selection, omp, top
+from .tiles import TILE_ELEMENTS, gather_rows, hide, working_dtype
+from .values import Rest, fit_values
+
+FIT_LIMIT = 8192
+"""Entries of one head that the fits may change. A longer head has its best FIT_LIMIT entries
+fitted to what the others, kept as they are, leave of the mass and the outputs."""
+
+GRAM_ELEMENTS = CANDIDATE_CAP**2
+"""Elements of a bucket's largest square matrices, all heads together."""
+
+_SPREAD = 1.5  # longest over shortest head of a bucket
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """One compacted layer.
+
+    heads         the entries, in order of position within each head
+    index         `[N]` int32, position in the document of each entry, in the same order
+    mass_error    `[H]`: `sqrt(Σ W²(m̂/m - 1)² / Σ W²)`; 1 for an empty head
+    output_error  `[H]`: `sqrt(Σ W‖Ŷ - Y‖² / Σ W‖Y‖²)`; 1 for an empty head
+
+    Errors are over the reference queries, of the entries as stored; nan with no queries.
+    """
+
+    heads: RaggedHeads
+    index: torch.Tensor
+    mass_error: torch.Tensor
+    output_error: torch.Tensor
+
+
+def compact_layer(
+    method: Method,
+    Q: torch.Tensor,
+    K: torch.Tensor,
+    V: torch.Tensor,
+    *,
+    scores: torch.Tensor,
+    lengths: Sequence[int],
+    scale: float,
+    softcap: float | None = None,
+    weights: torch.Tensor | None = None,
+    seed: int = 0,
+    tile: int = TILE_ELEMENTS,
+    fit_limit: int = FIT_LIMIT,
+    gram_elements: int = GRAM_ELEMENTS,
+) -> LayerResult:
+    """Compact `K [H, T, d]`, `V [H, T, dv]` to `lengths[h]` entries a head.
+
+    `Q [H, n, d]` reference queries, `weights [H, n]` their W (None: 1), `scores [H, T]` from
+    `ScoreState` or the method's `score`. A head with `lengths[h] = T` keeps its own keys and
+    values with beta 0, one with 0 gets no entry. Keys and values come back in the dtypes of
+    `K` and `V`, beta in float32 (None for a method without one). `tile` and `gram_elements`
+    bound the memory; raise the latter on a large GPU to work more heads at once.
+
+    Raises ValueError when shapes, lengths and method do not fit each other.
+    """
+    H, T, _ = K.shape
+    _check(method, Q, K, V, scores, lengths, weights)
+    done = {h: _whole(K[h], V[h]) for h in range(H) if lengths[h] == T}
+    done |= {h: _empty(K[h], V[h]) for h in range(H) if lengths[h] == 0 < T}
+    for bucket in _buckets(lengths, T, method, fit_limit, gram_elements):
+        part = _compact_bucket(
+            method,
+            Q[bucket],
+            K[bucket],
+            V[bucket],
+            scores[bucket],
+            None if weights is None else weights[bucket],
+            [lengths[h] for h in bucket],
+            _Settings(scale, softcap, seed, tile, fit_limit),
+        )
+        done |= dict(zip(bucket, part, strict=True))
+    return _join([done[h] for h in range(H)], lengths, method.has_beta)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    scale: float
+    softcap: float | None
+    seed: int
+    tile: int
+    fit_limit: int
+
+
+@dataclass(frozen=True)
+class _Head:
+    """One finished head: the fields of `LayerResult` with the head's `t` rows."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    beta: torch.Tensor
+    index: torch.Tensor
+    mass_error: torch.Tensor
+    output_error: torch.Tensor
+
+
+def _whole(K: torch.Tensor, V: torch.Tensor) -> _Head:
+    """A head that keeps every key, exactly."""
+    T = K.shape[0]
+    index = torch.arange(T, dtype=torch.int32, device=K.device)
+    error = torch.zeros((), device=K.device)
+    return _Head(K, V, torch.zeros(T, device=K.device), index, error, error)
+
+
+def _empty(K: torch.Tensor, V: torch.Tensor) -> _Head:
+    """A head that keeps nothing, and so misses all of its mass and output."""
+    head = _whole(K[:0], V[:0])
+    error = torch.ones((), device=K.device)
+    return _Head(head.keys, head.values, head.beta, head.index, error, error)
+
+
+def _compact_bucket(
+    method: Method,
+    Q: torch.Tensor,
+    K: torch.Tensor,
+    V: torch.Tensor,
+    scores: torch.Tensor,
+    W: torch.Tensor | None,
+    lengths: list[int],
+    s: _Settings,
+) -> list[_Head]:
+    """Select and fit the heads of one bucket, all of `0 < t < T`."""
+    if Q.shape[1] == 0:  # a method that wants no queries: nothing to fit, nothing to measure
+        unknown = scores.new_full((len(lengths),), torch.nan)
+        chosen = top(scores, lengths)
+        return _split(chosen, gather_rows(K, chosen.index), gather_rows(V, chosen.index), None,
+                      unknown, unknown)  # fmt: skip
+    lse, Y = attention_stats(Q, K, V, s.scale, softcap=s.softcap, tile=s.tile)
+    order = _select(method, Q, K, scores, W, lengths, lse, Y, s)
+    keys, values = gather_rows(K, order.index), gather_rows(V, order.index)  # [B, t_max, d]
+    rest = _rest(Q, keys, values, order.mask, s)
+    t = min(s.fit_limit, keys.shape[1])
+    mask = order.mask[:, :t]
+    beta: torch.Tensor | None = None
+    if method.mass == "nnls":
+        beta, mass = fit_beta(
+            Q, keys[:, :t], lse, scale=s.scale, softcap=s.softcap, weights=W, mask=mask,
+            rest=None if rest is None else rest.lse, tile=s.tile,
+        )  # fmt: skip
+    else:
+        mass = mass_error(
+            Q, keys[:, :t], None, lse, s.scale, softcap=s.softcap, weights=W, mask=mask,
+            rest=None if rest is None else rest.lse, tile=s.tile,
+        )  # fmt: skip
+    C_v, output = fit_values(
+        Q, keys[:, :t], beta, Y, values[:, :t], scale=s.scale, softcap=s.softcap, weights=W,
+        mask=mask, rest=rest, lam=LAMBDA_OF[method.values], tile=s.tile,
+    )  # fmt: skip
+    values = torch.cat([C_v, values[:, t:]], dim=1)
+    if beta is not None:
+        beta = torch.nn.functional.pad(beta, (0, keys.shape[1] - t))
+    return _split(order, keys, values, beta, mass, output)
+
+
+def _select(
+    method: Method,
+    Q: torch.Tensor,
+    K: torch.Tensor,
+    scores: torch.Tensor,
+    W: torch.Tensor | None,
+    lengths: list[int],
+    lse: torch.Tensor,
+    Y: torch.Tensor,
+    s: _Settings,
+) -> Selection:
+    # With no more candidates than entries, pursuit could only reorder the best by score.
+    if method.selection != "omp" or max(lengths) >= CANDIDATE_CAP:
+        return top(scores, lengths)
+    return omp(
+        Q, K, lse, scores, lengths, scale=s.scale, softcap=s.softcap, weights=W, Y=Y,
+        target=method.target, gamma=method.gamma, panel=method.panel,
+        candidates=method.candidates, seed=s.seed, tile=s.tile,
+    )  # fmt: skip
+
+
+def _rest(
+    Q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, s: _Settings
+) -> Rest | None:
+    """What the entries beyond `fit_limit` give, kept as they are; None when there are none."""
+    if keys.shape[1] <= s.fit_limit:
+        return None
+    beyond = slice(s.fit_limit, None)
+    bias = hide(None, mask[:, beyond], working_dtype(Q, keys))
+    return Rest(
+        *attention_stats(
+            Q, keys[:, beyond], values[:, beyond], s.scale,
+            softcap=s.softcap, bias=bias, tile=s.tile,
+        )
+    )  # fmt: skip
+
+
+def _split(
+    order: Selection,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    beta: torch.Tensor | None,
+    mass: torch.Tensor,
+    output: torch.Tensor,
+) -> list[_Head]:
+    """Drop the padding and put each head's entries in order of position."""
+    # Padding sorts behind every real position.
+    place = order.index.masked_fill(~order.mask, torch.iinfo(torch.int64).max).argsort(dim=1)
+    index = order.index.gather(1, place).to(torch.int32)
+    keys, values = gather_rows(keys, place), gather_rows(values, place)
+    if beta is None:
+        beta = torch.zeros(index.shape, device=index.device)
+    beta = beta.gather(1, place).float()
+    heads = []
+    for h, t in enumerate(order.mask.sum(1).tolist()):
+        heads.append(
+            _Head(keys[h, :t], values[h, :t], beta[h, :t], index[h, :t], mass[h], output[h])
+        )
+    return heads
+
+
+def _join(heads: list[_Head], lengths: Sequence[int], has_beta: bool) -> LayerResult:
+    return LayerResult(
+        heads=RaggedHeads(
+            torch.cat([head.keys for head in heads]),
+            torch.cat([head.values for head in heads]),
+            torch.cat([head.beta for head in heads]) if has_beta else None,
+            tuple(int(t) for t in lengths),
+        ),
+        index=torch.cat([head.index for head in heads]),
+        mass_error=torch.stack([head.mass_error.float() for head in heads]),
+        output_error=torch.stack([head.output_error.float() for head in heads]),
+    )
+
+
+def _buckets(
+    lengths: Sequence[int], T: int, method: Method, fit_limit: int, gram_elements: int
+) -> list[list[int]]:
+    """Heads with work to do, longest first, in groups of similar length and bounded squares."""
+    groups: list[list[int]] = []
+    room = 0
+    todo = [h for h, t in enumerate(lengths) if 0 < t < T]
+    for h in sorted(todo, key=lambda h: -lengths[h]):
+        if room == 0 or lengths[groups[-1][0]] > _SPREAD * lengths[h]:
+            groups.append([])
+            t = lengths[h]
+            M = min(T, t * method.candidates, CANDIDATE_CAP) if method.selection == "omp" else 0
+            side = max(M, 2 * min(t, fit_limit))  # the fits hold float64 copies
+            room = max(1, gram_elements // side**2)
+        groups[-1].append(h)
+        room -= 1
+    return groups
+
+
+def _check(
+    method: Method,
+    Q: torch.Tensor,
+    K: torch.Tensor,
+    V: torch.Tensor,
+    scores: torch.Tensor,
+    lengths: Sequence[int],
+    weights: torch.Tensor | None,
+) -> None:
+    H, T, d = K.shape
+    if V.shape[:2] != (H, T):
+        raise ValueError(f"{tuple(V.shape)} values for {tuple(K.shape)} keys")
+    if Q.ndim != 3 or Q.shape[0] != H or Q.shape[2] != d:
+        raise ValueError(f"{tuple(Q.shape)} queries for {tuple(K.shape)} keys")
+    if scores.shape != (H, T):
+        raise ValueError(f"{tuple(scores.shape)} scores for {tuple(K.shape)} keys")
+    if weights is not None and weights.shape != Q.shape[:2]:
+        raise ValueError(f"{tuple(weights.shape)} weights for {tuple(Q.shape)} queries")
+    if len(lengths) != H or any(not 0 <= t <= T for t in lengths):
+        raise ValueError(f"lengths {list(lengths)} do not fit {H} heads of {T} keys")
+    if all(t in (0, T) for t in lengths):
+        return
+    if method.selection == "all":
+        raise ValueError(f"method {method.name!r} keeps every key; lengths must all be {T}")
+    fits = method.selection == "omp" or method.mass != "none" or method.values != "original"
+    if fits and Q.shape[1] == 0:
+        raise ValueError(f"method {method.name!r} needs reference queries")

@@ -1,0 +1,34 @@
+"""The built-in methods. Importing this module registers them; the first is the default."""
+
+from __future__ import annotations
+
+from .methods import Method, register
+
+OMP = register(
+    Method(
+        name="omp",
+        summary="matching pursuit on mass and outputs, exact biases, shrunk values (default)",
+    )
+)
+
+HIGHEST_ATTENTION = register(
+    Method(
+        name="highest-attention",
+        summary="the most attended keys, exact biases, shrunk values; much faster than omp",
+        selection="top",
+    )
+)
+
+KEEP = register(
+    Method(
+        name="keep",
+        summary="every key and value as it is; the full cache in a file",
+        queries=False,
+        selection="all",
+        mass="none",
+        values="original",
+        budget="all",
+    )
+)
+
+DEFAULT = OMP.name

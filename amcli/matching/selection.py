@@ -1,0 +1,265 @@
+"""Which keys to keep: the best by score, or orthogonal matching pursuit on softmax rows.
+
+Greedy OMP on a dictionary `A` with Gram `G = AᵀA` is a pivoted partial Cholesky of `G` whose
+pivots are chosen by correlation with the residual target. No least squares and no reference
+query appear inside the loop, and the order is nested: every smaller budget is a prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Literal
+
+import torch
+
+from .tiles import TILE_ELEMENTS, gather_rows, normal_equations
+
+Target = Literal["joint", "mass"]
+
+CANDIDATE_CAP = 16384
+"""Most candidates of one head: its Gram then takes 1 GiB in float32."""
+
+_ROUNDS = 3  # passes over the panels, for heads whose near-duplicates left panels unfilled
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Positions kept per head, best first, padded to the longest head.
+
+    index  `[H, t_max]` int64, 0 where padded      mask  `[H, t_max]` bool, True where real
+    """
+
+    index: torch.Tensor
+    mask: torch.Tensor
+
+
+@dataclass(frozen=True)
+class OmpSelection(Selection):
+    """A `Selection` with the error curve of each head.
+
+    residual  `[H, t_max]`: relative squared error of the target after each step, with the
+    best unconstrained weights. Keys filled in by score repeat the last value.
+    """
+
+    residual: torch.Tensor
+
+
+def top(scores: torch.Tensor, lengths: Sequence[int]) -> Selection:
+    """The `lengths[h]` best keys of each head of `scores [H, T]`; ties to the lower position.
+
+    Raises ValueError when a length is negative or above `T`.
+    """
+    t_max = _check_lengths(lengths, scores)
+    order = scores.sort(dim=1, descending=True, stable=True).indices
+    return Selection(*_pad(order[:, :t_max], lengths))
+
+
+def omp(
+    Q: torch.Tensor,
+    K: torch.Tensor,
+    lse: torch.Tensor,
+    scores: torch.Tensor,
+    lengths: Sequence[int],
+    *,
+    scale: float,
+    softcap: float | None = None,
+    weights: torch.Tensor | None = None,
+    Y: torch.Tensor | None = None,
+    target: Target = "joint",
+    gamma: float = 0.375,
+    panel: int = 16,
+    candidates: int = 8,
+    epsilon: float = 1e-5,
+    projections: int = 16,
+    seed: int = 0,
+    tile: int = TILE_ELEMENTS,
+) -> OmpSelection:
+    """Orthogonal matching pursuit on the softmax rows of the reference queries.
+
+    The dictionary is `A = W·exp(q·k·scale - lse)` `[n, T]`, screened to the
+    `min(T, candidates·t_max)` best keys by `scores [H, T]`. The target is the mass `W·1`, and
+    for "joint" also `projections` random projections of the outputs `W·Y`, scaled to the same
+    energy. A step takes the key of largest `‖B_j‖ / d_j^gamma`: `B` the correlations with the
+    residual, `d` the squared norms of the residual columns (0 is plain OMP, 0.5 optimal-OLS).
+    Keys with `d_j <= epsilon·G_jj`, near-duplicates of the chosen, are passed over. `panel`
+    keys are chosen exactly among the `4·panel` most promising ones; 1 is exact greedy.
+
+    lse, weights `[H, n]`, Y `[H, n, dv]` (needed by "joint"). When candidates run out, the
+    order goes on with the best scores left; no key comes twice. Memory: two matrices of at
+    most `[H, M, M]`, M candidates (at most CANDIDATE_CAP). Raises ValueError for bad lengths.
+    """
+    t_max = _check_lengths(lengths, scores)
+    H, T = scores.shape
+    by_score = scores.sort(dim=1, descending=True, stable=True).indices  # [H, T]
+    M = min(T, max(1, candidates) * t_max, CANDIDATE_CAP)
+    if t_max == 0:
+        index, mask = _pad(by_score[:, :0], lengths)
+        return OmpSelection(index, mask, lse.new_zeros((H, 0)))
+    if weights is None:
+        weights = torch.ones_like(lse)
+    F = pursuit_target(weights, Y, target, projections, seed)  # [H, n, 1 + r]
+    C = gather_rows(K, by_score[:, :M])  # [H, M, d]
+    G, B = normal_equations(Q, C, lse, weights, F, scale, softcap, None, tile)
+    energy = F.square().sum((1, 2))  # [H]
+    pursuit = _Pursuit(G, B, gamma, epsilon, min(panel, t_max))
+    chosen, alive, gain = pursuit.run(min(t_max, M))
+    order = _complete(chosen, alive, by_score)[:, :t_max]
+    curve = 1.0 - gain.cumsum(1) / energy.clamp_min(torch.finfo(gain.dtype).tiny).unsqueeze(1)
+    curve = curve.clamp_(0.0, 1.0)[:, :t_max]
+    if curve.shape[1] < t_max:  # the tail came from scores alone
+        curve = torch.cat([curve, curve[:, -1:].expand(-1, t_max - curve.shape[1])], dim=1)
+    index, mask = _pad(order, lengths)
+    return OmpSelection(index, mask, curve)
+
+
+def pursuit_target(
+    W: torch.Tensor, Y: torch.Tensor | None, target: Target, projections: int, seed: int
+) -> torch.Tensor:
+    """What OMP approximates: `W·[1, Y·R]` `[H, n, 1 + r]`, both parts of equal energy per head.
+
+    `R [dv, r]` is Gaussian and depends on `seed` alone; "mass" is the first column only.
+    Raises ValueError when "joint" comes without `Y [H, n, dv]`.
+    """
+    mass = W.unsqueeze(-1)
+    if target == "mass":
+        return mass
+    if Y is None:
+        raise ValueError("the joint target needs the outputs Y")
+    generator = torch.Generator().manual_seed(seed)  # on the CPU: the same on every device
+    R = torch.randn(Y.shape[-1], projections, generator=generator, dtype=torch.float64)
+    outputs = mass * (Y.to(W.dtype) @ R.to(W))  # [H, n, r]
+    energy = outputs.square().sum((1, 2), keepdim=True)
+    share = mass.square().sum((1, 2), keepdim=True)
+    outputs = outputs * (share / energy.clamp_min(torch.finfo(W.dtype).tiny)).sqrt()
+    return torch.cat([mass, outputs], dim=-1)
+
+
+class _Pursuit:
+    """The state of the pivoted Cholesky, all heads at once.
+
+    Z `[H, steps, M]` rows of the factor, d `[H, M]` squared norms left, B `[H, M, c]`
+    correlations left, floor `[H, M]` the d below which a key is passed over (inf: taken).
+    """
+
+    def __init__(self, G: torch.Tensor, B: torch.Tensor, gamma: float, epsilon: float, panel: int):
+        self.G, self.B, self.gamma, self.panel = G, B.clone(), gamma, panel
+        diagonal = G.diagonal(dim1=1, dim2=2)
+        self.d = diagonal.clone()
+        self.floor = epsilon * diagonal
+        self.Z = G.new_zeros((G.shape[0], 0, G.shape[1]))
+        self.head = torch.arange(G.shape[0], device=G.device).unsqueeze(1)
+        self.filled = 0
+
+    def run(self, steps: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`(chosen, alive, gain)`, each `[H, >= steps]`: candidates in order of choice.
+
+        Slots with no usable pivot are not `alive` and stand at the end; `gain` is the drop of
+        the squared residual.
+        """
+        parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        missing = steps
+        for _ in range(_ROUNDS):
+            panels = ceil(missing / self.panel)
+            room = self.Z.new_zeros((self.Z.shape[0], panels * self.panel, self.Z.shape[2]))
+            self.Z = torch.cat([self.Z, room], dim=1)
+            parts += [self._step() for _ in range(panels)]
+            done = torch.cat([alive for _, alive, _ in parts], dim=1).sum(1)  # [H]
+            short = (steps - done).clamp_min(0) * (self.d > self.floor).any(1)
+            missing = int(short.max())  # the one look at the device, after a whole round
+            if missing == 0:
+                break
+        chosen, alive, gain = (torch.cat(list(p), dim=1) for p in zip(*parts, strict=True))
+        front = alive.to(torch.int8).sort(dim=1, descending=True, stable=True).indices
+        return chosen.gather(1, front), alive.gather(1, front), gain.gather(1, front)
+
+    def _value(self, B: torch.Tensor, d: torch.Tensor, floor: torch.Tensor) -> torch.Tensor:
+        """The pivot rule `‖B_j‖ / d_j^gamma`, -1 for keys that may not be taken."""
+        rule = torch.linalg.vector_norm(B, dim=-1) / d.clamp_min(1e-30).pow(self.gamma)
+        return rule.masked_fill(d <= floor, -1.0)
+
+    def _step(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Choose one panel and bring `Z, d, B` up to date; `(chosen, alive, gain)` `[H, b]`."""
+        b, k = self.panel, self.filled
+        width = min(4 * b, self.G.shape[1])
+        cand = self._value(self.B, self.d, self.floor).topk(width, dim=1).indices  # [H, 4b]
+        Z = self.Z[:, :k]
+        Zc = Z.gather(2, cand.unsqueeze(1).expand(-1, k, -1))  # [H, k, 4b]
+        S = self.G[self.head.unsqueeze(2), cand.unsqueeze(2), cand.unsqueeze(1)]
+        S = torch.baddbmm(S, Zc.mT, Zc, alpha=-1.0)  # [H, 4b, 4b]
+        local, alive, rows, coef = self._choose(
+            S, self.B[self.head, cand], self.floor[self.head, cand]
+        )
+        # L[i, j] = row j of the factor at pivot i; a dead slot gets a unit row and no effect.
+        L = rows.gather(2, local.unsqueeze(1).expand(-1, b, -1)).mT.tril()
+        L = torch.where(alive.unsqueeze(2), L, torch.zeros_like(L))
+        L = L + torch.diag_embed((~alive).to(L.dtype))
+        chosen = cand.gather(1, local)  # [H, b]
+        R = self.G[self.head, chosen]  # [H, b, M]
+        Zs = Z.gather(2, chosen.unsqueeze(1).expand(-1, k, -1))
+        R = torch.baddbmm(R, Zs.mT, Z, alpha=-1.0)
+        R = torch.where(alive.unsqueeze(2), R, torch.zeros_like(R))
+        new = torch.linalg.solve_triangular(L, R, upper=False)  # [H, b, M]
+        self.Z[:, k : k + b] = new
+        self.filled = k + b
+        self.d -= new.square().sum(1)
+        self.B.baddbmm_(new.mT, coef, alpha=-1.0)
+        taken = torch.zeros_like(self.d).scatter_add_(1, chosen, alive.to(self.d.dtype))
+        self.floor = self.floor.masked_fill(taken > 0, torch.inf)
+        return chosen, alive, coef.square().sum(-1)
+
+    def _choose(
+        self, S: torch.Tensor, B: torch.Tensor, floor: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Exact greedy pivots inside one panel's candidates.
+
+        S `[H, c, c]` residual Gram, B `[H, c, r]`, floor `[H, c]`. Returns local pivots and
+        alive `[H, b]`, factor rows `[H, b, c]`, coefficients of the target `[H, b, r]`.
+        """
+        d = S.diagonal(dim1=1, dim2=2).clone()
+        local, alive, rows, coef = [], [], [], []
+        for _ in range(self.panel):
+            j = self._value(B, d, floor).argmax(1, keepdim=True)  # [H, 1]
+            ok = d.gather(1, j) > floor.gather(1, j)
+            root = torch.where(ok, d.gather(1, j), torch.ones_like(S[:, :1, 0])).sqrt()
+            z = torch.where(ok, S[self.head, j].squeeze(1) / root, torch.zeros_like(d))
+            y = B[self.head, j].squeeze(1) / root
+            y = torch.where(ok, y, torch.zeros_like(y))  # [H, r]
+            S = S - z.unsqueeze(2) * z.unsqueeze(1)
+            B = B - z.unsqueeze(2) * y.unsqueeze(1)
+            d = d - z.square()
+            floor = floor.scatter(1, j, torch.inf)
+            local.append(j)
+            alive.append(ok)
+            rows.append(z)
+            coef.append(y)
+        return torch.cat(local, 1), torch.cat(alive, 1), torch.stack(rows, 1), torch.stack(coef, 1)
+
+
+def _complete(chosen: torch.Tensor, alive: torch.Tensor, by_score: torch.Tensor) -> torch.Tensor:
+    """A full order `[H, T]`: the pursuit's choices, then everything else by score.
+
+    `chosen` holds ranks by score (the candidates are the best ones, in order).
+    """
+    H, T = by_score.shape
+    rank = torch.arange(T + 1, device=by_score.device).expand(H, -1)
+    priority = rank + chosen.shape[1]
+    step = torch.arange(chosen.shape[1], device=by_score.device).expand(H, -1)
+    slot = torch.where(alive, chosen, torch.full_like(chosen, T))  # column T is thrown away
+    priority = priority.scatter(1, slot, step)[:, :T]
+    return by_score.gather(1, priority.argsort(dim=1))
+
+
+def _check_lengths(lengths: Sequence[int], scores: torch.Tensor) -> int:
+    H, T = scores.shape
+    if len(lengths) != H or any(not 0 <= t <= T for t in lengths):
+        raise ValueError(f"lengths {list(lengths)} do not fit {H} heads of {T} keys")
+    return max(lengths, default=0)
+
+
+def _pad(order: torch.Tensor, lengths: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """`(index, mask)` of the first `lengths[h]` of each row of `order [H, t_max]`."""
+    t = torch.tensor(list(lengths), device=order.device).unsqueeze(1)
+    mask = torch.arange(order.shape[1], device=order.device) < t
+    return order.masked_fill(~mask, 0), mask

@@ -1,0 +1,120 @@
+"""Logits and the shapes of the tiles in which every streaming pass runs.
+
+The one place that knows how a logit is made: `softcap` acts on the scaled product and comes
+before the bias, as the models have it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import isqrt
+
+import torch
+
+TILE_ELEMENTS = 1 << 24
+"""Elements of the largest temporary of a streaming pass (64 MiB in float32); a pass holds a
+few of them at a time. Every function that streams takes `tile` to override it."""
+
+
+def working_dtype(*tensors: torch.Tensor) -> torch.dtype:
+    """The dtype the maths runs in: float32, or float64 where an input already is."""
+    dtype = torch.float32
+    for x in tensors:
+        dtype = torch.promote_types(dtype, x.dtype)
+    return dtype
+
+
+def solve_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of t×t factorisations: float64, or float32 on a device that has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def spans(total: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size` that cover `range(total)`."""
+    for start in range(0, total, max(1, size)):
+        yield slice(start, min(total, start + size))
+
+
+def row_size(n: int, columns: int, tile: int) -> int:
+    """Rows of a tile that spans `columns` elements a row."""
+    return max(1, min(n, tile // max(1, columns)))
+
+
+def tile_shape(H: int, n: int, T: int, tile: int) -> tuple[int, int]:
+    """`(rows, columns)` with `H * rows * columns <= tile` (and at least 1×1)."""
+    per_head = max(1, tile // max(1, H))
+    rows = max(1, min(n, isqrt(per_head)))
+    columns = max(1, min(T, per_head // rows))
+    return max(1, min(n, per_head // columns)), columns
+
+
+def logits(
+    Q: torch.Tensor,
+    K: torch.Tensor,
+    scale: float,
+    softcap: float | None = None,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`softcap(q·k·scale) + bias`, `[H, n, T]`, float32 or float64.
+
+    `Q [H, n, d]`, `K [H, T, d]`, `bias [H, T]` or None (beta; -inf hides a key).
+    """
+    dtype = working_dtype(Q, K)
+    S = torch.matmul(Q.to(dtype) * scale, K.to(dtype).mT)  # [H, n, T]
+    if softcap is not None:
+        S = S.div_(softcap).tanh_().mul_(softcap)
+    return S if bias is None else S.add_(bias.to(dtype).unsqueeze(-2))
+
+
+def hide(beta: torch.Tensor | None, mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The bias `[H, t]` of padded entries: beta (0 for None) where `mask`, -inf elsewhere."""
+    bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    if beta is not None:
+        bias = beta.to(dtype)
+    return bias.masked_fill(~mask, -torch.inf)
+
+
+def gather_rows(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Rows `index [H, t]` of `x [H, T, c]`: `[H, t, c]`."""
+    return torch.gather(x, 1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+def normal_equations(
+    Q: torch.Tensor,
+    C: torch.Tensor,
+    lse: torch.Tensor,
+    W: torch.Tensor,
+    F: torch.Tensor,
+    scale: float,
+    softcap: float | None,
+    mask: torch.Tensor | None,
+    tile: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`(AᵀA [H, t, t], AᵀF [H, t, c])` for `A = W·exp(q·c·scale - lse)`, streamed over rows.
+
+    `C [H, t, d]` keys, `lse, W [H, n]`, `F [H, n, c]`, `mask [H, t]` (False: a zero column).
+    """
+    H, n, _ = Q.shape
+    t = C.shape[1]
+    dtype = working_dtype(Q, C)
+    G = Q.new_zeros((H, t, t), dtype=dtype)
+    B = Q.new_zeros((H, t, F.shape[-1]), dtype=dtype)
+    bias = None if mask is None else hide(None, mask, dtype)
+    for r in spans(n, row_size(n, H * t, tile)):
+        A = logits(Q[:, r], C, scale, softcap, bias).sub_(lse[:, r].unsqueeze(-1)).exp_()
+        A = A.mul_(W[:, r].to(dtype).unsqueeze(-1))  # [H, rows, t]
+        G.baddbmm_(A.mT, A)
+        B.baddbmm_(A.mT, F[:, r].to(dtype))
+    return G, B
+
+
+def key_scale(G: torch.Tensor) -> torch.Tensor:
+    """What a ridge is relative to, `[H, t]`, positive: `diag G` plus 1% of its mean.
+
+    Relative to `diag G` alone, a key that the reference queries hardly look at would be free to
+    take any weight or value that explains their noise, and pay for it at the first query that
+    does look. Relative to the mean alone, the sink would set the scale of all.
+    """
+    diagonal = G.diagonal(dim1=1, dim2=2)
+    floor = 0.01 * diagonal.mean(1, keepdim=True)
+    return (diagonal + floor).clamp_min(torch.finfo(G.dtype).tiny)

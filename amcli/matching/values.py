@@ -1,0 +1,223 @@
+"""The value fit: values that reproduce the document's outputs through the kept keys.
+
+`C_v = (XᵀX + Λ)⁻¹(XᵀY + ΛV_S)` with `Λ = λ·diag(XᵀX)` (and a little for keys that no reference
+query looks at, see `key_scale`): least squares shrunk to the original values `V_S`. Plain least squares can overfit the reference queries, and no fixed λ wins on every
+head, so λ is chosen per head on reference queries that the fit did not see.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf, isinf
+from typing import Literal
+
+import torch
+
+from .scores import attention_stats, logsumexp
+from .tiles import (
+    TILE_ELEMENTS,
+    hide,
+    key_scale,
+    logits,
+    row_size,
+    solve_dtype,
+    spans,
+    working_dtype,
+)
+
+HeldOut = Literal["held-out"]
+
+LAMBDAS = (0.001, 0.01, 0.1, 0.3, 1.0, 3.0, inf)
+"""The λ tried on held-out queries, from nearly free to the original values."""
+
+SLACK = 0.01
+"""Of all λ within this share of the best held-out error, the largest is taken: a draw on the
+reference queries is won by the values closer to the originals."""
+
+_SAFE_RIDGE = 1e-3  # on a unit diagonal: always positive definite, whatever float32 rounded
+_FOLDS = 2
+_BLOCK = 64  # rows that stay together in a fold: neighbours are too alike to be held out singly
+
+
+@dataclass(frozen=True)
+class Rest:
+    """Kept entries that the fits leave as they are: their `lse [H, n]` and `Y [H, n, dv]`."""
+
+    lse: torch.Tensor
+    Y: torch.Tensor
+
+
+def fit_values(
+    Q: torch.Tensor,
+    C_k: torch.Tensor,
+    beta: torch.Tensor | None,
+    Y: torch.Tensor,
+    V_S: torch.Tensor,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    weights: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    rest: Rest | None = None,
+    lam: float | HeldOut | None = "held-out",
+    tile: int = TILE_ELEMENTS,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`(C_v [H, t, dv] in V_S's dtype, relative output error [H])`.
+
+    `X [n, t]`: softmax rows over the kept keys `C_k [H, t, d]` with `beta [H, t]` (and `rest`);
+    `Y [H, n, dv]`: outputs over the whole document; `V_S [H, t, dv]`: the kept keys' own
+    values. A query's squared error counts by its weight `W`. `lam`: a number is λ itself (0 is
+    least squares, inf the original values), None keeps the original values without a solve,
+    "held-out" chooses from LAMBDAS per head over two interleaved folds of the queries, then
+    refits on all of them. `mask [H, t]` marks real keys; padding gets value 0.
+
+    The error is that of the values as returned: `sqrt(Σ W‖Ŷ - Y‖² / Σ W‖Y‖²)`.
+    """
+    if mask is None:
+        mask = torch.ones(C_k.shape[:2], dtype=torch.bool, device=C_k.device)
+    W = torch.ones(Q.shape[:2], device=Q.device) if weights is None else weights
+    V = V_S.to(working_dtype(Q, V_S)).masked_fill(~mask.unsqueeze(-1), 0.0)
+    if lam is not None and not (isinstance(lam, float | int) and isinf(lam)):
+        fit = _accumulate(Q, C_k, beta, Y, V, W, mask, rest, scale, softcap, tile)
+        if lam == "held-out":
+            shrink = _choose(fit)  # [H]
+        else:
+            shrink = torch.full((Q.shape[0],), float(lam), device=Q.device)
+        G = fit.G.sum(0)
+        V = V + _solve(G, fit.E.sum(0), shrink, key_scale(G), fallible=lam != "held-out").to(
+            V.dtype
+        )
+    C_v = V.to(V_S.dtype)
+    error = output_error(
+        Q, C_k, beta, C_v, Y, scale, softcap=softcap, weights=W, mask=mask, rest=rest, tile=tile
+    )
+    return C_v, error
+
+
+def output_error(
+    Q: torch.Tensor,
+    C_k: torch.Tensor,
+    beta: torch.Tensor | None,
+    C_v: torch.Tensor,
+    Y: torch.Tensor,
+    scale: float,
+    *,
+    softcap: float | None = None,
+    weights: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    rest: Rest | None = None,
+    tile: int = TILE_ELEMENTS,
+) -> torch.Tensor:
+    """`sqrt(Σ W‖Ŷ - Y‖² / Σ W‖Y‖²)` per head `[H]`; arguments as for `fit_values`."""
+    if mask is None:
+        mask = torch.ones(C_k.shape[:2], dtype=torch.bool, device=C_k.device)
+    bias = hide(beta, mask, working_dtype(Q, C_k))
+    lse, out = attention_stats(Q, C_k, C_v, scale, softcap=softcap, bias=bias, tile=tile)
+    if rest is not None:
+        total = torch.logaddexp(lse, rest.lse)
+        out = out * (lse - total).exp().unsqueeze(-1)
+        out = out + rest.Y.to(out.dtype) * (rest.lse - total).exp().unsqueeze(-1)
+    W = torch.ones_like(lse) if weights is None else weights.to(lse)
+    wrong = (W * (out - Y).square().sum(-1)).sum(1)
+    size = (W * Y.to(out.dtype).square().sum(-1)).sum(1)
+    return (wrong / size.clamp_min(torch.finfo(size.dtype).tiny)).sqrt()
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """Sums over the rows of each fold `f`, for corrections `δ = C_v - V_S`.
+
+    G `[f, H, t, t]` XᵀX, E `[f, H, t, dv]` Xᵀ(Y - X·V_S).
+    """
+
+    G: torch.Tensor
+    E: torch.Tensor
+
+
+def _accumulate(
+    Q: torch.Tensor,
+    C_k: torch.Tensor,
+    beta: torch.Tensor | None,
+    Y: torch.Tensor,
+    V: torch.Tensor,
+    W: torch.Tensor,
+    mask: torch.Tensor,
+    rest: Rest | None,
+    scale: float,
+    softcap: float | None,
+    tile: int,
+) -> _Fit:
+    """One pass over the queries: the normal equations of each fold."""
+    H, n, _ = Q.shape
+    t, dv = V.shape[1:]
+    dtype = working_dtype(Q, C_k)
+    bias = hide(beta, mask, dtype)
+    lse = logsumexp(Q, C_k, scale, softcap=softcap, bias=bias, tile=tile)
+    if rest is not None:
+        lse = torch.logaddexp(lse, rest.lse)
+    G = Q.new_zeros((_FOLDS, H, t, t), dtype=dtype)
+    E = Q.new_zeros((_FOLDS, H, t, dv), dtype=dtype)
+    block = max(1, min(_BLOCK, n // 8))
+    for number, whole in enumerate(spans(n, block)):
+        fold = number % _FOLDS
+        for part in spans(whole.stop - whole.start, row_size(block, H * t, tile)):
+            r = slice(whole.start + part.start, whole.start + part.stop)
+            X = logits(Q[:, r], C_k, scale, softcap, bias).sub_(lse[:, r].unsqueeze(-1)).exp_()
+            error = Y[:, r].to(dtype) - X @ V.to(dtype)  # [H, rows, dv]
+            if rest is not None:
+                share = (rest.lse[:, r] - lse[:, r]).exp().unsqueeze(-1)
+                error = error - rest.Y[:, r].to(dtype) * share
+            root = W[:, r].to(dtype).sqrt().unsqueeze(-1)
+            X = X.mul_(root)
+            G[fold].baddbmm_(X.mT, X)
+            E[fold].baddbmm_(X.mT, error * root)
+    return _Fit(G, E)
+
+
+def _choose(fit: _Fit) -> torch.Tensor:
+    """The λ of each head `[H]` by its squared error on the folds that did not fit it.
+
+    A correction δ changes the held-out squared error by `tr(δᵀGδ) - 2tr(δᵀE)`; the original
+    values change it by nothing. The scale of the ridge comes from all folds: a key that only
+    the held-out queries look at is one the fit should leave alone, not blow up.
+    """
+    H = fit.G.shape[1]
+    dtype = solve_dtype(fit.G.device)
+    scale = key_scale(fit.G.sum(0))
+    change = torch.zeros((len(LAMBDAS), H), dtype=dtype, device=fit.G.device)
+    for held in range(_FOLDS):
+        others = [f for f in range(_FOLDS) if f != held]
+        G, E = fit.G[others].sum(0), fit.E[others].sum(0)
+        G_held, E_held = fit.G[held].to(dtype), fit.E[held].to(dtype)
+        share = (_FOLDS - 1) / _FOLDS  # of the queries, so of the scale
+        for i, lam in enumerate(LAMBDAS[:-1]):
+            delta = _solve(G, E, torch.full((H,), lam, device=G.device), share * scale)
+            change[i] += ((G_held @ delta - 2 * E_held) * delta).sum((1, 2))
+    best = change.amin(0)  # <= 0: the last row is the original values
+    near = change <= best * (1 - SLACK)
+    index = torch.arange(len(LAMBDAS), device=near.device).unsqueeze(1)
+    chosen = torch.where(near, index, -1).amax(0)
+    return torch.tensor(LAMBDAS, dtype=dtype, device=near.device)[chosen]
+
+
+def _solve(
+    G: torch.Tensor, E: torch.Tensor, lam: torch.Tensor, scale: torch.Tensor, fallible: bool = False
+) -> torch.Tensor:
+    """`δ = (G + λ·diag(scale))⁻¹E` `[H, t, dv]`, equilibrated by `scale`; 0 where λ is inf.
+
+    `fallible`: λ may be near 0, where near-duplicate keys make the factorisation fail; heads
+    where it does get the safe ridge. Both are made up front, so no decision waits for the device.
+    """
+    dtype = solve_dtype(G.device)
+    D = scale.to(dtype).rsqrt()  # [H, t]
+    scaled = G.to(dtype) * D.unsqueeze(2) * D.unsqueeze(1)
+    keep = torch.isinf(lam).to(scaled.device)
+    ridge = torch.where(keep, 1.0, lam.to(device=scaled.device, dtype=dtype)).unsqueeze(1)
+    scaled.diagonal(dim1=1, dim2=2).add_(ridge)
+    L, info = torch.linalg.cholesky_ex(scaled)
+    if fallible:
+        scaled.diagonal(dim1=1, dim2=2).add_((_SAFE_RIDGE - ridge).clamp_min(0.0))
+        safe, _ = torch.linalg.cholesky_ex(scaled)
+        L = torch.where((info > 0).view(-1, 1, 1), safe, L)
+    delta = torch.cholesky_solve(D.unsqueeze(2) * E.to(dtype), L) * D.unsqueeze(2)
+    return torch.where(keep.view(-1, 1, 1), torch.zeros_like(delta), delta)
