@@ -51,13 +51,12 @@ def uniform(total: int, layers: Sequence[LayerShape]) -> Lengths:
     _check_total(total, sum(ceilings))
     lengths = [0] * len(ceilings)
     left = total
-    while left:  # every round fills a head to its ceiling or ends
+    while left:  # raise the level until a head is full or the rest no longer divides
         room = [i for i, t in enumerate(lengths) if t < ceilings[i]]
-        share, extra = divmod(left, len(room))
-        for order, i in enumerate(room):
-            given = min(ceilings[i] - lengths[i], share + (order < extra))
-            lengths[i] += given
-            left -= given
+        share = min(left // len(room), min(ceilings[i] - lengths[i] for i in room))
+        for i in room if share else room[:left]:
+            lengths[i] += share or 1
+            left -= share or 1
     return _by_layer(lengths, [layer.heads for layer in layers])
 
 

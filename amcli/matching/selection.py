@@ -176,7 +176,7 @@ class _Pursuit:
 
     def _value(self, B: torch.Tensor, d: torch.Tensor, floor: torch.Tensor) -> torch.Tensor:
         """The pivot rule `‖B_j‖ / d_j^gamma`, -1 for keys that may not be taken."""
-        rule = torch.linalg.vector_norm(B, dim=-1) / d.clamp_min(1e-30).pow(self.gamma)
+        rule: torch.Tensor = B.norm(dim=-1) / d.clamp_min(1e-30).pow(self.gamma)
         return rule.masked_fill(d <= floor, -1.0)
 
     def _step(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -116,5 +116,6 @@ def key_scale(G: torch.Tensor) -> torch.Tensor:
     does look. Relative to the mean alone, the sink would set the scale of all.
     """
     diagonal = G.diagonal(dim1=1, dim2=2)
-    floor = 0.01 * diagonal.mean(1, keepdim=True)
+    count = (diagonal > 0).sum(1, keepdim=True).clamp_min(1)  # padding has zero columns
+    floor = 0.01 * diagonal.sum(1, keepdim=True) / count
     return (diagonal + floor).clamp_min(torch.finfo(G.dtype).tiny)

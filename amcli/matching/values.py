@@ -1,8 +1,9 @@
 """The value fit: values that reproduce the document's outputs through the kept keys.
 
 `C_v = (XᵀX + Λ)⁻¹(XᵀY + ΛV_S)` with `Λ = λ·diag(XᵀX)` (and a little for keys that no reference
-query looks at, see `key_scale`): least squares shrunk to the original values `V_S`. Plain least squares can overfit the reference queries, and no fixed λ wins on every
-head, so λ is chosen per head on reference queries that the fit did not see.
+query looks at, see `key_scale`): least squares shrunk to the original values `V_S`. Plain least
+squares can overfit the reference queries, and no fixed λ wins on every head, so λ is chosen per
+head on reference queries that the fit did not see.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ HeldOut = Literal["held-out"]
 LAMBDAS = (0.001, 0.01, 0.1, 0.3, 1.0, 3.0, inf)
 """The λ tried on held-out queries, from nearly free to the original values."""
 
-SLACK = 0.01
-"""Of all λ within this share of the best held-out error, the largest is taken: a draw on the
-reference queries is won by the values closer to the originals."""
+SLACK = 0.02
+"""Of all λ whose squared held-out error is within this share of the best, the largest is taken:
+a draw on the reference queries is won by the values closer to the originals."""
 
 _SAFE_RIDGE = 1e-3  # on a unit diagonal: always positive definite, whatever float32 rounded
 _FOLDS = 2
@@ -127,11 +128,12 @@ def output_error(
 class _Fit:
     """Sums over the rows of each fold `f`, for corrections `δ = C_v - V_S`.
 
-    G `[f, H, t, t]` XᵀX, E `[f, H, t, dv]` Xᵀ(Y - X·V_S).
+    G `[f, H, t, t]` XᵀX, E `[f, H, t, dv]` Xᵀ(Y - X·V_S), c `[H]` ‖Y - X·V_S‖² over all folds.
     """
 
     G: torch.Tensor
     E: torch.Tensor
+    c: torch.Tensor
 
 
 def _accumulate(
@@ -157,6 +159,7 @@ def _accumulate(
         lse = torch.logaddexp(lse, rest.lse)
     G = Q.new_zeros((_FOLDS, H, t, t), dtype=dtype)
     E = Q.new_zeros((_FOLDS, H, t, dv), dtype=dtype)
+    c = Q.new_zeros(H, dtype=dtype)
     block = max(1, min(_BLOCK, n // 8))
     for number, whole in enumerate(spans(n, block)):
         fold = number % _FOLDS
@@ -168,10 +171,11 @@ def _accumulate(
                 share = (rest.lse[:, r] - lse[:, r]).exp().unsqueeze(-1)
                 error = error - rest.Y[:, r].to(dtype) * share
             root = W[:, r].to(dtype).sqrt().unsqueeze(-1)
-            X = X.mul_(root)
+            X, error = X.mul_(root), error * root
             G[fold].baddbmm_(X.mT, X)
-            E[fold].baddbmm_(X.mT, error * root)
-    return _Fit(G, E)
+            E[fold].baddbmm_(X.mT, error)
+            c += error.square().sum((1, 2))
+    return _Fit(G, E, c)
 
 
 def _choose(fit: _Fit) -> torch.Tensor:
@@ -193,8 +197,8 @@ def _choose(fit: _Fit) -> torch.Tensor:
         for i, lam in enumerate(LAMBDAS[:-1]):
             delta = _solve(G, E, torch.full((H,), lam, device=G.device), share * scale)
             change[i] += ((G_held @ delta - 2 * E_held) * delta).sum((1, 2))
-    best = change.amin(0)  # <= 0: the last row is the original values
-    near = change <= best * (1 - SLACK)
+    wrong = fit.c.to(dtype) + change  # the last row is the original values
+    near = wrong <= wrong.amin(0) + SLACK * wrong.amin(0).clamp_min(0.0)
     index = torch.arange(len(LAMBDAS), device=near.device).unsqueeze(1)
     chosen = torch.where(near, index, -1).amax(0)
     return torch.tensor(LAMBDAS, dtype=dtype, device=near.device)[chosen]

@@ -28,9 +28,7 @@ def rope(x: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
     half = x.shape[-1] // 2
     angle = position.unsqueeze(-1) * 1e4 ** (-torch.arange(half, dtype=x.dtype) / half)
     a, b = x[..., :half], x[..., half:]
-    return torch.cat(
-        [a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()], dim=-1
-    )
+    return torch.cat([a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()], dim=-1)
 
 
 def heads(
@@ -74,5 +72,5 @@ def heads(
         return strength * (wanted + 0.5 * normal(H, rows, d)) + sink * always
 
     W = 0.3 + 0.7 * torch.rand(H, n, generator=g, dtype=torch.float64)
-    Q, Q_new = queries(n), queries(n)
-    return Heads(*(x.to(dtype) for x in (K, V, Q, Q_new, W)), scale=1 / sqrt(d))
+    K, V, Q, Q_new, W = (x.to(dtype) for x in (K, V, queries(n), queries(n), W))
+    return Heads(K, V, Q, Q_new, W, scale=1 / sqrt(d))

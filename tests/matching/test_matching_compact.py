@@ -1,0 +1,246 @@
+"""One layer from keys and queries to stored entries, and the registry of methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from synthetic_heads import Heads, heads
+
+from amcli.errors import UsageError
+from amcli.matching import methods
+from amcli.matching.compact import LayerResult, compact_layer
+from amcli.matching.methods import Method, ScoreContext, get, names, register
+from amcli.matching.recipes import DEFAULT
+from amcli.matching.scores import ScoreState
+
+
+def scores_of(h: Heads) -> torch.Tensor:
+    state = ScoreState(h.K.shape[0], h.K.shape[1])
+    state.update(h.Q, h.K, h.scale, weights=h.W)
+    return state.scores("max")
+
+
+def run(h: Heads, method: Method | str, lengths: list[int], **options: Any) -> LayerResult:
+    method = get(method) if isinstance(method, str) else method
+    options = {"scale": h.scale, "weights": h.W, **options}
+    return compact_layer(method, h.Q, h.K, h.V, scores=scores_of(h), lengths=lengths, **options)
+
+
+def errors(h: Heads, result: LayerResult, Q: torch.Tensor) -> tuple[list[float], list[float]]:
+    """Relative mass and output errors of each head on queries `Q`, in float64, unweighted."""
+    mass, output = [], []
+    for i, (keys, values, beta) in enumerate(result.heads.heads()):
+        q = Q[i].double()
+        full = torch.exp(q @ h.K[i].double().T * h.scale)
+        bias = 0.0 if beta is None else beta.double()
+        kept = torch.exp(q @ keys.double().T * h.scale + bias)
+        Y = full @ h.V[i].double() / full.sum(1, keepdim=True)
+        out = kept @ values.double() / kept.sum(1, keepdim=True).clamp_min(1e-300)
+        mass.append(float((kept.sum(1) / full.sum(1) - 1).square().mean().sqrt()))
+        output.append(float((out - Y).norm() / Y.norm()))
+    return mass, output
+
+
+@pytest.mark.parametrize("name", ["omp", "highest-attention"])
+def test_reported_errors_are_those_of_the_stored_entries(name: str) -> None:
+    h = heads(H=4, T=120, n=150, dtype=torch.bfloat16)
+    h = replace(h, W=torch.ones_like(h.W))
+    result = run(h, name, [60, 5, 17, 16])
+    assert result.heads.keys.dtype == result.heads.values.dtype == torch.bfloat16
+    mass, output = errors(h, result, h.Q)
+    assert result.mass_error.tolist() == pytest.approx(mass, rel=1e-2, abs=1e-4)
+    assert result.output_error.tolist() == pytest.approx(output, rel=1e-2, abs=1e-4)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    lengths=st.lists(st.sampled_from([0, 1, 2, 7, 20, 39, 40]), min_size=3, max_size=3),
+    name=st.sampled_from(["omp", "highest-attention"]),
+    fit_limit=st.sampled_from([4, 8192]),
+    gram_elements=st.sampled_from([1, 1 << 28]),
+    seed=st.integers(0, 9),
+)
+def test_every_mixture_of_lengths_is_stored_exactly(
+    lengths: list[int], name: str, fit_limit: int, gram_elements: int, seed: int
+) -> None:
+    h = heads(H=3, T=40, n=60, seed=seed)
+    result = run(h, name, lengths, fit_limit=fit_limit, gram_elements=gram_elements)
+    assert result.heads.lengths == tuple(lengths)
+    assert result.index.dtype == torch.int32
+    assert bool(result.heads.values.isfinite().all())
+    start = 0
+    for i, (keys, values, beta) in enumerate(result.heads.heads()):
+        index = result.index[start : start + lengths[i]].long()
+        start += lengths[i]
+        assert beta is not None
+        assert bool((index.diff() > 0).all())  # by position, no key twice
+        assert torch.equal(keys, h.K[i, index])
+        if lengths[i] == 40:
+            assert torch.equal(values, h.V[i])
+            assert bool((beta == 0).all())
+            assert result.mass_error[i] == result.output_error[i] == 0
+        if lengths[i] == 0:
+            assert result.mass_error[i] == result.output_error[i] == 1
+
+
+def test_keep_is_bit_exact_and_needs_no_queries() -> None:
+    h = heads(T=30, n=0 + 4, dtype=torch.bfloat16)
+    result = compact_layer(
+        get("keep"), h.Q[:, :0], h.K, h.V, scores=torch.zeros(2, 30), lengths=[30, 30], scale=1.0
+    )
+    assert result.heads.beta is None
+    assert torch.equal(result.heads.keys, h.K.reshape(60, -1))
+    assert torch.equal(result.heads.values, h.V.reshape(60, -1))
+    assert result.index.tolist() == [*range(30), *range(30)]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("regime", ["diffuse", "mixed", "sharp"])
+def test_pieces_earn_their_place_on_queries_they_did_not_see(regime: str, seed: int) -> None:
+    h = heads(regime, H=4, T=400, n=500, d=32, dv=32, seed=seed)
+    lengths = [25] * 4
+
+    def unseen(method: Method | str) -> tuple[float, float]:
+        mass, output = errors(h, run(h, method, lengths), h.Q_new)
+        return sum(mass) / 4, sum(output) / 4
+
+    best = unseen("omp")
+    attention = unseen("highest-attention")
+    evict = unseen(replace(get("omp"), selection="top", mass="none", values="original"))
+    assert best[0] < attention[0] * 1.02
+    assert best[1] < attention[1] * 1.02
+    assert attention[1] < evict[1]
+    if regime == "diffuse":
+        assert best[1] < 0.85 * attention[1]
+        g = torch.Generator().manual_seed(seed)
+        blind = compact_layer(
+            get("highest-attention"), h.Q, h.K, h.V, scores=torch.rand(4, 400, generator=g),
+            lengths=lengths, scale=h.scale, weights=h.W,
+        )  # fmt: skip
+        assert best[1] < 0.9 * sum(errors(h, blind, h.Q_new)[1]) / 4
+
+
+def test_a_longer_budget_is_a_better_one() -> None:
+    h = heads("diffuse", T=300, n=400)
+    curve = [run(h, "omp", [t, t]).output_error.mean().item() for t in (5, 15, 45, 135)]
+    assert curve == sorted(curve, reverse=True)
+    assert curve[-1] < 0.3 * curve[0]
+
+
+def test_bucketing_does_not_change_a_head() -> None:
+    h = heads(H=3, T=120, n=100)
+    apart = run(h, "omp", [24, 3, 23], gram_elements=1)
+    alone = run(h, "omp", [24, 0, 0], gram_elements=1)
+    assert torch.equal(apart.index[:24], alone.index)
+    torch.testing.assert_close(apart.heads.values[:24], alone.heads.values, atol=1e-4, rtol=1e-4)
+
+
+def test_fits_work_around_entries_beyond_the_limit() -> None:
+    h = heads("diffuse", T=100, n=200)
+    limited, free = (run(h, "omp", [50, 50], fit_limit=k) for k in (20, 8192))
+    none = run(h, replace(get("omp"), mass="none", values="original"), [50, 50])
+    assert torch.equal(limited.index, free.index)
+    assert bool((limited.mass_error < none.mass_error).all())
+    assert bool((limited.output_error < none.output_error).all())
+    mass, _ = errors(replace(h, W=torch.ones_like(h.W)), limited, h.Q)
+    assert mass == pytest.approx(limited.mass_error.tolist(), rel=0.3)
+    assert limited.heads.beta is not None
+    assert int((limited.heads.beta == 0).sum()) == 60
+
+
+def test_same_seed_same_bits() -> None:
+    h = heads(T=90, n=100)
+    a, b = run(h, "omp", [20, 9], seed=4), run(h, "omp", [20, 9], seed=4)
+    assert torch.equal(a.heads.values, b.heads.values)
+    assert a.heads.beta is not None
+    assert b.heads.beta is not None
+    assert torch.equal(a.heads.beta, b.heads.beta)
+    assert torch.equal(a.index, b.index)
+
+
+def test_tiles_do_not_change_the_result() -> None:
+    h = heads(T=90, n=100)
+    a, b = run(h, "omp", [20, 9]), run(h, "omp", [20, 9], tile=700)
+    assert torch.equal(a.index, b.index)
+    torch.testing.assert_close(a.heads.values, b.heads.values, atol=2e-3, rtol=2e-3)
+
+
+def test_softcap_and_value_dims_other_than_key_dims() -> None:
+    h = heads(T=100, n=150, d=16, dv=6)
+    result = run(h, "omp", [30, 30], softcap=2.0)
+    assert result.heads.values.shape == (60, 6)
+    assert float(result.output_error.max()) < 0.6
+    exact = run(h, "omp", [99, 99], softcap=2.0)
+    assert float(exact.mass_error.max()) < 0.02
+
+
+def test_mismatched_inputs_are_refused() -> None:
+    h = heads(T=40, n=20)
+    good = {"scores": scores_of(h), "lengths": [4, 4], "scale": 1.0}
+    omp = get("omp")
+    with pytest.raises(ValueError, match="values"):
+        compact_layer(omp, h.Q, h.K, h.V[:, :39], **good)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="queries"):
+        compact_layer(omp, h.Q[..., :3], h.K, h.V, **good)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="reference queries"):
+        compact_layer(omp, h.Q[:, :0], h.K, h.V, **good)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="scores"):
+        compact_layer(omp, h.Q, h.K, h.V, **{**good, "scores": torch.rand(2, 39)})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="lengths"):
+        compact_layer(omp, h.Q, h.K, h.V, **{**good, "lengths": [4, 41]})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="weights"):
+        compact_layer(omp, h.Q, h.K, h.V, weights=h.W[:, :3], **good)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="every key"):
+        compact_layer(get("keep"), h.Q, h.K, h.V, **good)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def knorm() -> Iterator[Method]:
+    def score(ctx: ScoreContext) -> torch.Tensor:
+        norm: torch.Tensor = ctx.K.float().norm(dim=-1)
+        return -norm
+
+    yield register(
+        Method(
+            name="knorm-for-a-test", summary="small keys", score=score, queries=False,
+            selection="top", mass="none", values="original",
+        )
+    )  # fmt: skip
+    del methods._REGISTRY["knorm-for-a-test"]
+
+
+def test_a_method_of_one_declaration_runs_without_queries(knorm: Method) -> None:
+    h = heads(T=50, n=10)
+    assert knorm.score is not None
+    scores = knorm.score(ScoreContext(None, h.K, h.V, h.scale))
+    result = compact_layer(
+        get("knorm-for-a-test"), h.Q[:, :0], h.K, h.V, scores=scores, lengths=[6, 2], scale=h.scale
+    )
+    smallest = h.K[0].norm(dim=-1).argsort()[:6].sort().values
+    assert result.index[:6].tolist() == smallest.tolist()
+    assert torch.equal(result.heads.values[:6], h.V[0, smallest])
+    assert result.heads.beta is None
+    assert bool(result.output_error.isnan().all())
+
+
+def test_registry_knows_the_built_in_methods_and_names_the_nearest() -> None:
+    assert DEFAULT == names()[0] == "omp"
+    assert {"omp", "highest-attention", "keep"} <= set(names())
+    with pytest.raises(UsageError, match="'higest-attention'") as caught:
+        get("higest-attention")
+    assert "did you mean 'highest-attention'?" in str(caught.value.hint)
+    assert "keep" in str(caught.value.hint)
+    with pytest.raises(UsageError) as caught:
+        get("zzz")
+    assert "did you mean" not in str(caught.value.hint)
+
+
+def test_a_name_is_registered_once() -> None:
+    with pytest.raises(ValueError, match="twice"):
+        register(get("omp"))

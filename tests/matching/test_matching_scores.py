@@ -1,0 +1,146 @@
+"""Streaming log-sum-exps, outputs and scores against one query at a time in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from synthetic_heads import heads
+
+from amcli.matching.scores import SCORE_KINDS, ScoreState, attention_stats, logsumexp
+
+Reference = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def reference(
+    Q: torch.Tensor,
+    K: torch.Tensor,
+    V: torch.Tensor,
+    scale: float,
+    softcap: float | None = None,
+    limit: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+) -> Reference:
+    """`(lse, Y, P)`, one head and one query at a time."""
+    Q, K, V = Q.double(), K.double(), V.double()
+    H, n, T = Q.shape[0], Q.shape[1], K.shape[1]
+    lse, Y, P = torch.empty(H, n).double(), torch.zeros(H, n, V.shape[2]).double(), None
+    P = torch.zeros(H, n, T).double()
+    for h in range(H):
+        for i in range(n):
+            s = K[h] @ Q[h, i] * scale
+            if softcap is not None:
+                s = softcap * torch.tanh(s / softcap)
+            if bias is not None:
+                s = s + bias[h].double()
+            if limit is not None:
+                s = s[: int(limit[i])]
+            lse[h, i] = torch.logsumexp(s, 0)
+            P[h, i, : len(s)] = torch.softmax(s, 0)
+            Y[h, i] = P[h, i] @ V[h]
+    return lse, Y, P
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    H=st.integers(1, 3),
+    n=st.integers(1, 9),
+    T=st.integers(1, 20),
+    tile=st.integers(1, 200),
+    softcap=st.sampled_from([None, 2.0]),
+    limited=st.booleans(),
+    biased=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_streaming_equals_reference_for_every_tile(
+    H: int, n: int, T: int, tile: int, softcap: float | None, limited: bool, biased: bool, seed: int
+) -> None:
+    g = torch.Generator().manual_seed(seed)
+    Q, K = torch.randn(H, n, 6, generator=g), torch.randn(H, T, 6, generator=g)
+    V = torch.randn(H, T, 4, generator=g)
+    limit = torch.randint(0, T + 1, (n,), generator=g) if limited else None
+    bias = torch.randn(H, T, generator=g) if biased else None
+    lse, Y = attention_stats(Q, K, V, 0.7, softcap=softcap, limit=limit, bias=bias, tile=tile)
+    want_lse, want_Y, _ = reference(Q, K, V, 0.7, softcap, limit, bias)
+    torch.testing.assert_close(lse.double(), want_lse, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(Y.double(), want_Y, atol=1e-5, rtol=1e-5)
+    alone = logsumexp(Q, K, 0.7, softcap=softcap, limit=limit, bias=bias, tile=tile)
+    assert torch.equal(alone, lse)
+
+
+def test_large_logits_neither_overflow_nor_vanish() -> None:
+    Q, K = torch.full((1, 1, 1), 300.0), torch.tensor([[[-1.0], [1.0], [0.999]]])
+    lse, Y = attention_stats(Q, K, torch.eye(3).unsqueeze(0), 1.0, tile=1)
+    assert lse.item() == pytest.approx(300 + torch.tensor(-0.3).exp().log1p().item(), rel=1e-6)
+    assert Y[0, 0, 0] == 0
+    assert Y.sum().item() == pytest.approx(1.0)
+
+
+def test_rows_that_see_nothing_have_no_mass_and_no_output() -> None:
+    h = heads(T=12, n=3)
+    limit = torch.tensor([0, 5, 12])
+    lse, Y = attention_stats(h.Q, h.K, h.V, h.scale, limit=limit, tile=8)
+    assert bool((lse[:, 0] == -torch.inf).all())
+    assert bool((Y[:, 0] == 0).all())
+    state = ScoreState(2, 12)
+    state.update(h.Q, h.K, h.scale, limit=limit)
+    assert bool(state.scores("max").isfinite().all())
+
+
+def test_bfloat16_inputs_are_computed_in_float32() -> None:
+    h = heads(T=30, n=5, dtype=torch.bfloat16)
+    lse, Y = attention_stats(h.Q, h.K, h.V, h.scale)
+    assert lse.dtype == Y.dtype == torch.float32
+    want, want_Y, _ = reference(h.Q, h.K, h.V, h.scale)
+    torch.testing.assert_close(lse.double(), want, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(Y.double(), want_Y, atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    cut=st.integers(1, 15),
+    tile=st.integers(1, 300),
+    softcap=st.sampled_from([None, 3.0]),
+    limited=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_scores_accumulate_over_chunks(
+    cut: int, tile: int, softcap: float | None, limited: bool, seed: int
+) -> None:
+    h = heads(T=22, n=16, seed=seed)
+    limit = torch.arange(16) + 3 if limited else None
+    state = ScoreState(2, 22)
+    for rows in (slice(0, cut), slice(cut, 16)):
+        state.update(
+            h.Q[:, rows],
+            h.K,
+            h.scale,
+            softcap=softcap,
+            weights=h.W[:, rows],
+            limit=None if limit is None else limit[rows],
+            tile=tile,
+        )
+    P = reference(h.Q, h.K, h.V, h.scale, softcap, limit)[2] * h.W.double().unsqueeze(-1)
+    want = {"max": P.amax(1), "rms": P.square().mean(1).sqrt(), "mean": P.mean(1)}
+    for kind in SCORE_KINDS:
+        torch.testing.assert_close(
+            state.scores(kind).double(), want[kind], atol=1e-5, rtol=1e-4, msg=kind
+        )
+
+
+def test_full_log_sum_exp_replaces_weights() -> None:
+    h = heads(T=20, n=8)
+    lse = logsumexp(h.Q, h.K, h.scale)
+    by_weight, by_lse = ScoreState(2, 20), ScoreState(2, 20)
+    by_weight.update(h.Q, h.K, h.scale, weights=h.W)
+    by_lse.update(h.Q, h.K, h.scale, lse=lse - h.W.log())
+    torch.testing.assert_close(by_weight.scores("rms"), by_lse.scores("rms"))
+
+
+def test_score_state_refuses_other_shapes_and_kinds() -> None:
+    h = heads(T=20, n=8)
+    with pytest.raises(ValueError, match="19"):
+        ScoreState(2, 19).update(h.Q, h.K, h.scale)
+    with pytest.raises(ValueError, match="median"):
+        ScoreState(2, 20).scores("median")  # type: ignore[arg-type]
