@@ -1,0 +1,197 @@
+"""Token ids of a conversation whose first user turn opens with the document.
+
+The chat template is rendered with sentinels in place of document, answer and questions, and the
+text is cut there. What comes before the end of the document is the *context*: it is prefilled,
+compacted and stored. What comes after goes with each question. Document, questions and template
+are tokenised apart from each other, so that ids(context) + ids(first turn) is exactly what a
+full-context baseline reads; text of a document is never read as a control token.
+
+A tokenizer without a template gets the plainest form there is, which base models know:
+
+    document ⏎⏎ Question: … ⏎ Answer: …  ⏎⏎ Question: …
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from amcli.errors import UsageError
+
+# Plain letters, so that no template trims, splits or escapes them.
+_DOCUMENT, _QUESTION, _ANSWER = "AmkvDocumentHere", "AmkvQuestionHere", "AmkvAnswerHere"
+_SYSTEM = "AmkvSystemHere"
+
+_JOIN = "\n\n"
+
+# Long thoughts before every answer are not what a lookup in a document needs; templates that
+# know neither name ignore them.
+_OPTIONS: dict[str, Any] = {"enable_thinking": False, "thinking": False}
+
+Messages = list[dict[str, Any]]
+
+
+class OpenedDocument(NamedTuple):
+    """The context's `ids`; the document itself is `ids[document_start:document_end]`.
+
+    `boundary` says in which state the context ends: `in_user_turn`, or `raw` without a template.
+    """
+
+    ids: list[int]
+    document_start: int
+    document_end: int
+    boundary: str
+
+
+class ChatTemplate:
+    """A tokenizer's chat template, cut into the pieces a session feeds one after another.
+
+    `stop_ids` end an answer: the model's own end tokens (`eos_token_id`, from its generation
+    configuration), the tokenizer's, and the template's end-of-turn token.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        eos_token_id: int | Iterable[int] | None = None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self.raw = not getattr(tokenizer, "chat_template", None)
+        ends = {eos_token_id} if isinstance(eos_token_id, int) else set(eos_token_id or ())
+        if tokenizer.eos_token_id is not None:
+            ends.add(tokenizer.eos_token_id)
+        if not self.raw:
+            ends.update(self._end_of_turn())
+        self.stop_ids = frozenset(ends)
+
+    def open_document(self, text: str, system: str | None = None) -> OpenedDocument:
+        """The context: everything up to the end of the document, in the first user turn.
+
+        A template without a system role gets `system` in front of the document.
+        """
+        document = self._plain(text)
+        if self.raw:
+            start = self._beginning() + ([] if system is None else self._plain(system + _JOIN))
+            boundary = "raw"
+        else:
+            start = self._opening(system)
+            boundary = "in_user_turn"
+        end = len(start) + len(document)
+        return OpenedDocument(start + document, len(start), end, boundary)
+
+    def first_turn(self, question: str) -> list[int]:
+        """What follows the document: the question, the rest of the turn, and the answer's start."""
+        if self.raw:
+            return self._plain(f"{_JOIN}Question: {question}\nAnswer:")
+        text = self._render(_user(_DOCUMENT + _JOIN + _QUESTION))
+        return self._plain(_JOIN + question) + self._control(_after(text, _QUESTION))
+
+    def next_turn(self, question: str) -> list[int]:
+        """What follows an answer: its end (not yet in the cache), and the next question's turn."""
+        if self.raw:
+            return self._plain(f"{_JOIN}Question: {question}\nAnswer:")
+        between, _, rest = self._turns().partition(_QUESTION)
+        return self._control(between) + self._plain(question) + self._control(rest)
+
+    def answer_ids(self, text: str) -> list[int]:
+        """An answer as the assistant would write it, without the end of its turn."""
+        return self._plain(f" {text}" if self.raw else text)
+
+    # ---- rendering -----------------------------------------------------------------------------
+
+    def _opening(self, system: str | None) -> list[int]:
+        user = _user(_DOCUMENT + _JOIN + _QUESTION)
+        if system is None:
+            return self._control(self._render(user).partition(_DOCUMENT)[0])
+        try:
+            text = self._render([{"role": "system", "content": _SYSTEM}, *user])
+        except UsageError:
+            text = ""
+        before, found, between = text.partition(_DOCUMENT)[0].partition(_SYSTEM)
+        if not found:  # no system role, or one that is silently dropped
+            return self._opening(None) + self._plain(system + _JOIN)
+        return self._control(before) + self._plain(system) + self._control(between)
+
+    def _turns(self) -> str:
+        """The text from the end of one answer to the start of the next, question in between."""
+        messages = [
+            *_user(_DOCUMENT),
+            {"role": "assistant", "content": _ANSWER},
+            *_user(_QUESTION),
+        ]
+        return _after(self._render(messages), _ANSWER)
+
+    def _render(self, messages: Messages) -> str:
+        """The conversation as text, up to where the assistant would begin to write."""
+        failure: Exception | None = None
+        for form in (messages, _as_parts(messages)):
+            try:
+                text = str(
+                    self._tokenizer.apply_chat_template(
+                        form, tokenize=False, add_generation_prompt=True, **_OPTIONS
+                    )
+                )
+            except (TemplateError, TypeError, ValueError) as error:
+                failure = failure or error
+                continue
+            if all(text.count(name) == 1 for name in _names(messages)):
+                return text
+        reason = "it changes or drops what a message says" if failure is None else str(failure)
+        raise UsageError(
+            f"the model's chat template cannot be split around a document: {reason}",
+            "choose an instruction-tuned model with an ordinary chat template",
+        )
+
+    def _end_of_turn(self) -> set[int]:
+        """The control token right after an answer, if the template has one there."""
+        ids = self._control(self._turns().partition(_QUESTION)[0].lstrip())
+        added = self._tokenizer.added_tokens_decoder
+        return {ids[0]} if ids and ids[0] in added and added[ids[0]].special else set()
+
+    # ---- tokenising ----------------------------------------------------------------------------
+
+    def _plain(self, text: str) -> list[int]:
+        """Text from outside: what looks like a control token in it is only text."""
+        return self._encode(text, split_special_tokens=True)
+
+    def _control(self, text: str) -> list[int]:
+        """Text of the template, control tokens and all."""
+        return self._encode(text, split_special_tokens=False)
+
+    def _encode(self, text: str, *, split_special_tokens: bool) -> list[int]:
+        if not text:
+            return []
+        encoded = self._tokenizer(
+            text, add_special_tokens=False, split_special_tokens=split_special_tokens
+        )
+        return list(encoded["input_ids"])
+
+    def _beginning(self) -> list[int]:
+        """What the tokenizer puts before any text by itself, such as a BOS token."""
+        bare = self._plain("a")
+        full = list(self._tokenizer("a")["input_ids"])
+        for start in range(len(full) - len(bare) + 1):
+            if full[start : start + len(bare)] == bare:
+                return full[:start]
+        return []
+
+
+def _user(content: str) -> Messages:
+    return [{"role": "user", "content": content}]
+
+
+def _as_parts(messages: Messages) -> Messages:
+    """The form that templates of multimodal models may insist on."""
+    return [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
+
+
+def _names(messages: Messages) -> list[str]:
+    said = "".join(message["content"] for message in messages)
+    return [name for name in (_DOCUMENT, _QUESTION, _ANSWER, _SYSTEM) if name in said]
+
+
+def _after(text: str, sentinel: str) -> str:
+    return text.partition(sentinel)[2]

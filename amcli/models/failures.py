@@ -1,0 +1,135 @@
+"""Turn what the libraries below raise into one line and a hint; keep them silent meanwhile."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import huggingface_hub
+import torch
+from huggingface_hub import errors as hub
+from safetensors import SafetensorError
+from transformers import __version__ as transformers_version
+
+from amcli.errors import AmkvError, OutOfMemoryError, UsageError
+
+# Neither module declares what it exports, nor all of its types.
+hf_logging: Any = importlib.import_module("transformers.utils.logging")
+hub_utils: Any = importlib.import_module("huggingface_hub.utils")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence warnings and progress bars of the libraries inside the block, and only there."""
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hub_bars = not hub_utils.are_progress_bars_disabled()
+    hf_logging.set_verbosity(logging.CRITICAL)
+    hf_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()
+        # transformers switches the hub's bars along with its own.
+        (hub_utils.enable_progress_bars if hub_bars else hub_utils.disable_progress_bars)()
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether PyTorch or Python ran out of memory, on any device."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def explain(error: Exception, name: str, revision: str | None) -> AmkvError:
+    """The error a user should see for `error`, raised while loading `name`."""
+    chain = list(_chain(error))
+    if any(out_of_memory(link) for link in chain):
+        return OutOfMemoryError(
+            f"{name} does not fit into memory",
+            "try --dtype bfloat16, --device cpu, or a smaller model",
+        )
+    found = _hub_error(chain, name, revision) or _model_error(chain, name)
+    if found is not None:
+        return found
+    return AmkvError(f"cannot load {name}: {_first_line(error)}", "run again with --debug")
+
+
+def _hub_error(chain: list[BaseException], name: str, revision: str | None) -> AmkvError | None:
+    def among(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(link, kinds) for link in chain)
+
+    if among(hub.GatedRepoError):
+        return UsageError(
+            f"the model {name} is gated and your account has no access to it",
+            f"accept its terms at https://huggingface.co/{name}, then run: hf auth login",
+        )
+    if among(hub.RevisionNotFoundError):
+        return UsageError(
+            f"the model {name} has no revision {revision}", f"leave it out: --model {name}"
+        )
+    if among(hub.RepositoryNotFoundError, hub.HFValidationError):
+        return UsageError(
+            f"there is no model {name}, neither as a folder nor on the Hugging Face hub",
+            "check the name; for a private model run: hf auth login",
+        )
+    if among(hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError, ConnectionError) or any(
+        "couldn't connect to" in str(link) for link in chain
+    ):
+        if huggingface_hub.constants.HF_HUB_OFFLINE:
+            return AmkvError(
+                f"the model {name} is not in the local cache, and HF_HUB_OFFLINE is set",
+                f"unset HF_HUB_OFFLINE, or fetch it first: hf download {name}",
+            )
+        return AmkvError(
+            f"the model {name} is not in the local cache, and the hub cannot be reached",
+            "check the network, or give --model a folder",
+        )
+    return None
+
+
+def _model_error(chain: list[BaseException], name: str) -> AmkvError | None:
+    text = "\n".join(str(link) for link in chain)
+    if "trust_remote_code" in text:
+        return UsageError(
+            f"the model {name} brings its own code, which amkv does not run unasked",
+            "choose a model that transformers supports itself",
+        )
+    if "does not recognize this architecture" in text or "Unrecognized model in" in text:
+        return UsageError(
+            f"transformers {transformers_version} does not know the architecture of {name}",
+            "pip install --upgrade transformers, or choose another model",
+        )
+    if "Unrecognized configuration class" in text:
+        return UsageError(
+            f"{name} is not a causal language model", "choose one, such as Qwen/Qwen3-4B"
+        )
+    if "not a valid JSON file" in text:
+        return UsageError(
+            f"the config.json of {name} is not valid JSON", "download the model again"
+        )
+    if any(isinstance(link, SafetensorError) for link in chain):
+        return UsageError(
+            f"the weights of {name} are damaged: {_first_line(chain[-1])}",
+            "download the model again",
+        )
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

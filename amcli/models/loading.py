@@ -1,0 +1,255 @@
+"""Find a model and its tokenizer, load them quietly, and say in one line what went wrong.
+
+A model is named by `pocket` (the one in the box), a folder, a hub id, or `id@revision`.
+`HF_HOME` and `HF_HUB_OFFLINE` are honoured by the libraries below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from amcli.errors import AmkvError, UsageError
+from amcli.models import identity
+from amcli.models.attention import NAME, register
+from amcli.models.chat import ChatTemplate
+from amcli.models.failures import explain, quiet
+from amcli.models.geometry import ModelGeometry, refuse_unsupported
+from amcli.models.probe import probe
+
+POCKET = "pocket"
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "tekken.json",
+)
+_WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to run on compact caches, with all that an artifact says about it.
+
+    `id` is what loads it again: `pocket`, an absolute folder, or a hub id; `revision` the
+    resolved commit of a hub model, None otherwise. `model` is in eval mode without gradients.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    id: str
+    revision: str | None
+    geometry: ModelGeometry
+    device: torch.device
+    dtype: torch.dtype
+    config_hash: str
+    tokenizer_hash: str
+    template_hash: str | None
+    chat: ChatTemplate
+
+    def fingerprint(self) -> dict[str, Any]:
+        """`{"model": …, "tokenizer": …}` as an artifact's manifest holds them."""
+        return {
+            "model": {
+                "id": self.id,
+                "revision": self.revision,
+                "architecture": self.geometry.architecture,
+                "config_hash": self.config_hash,
+                "dtype": str(self.dtype).removeprefix("torch."),
+                "layers": [layer.manifest() for layer in self.geometry.layers],
+                "rope": self.geometry.rope,
+            },
+            "tokenizer": {"hash": self.tokenizer_hash, "template_hash": self.template_hash},
+        }
+
+    def differences(
+        self, manifest_model: Mapping[str, Any], manifest_tokenizer: Mapping[str, Any]
+    ) -> list[str]:
+        """Why an artifact made for the manifest's model does not fit; empty when it does."""
+        mine = self.fingerprint()
+        return identity.differences(
+            manifest_model, manifest_tokenizer, mine["model"], mine["tokenizer"]
+        )
+
+
+def load(
+    spec: str,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """Load the model that `spec` names.
+
+    device  `cpu`, `cuda`, `cuda:1`, …; CUDA where there is one
+    dtype   a key of `DTYPES`; float32 on the CPU, elsewhere the model's own 16-bit type, or
+            bfloat16 where the device has it
+
+    Raises UsageError for a name, folder, device or model that cannot be used, AmkvError when the
+    hub cannot be reached, OutOfMemoryError when the weights do not fit.
+    """
+    register()
+    source = _Source.of(spec)
+    place = _device(device)
+    try:
+        with quiet():
+            return _load(source, place, dtype, trust_remote_code)
+    except AmkvError:
+        raise
+    except Exception as error:
+        raise explain(error, source.id, source.revision) from error
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where to load from (`location`), and by which name to remember it (`id`)."""
+
+    id: str
+    location: str
+    revision: str | None
+
+    @classmethod
+    def of(cls, spec: str) -> _Source:
+        if not spec:
+            raise UsageError("no model named", "name one with --model, such as Qwen/Qwen3-4B")
+        if spec == POCKET:
+            from amcli.pocket import folder
+
+            _check_folder(folder())
+            return cls(POCKET, str(folder()), None)
+        path = Path(spec).expanduser()
+        if path.exists() or spec.startswith((".", "/", "~", "\\")) or spec.count("/") > 1:
+            _check_folder(path)
+            return cls(str(path.resolve()), str(path), None)
+        name, _, revision = spec.partition("@")
+        return cls(name, name, revision or None)
+
+
+def _check_folder(path: Path) -> None:
+    if not path.exists():
+        raise UsageError(f"model folder {path} does not exist", "check the path given to --model")
+    if not path.is_dir():
+        raise UsageError(
+            f"{path} is a file, not a model folder", "give the folder that holds config.json"
+        )
+    if not (path / "config.json").is_file():
+        raise UsageError(
+            f"model folder {path} has no config.json", "give a folder in Hugging Face format"
+        )
+    if not any((path / name).is_file() for name in _TOKENIZER_FILES):
+        raise UsageError(
+            f"model folder {path} has no tokenizer", "put the model's tokenizer.json into it"
+        )
+    if not any(next(path.glob(pattern), None) for pattern in _WEIGHT_PATTERNS):
+        raise UsageError(
+            f"model folder {path} has no weights", "put the model's *.safetensors files into it"
+        )
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"unknown device {name!r}", "use cpu, cuda or cuda:0") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            f"device {name} was asked for, but PyTorch sees no CUDA device", "use --device cpu"
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"device {name} was asked for, but there are {torch.cuda.device_count()}",
+            "use --device cuda:0",
+        )
+    return device
+
+
+def _dtype(name: str | None, device: torch.device, config: PreTrainedConfig) -> torch.dtype:
+    if name is not None:
+        if name not in DTYPES:
+            raise UsageError(f"unknown dtype {name!r}", "use float32, bfloat16 or float16")
+        return DTYPES[name]
+    if device.type == "cpu":
+        return torch.float32
+    own = getattr(config.get_text_config(decoder=True), "dtype", None)
+    brain = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if own == torch.float16 or (own == torch.bfloat16 and brain):
+        return cast(torch.dtype, own)
+    return torch.bfloat16 if brain else torch.float16
+
+
+def _load(
+    source: _Source, device: torch.device, dtype_name: str | None, trust_remote_code: bool
+) -> LoadedModel:
+    # The configuration comes first: it is small, and most refusals need nothing else.
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    config = AutoConfig.from_pretrained(source.location, revision=source.revision, **options)
+    refuse_unsupported(config)
+    dtype = _dtype(dtype_name, device, config)
+    commit = None if Path(source.location).is_dir() else getattr(config, "_commit_hash", None)
+    options["revision"] = commit or source.revision
+    tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
+    if len(tokenizer) == 0:
+        raise UsageError(f"{source.id} has no tokenizer", "choose a model that brings its own")
+    model = _weights(source, dtype, options)
+    torch.nn.Module.to(model, device).train(False).requires_grad_(False)
+    generation = getattr(model.generation_config, "eos_token_id", None)
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        id=source.id,
+        revision=commit,
+        geometry=probe(model),
+        device=device,
+        dtype=dtype,
+        config_hash=identity.config_hash(config),
+        tokenizer_hash=identity.tokenizer_hash(tokenizer),
+        template_hash=identity.template_hash(tokenizer),
+        chat=ChatTemplate(tokenizer, generation),
+    )
+
+
+def _weights(source: _Source, dtype: torch.dtype, options: dict[str, Any]) -> PreTrainedModel:
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        source.location,
+        dtype=dtype,
+        attn_implementation=NAME,
+        output_loading_info=True,
+        **options,
+    )
+    model, report = loaded
+    # transformers fills what is missing with random numbers and only logs it.
+    absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    if absent:
+        raise UsageError(
+            f"the weights of {source.id} are incomplete: {len(absent)} tensors are missing or of "
+            f"another shape, such as {absent[0]}",
+            "download the model again, or check that it is a causal language model",
+        )
+    return cast(PreTrainedModel, model)

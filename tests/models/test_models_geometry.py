@@ -1,0 +1,124 @@
+"""The probe: what it finds in models that work, and how it refuses those that do not."""
+
+from __future__ import annotations
+
+import pytest
+import tinymodels as tiny
+import torch
+from transformers import AutoModelForCausalLM
+
+from amcli.errors import UsageError
+from amcli.models.attention import NAME, register
+from amcli.models.geometry import LayerGeometry, refuse_unsupported
+from amcli.models.probe import probe
+
+FULL = LayerGeometry("full", 2, 8, 8)
+SLIDING = LayerGeometry("sliding", 2, 8, 8, window=7)
+
+
+def build(architecture: str, **overrides):
+    register()
+    configuration = tiny.config(architecture, **overrides)
+    return AutoModelForCausalLM.from_config(configuration, attn_implementation=NAME).eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("qwen3", (FULL, FULL, FULL)),
+        ("mistral", (SLIDING, SLIDING, SLIDING)),
+        ("gemma3_text", (SLIDING, FULL, SLIDING)),
+        ("gpt_oss", (SLIDING, FULL, SLIDING)),
+    ],
+)
+def test_layers_are_found_by_their_tensors(name: str, layers: tuple[LayerGeometry, ...]) -> None:
+    found = tiny.geometry(name)
+    assert found.layers == layers
+    assert found.query_heads == (4, 4, 4)
+    assert found.max_positions == 256
+    assert found.full_layers == tuple(i for i, layer in enumerate(layers) if layer == FULL)
+
+
+def test_rope_and_architecture_come_along() -> None:
+    found = tiny.geometry("qwen3")
+    assert found.architecture == "Qwen3ForCausalLM"
+    assert found.rope == {"rope_theta": 10000.0, "rope_type": "default"}
+    assert set(tiny.geometry("gemma3_text").rope) == {"full_attention", "sliding_attention"}
+
+
+def test_a_layer_as_a_manifest_has_it() -> None:
+    assert SLIDING.manifest() == {
+        "type": "sliding",
+        "kv_heads": 2,
+        "key_dim": 8,
+        "value_dim": 8,
+        "window": 7,
+    }
+
+
+@pytest.mark.parametrize(
+    ("architecture", "overrides", "reason"),
+    [
+        ("t5", {}, "encoder-decoder"),
+        ("deepseek_v3", {}, "latent attention"),
+        ("qwen3_next", {}, "linear_attention layers"),
+        ("llama4_text", {}, "chunked_attention layers"),
+        ("gemma3n_text", {}, "share one KV cache"),
+    ],
+)
+def test_configurations_that_cannot_work_are_refused_by_name(
+    architecture: str, overrides: dict, reason: str
+) -> None:
+    from transformers import AutoConfig
+
+    configuration = AutoConfig.for_model(architecture, **overrides)
+    with pytest.raises(UsageError, match=f"{architecture} is not supported.*{reason}") as caught:
+        refuse_unsupported(configuration)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("architecture", "overrides", "reason"),
+    [
+        ("bloom", {"n_layer": 2, "n_head": 4}, "registered attention function"),
+        ("qwen2_moe", {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 0,
+                       "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+                       "shared_expert_intermediate_size": 16}, "through the mask only"),
+        ("bert", {}, "causal and sliding-window masks only"),
+    ],
+)  # fmt: skip
+def test_models_that_cannot_work_are_refused_by_the_probe(
+    architecture: str, overrides: dict, reason: str
+) -> None:
+    with pytest.raises(UsageError, match=reason) as caught:
+        probe(build(architecture, **overrides))
+    assert caught.value.hint
+
+
+def test_a_model_that_copies_its_keys_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from amcli.models.cache import CompactCache
+
+    update = CompactCache.update
+
+    def copying(self, *args, **kwargs):
+        return tuple(tensor.clone() for tensor in update(self, *args, **kwargs))
+
+    monkeypatch.setattr(CompactCache, "update", copying)
+    with pytest.raises(UsageError, match="no amkv attention has read"):
+        probe(build("qwen3", num_hidden_layers=1))
+
+
+def test_dropout_and_4d_masks_are_refused() -> None:
+    model = tiny.build("qwen3")
+    mask = torch.zeros(1, 1, 4, 4)
+    with pytest.raises(NotImplementedError, match="2-D attention_mask"):
+        tiny.logits(model, tiny.ids(4), attention_mask=mask)
+    training = build("qwen3", attention_dropout=0.1).train()
+    with pytest.raises(NotImplementedError, match="dropout"):
+        training(input_ids=tiny.ids(4))
+
+
+def test_packed_sequences_are_refused() -> None:
+    packed = torch.tensor([[0, 1, 2, 0, 1, 2]])
+    with pytest.raises(NotImplementedError, match="causal and sliding-window"):
+        tiny.build("qwen3")(input_ids=tiny.ids(6), position_ids=packed, use_cache=False)

@@ -1,0 +1,352 @@
+"""Loading from disk: what comes back, and one line with a hint for everything that goes wrong."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub.constants
+import pytest
+import tinymodels as tiny
+import tinytokenizer as tt
+import torch
+from huggingface_hub import errors as hub
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as hf_logging
+
+from amcli.errors import AmkvError, OutOfMemoryError, UsageError
+from amcli.models import loading
+from amcli.models.generate import stream
+from amcli.models.identity import config_hash
+from amcli.models.loading import load
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny-model")
+    configuration = tiny.config("qwen3", vocab_size=330, tie_word_embeddings=True)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(configuration, dtype=torch.bfloat16)
+    model.generation_config.eos_token_id = [5, 6]
+    model.save_pretrained(folder)
+    tt.of("chatml").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def refused(error: type[AmkvError], spec: object, **options: object) -> AmkvError:
+    with pytest.raises(error) as caught:
+        load(str(spec), **options)  # type: ignore[arg-type]
+    assert type(caught.value) is error
+    assert caught.value.hint
+    assert "\n" not in caught.value.message
+    return caught.value
+
+
+def test_a_folder_loads_ready_to_answer(saved: Path) -> None:
+    loaded = load(str(saved), device="cpu")
+    assert not loaded.model.training
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+    assert (loaded.id, loaded.revision) == (str(saved.resolve()), None)
+    assert (loaded.device.type, loaded.dtype) == ("cpu", torch.float32)
+    assert len(loaded.geometry.layers) == 3
+    assert loaded.chat.stop_ids >= {5, 6}
+    from amcli.models.cache import CompactCache
+
+    context = loaded.chat.open_document("Anna owns a lynx.")
+    cache = CompactCache.empty(loaded.geometry)
+    ids = context.ids + loaded.chat.first_turn("Who?")
+    answer = list(stream(loaded, cache, ids, max_tokens=3, stop_ids=frozenset()))
+    assert cache.get_seq_length() == len(ids) + len(answer) == len(ids) + 3
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "float16", "bf16"])
+def test_the_dtype_asked_for_is_the_dtype_got(saved: Path, name: str) -> None:
+    loaded = load(str(saved), device="cpu", dtype=name)
+    assert next(loaded.model.parameters()).dtype == loaded.dtype == loading.DTYPES[name]
+    manifest = loaded.fingerprint()["model"]["dtype"]
+    assert loading.DTYPES[manifest] == loaded.dtype
+
+
+def test_the_box_is_loaded_by_its_name(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import amcli.pocket
+
+    monkeypatch.setattr(amcli.pocket, "folder", lambda: saved, raising=False)
+    assert load("pocket", device="cpu").id == "pocket"
+
+
+def test_a_hub_revision_is_resolved_to_its_commit(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The three downloads must be of one commit, whatever moves on the hub meanwhile."""
+    asked = []
+    for name in ("AutoConfig", "AutoTokenizer", "AutoModelForCausalLM"):
+        original = getattr(loading, name)
+
+        def from_pretrained(spec, *, original=original, name=name, **options):
+            asked.append((name, spec, options.pop("revision")))
+            result = original.from_pretrained(saved, **options)
+            if name == "AutoConfig":
+                result._commit_hash = "c0ffee"
+            return result
+
+        monkeypatch.setattr(loading, name, SimpleNamespace(from_pretrained=from_pretrained))
+    loaded = load("someone/tiny@main", device="cpu")
+    assert (loaded.id, loaded.revision) == ("someone/tiny", "c0ffee")
+    assert asked == [
+        ("AutoConfig", "someone/tiny", "main"),
+        ("AutoTokenizer", "someone/tiny", "c0ffee"),
+        ("AutoModelForCausalLM", "someone/tiny", "c0ffee"),
+    ]
+
+
+# ---- identity ----------------------------------------------------------------------------------
+
+
+def test_a_moved_model_in_another_dtype_is_the_same_model(saved: Path, copy: Path) -> None:
+    edit_config(copy, transformers_version="5.17.0", dtype="float16", _name_or_path="elsewhere")
+    one, two = load(str(saved), device="cpu"), load(str(copy), device="cpu", dtype="bfloat16")
+    mine = one.fingerprint()
+    assert two.differences(mine["model"], mine["tokenizer"]) == []
+    assert one.config_hash == two.config_hash
+    for value in (one.config_hash, one.tokenizer_hash, one.template_hash):
+        assert value is not None
+        assert value.startswith("sha256:")
+        assert len(value) == 7 + 64
+
+
+def test_a_resaved_model_is_the_same_model(saved: Path, tmp_path: Path) -> None:
+    loaded = load(str(saved), device="cpu")
+    loaded.model.save_pretrained(tmp_path)
+    loaded.tokenizer.save_pretrained(tmp_path)
+    mine = loaded.fingerprint()
+    assert load(str(tmp_path)).differences(mine["model"], mine["tokenizer"]) == []
+
+
+def test_using_a_tokenizer_does_not_change_its_hash(saved: Path) -> None:
+    loaded = load(str(saved), device="cpu")
+    loaded.tokenizer.pad_token = loaded.tokenizer.eos_token
+    loaded.tokenizer(["a", "b c d"], padding="max_length", max_length=9, truncation=True)
+    assert loading.identity.tokenizer_hash(loaded.tokenizer) == loaded.tokenizer_hash
+
+
+@pytest.mark.parametrize(
+    ("architecture", "digits"),
+    [
+        ("qwen3", "63c34e27776197fd"),
+        ("gemma3_text", "4b7c782764fcf0a4"),
+        ("glm4", "3fb2fa2413f45aff"),  # a field less in transformers 5.23 than in 5.17
+        ("gpt_oss", "4e614cc74b1f22b3"),  # two fields more
+    ],
+)
+def test_the_config_hash_is_the_same_in_every_transformers(architecture: str, digits: str) -> None:
+    """Computed with 5.17 and 5.23: artifacts outlive versions."""
+    assert config_hash(tiny.config(architecture)).startswith(f"sha256:{digits}")
+
+
+@pytest.mark.parametrize("architecture", list(tiny.ARCHITECTURES))
+def test_the_config_hash_tells_models_apart(architecture: str) -> None:
+    one = config_hash(tiny.config(architecture))
+    assert one != config_hash(tiny.config(architecture, intermediate_size=52))
+    assert one != config_hash(tiny.config(architecture, max_position_embeddings=512))
+    other = tiny.config(architecture)
+    other.something_of_its_own = 3
+    assert one != config_hash(other)
+
+
+def test_differences_are_said_in_plain_words(saved: Path, copy: Path) -> None:
+    mine = load(str(saved), device="cpu").fingerprint()
+    edit_config(copy, rms_norm_eps=0.5)
+    tokenizer = json.loads((copy / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"].pop()
+    (copy / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (copy / "chat_template.jinja").write_text(tt.GEMMA)
+    found = load(str(copy), device="cpu").differences(mine["model"], mine["tokenizer"])
+    assert [line.partition(":")[0] for line in found] == [
+        "config hash",
+        "tokenizer",
+        "chat template",
+    ]
+    digits = mine["model"]["config_hash"][7:15]
+    assert found[0].startswith(f"config hash: file sha256:{digits}…, model sha256:")
+
+
+def test_differences_name_layers_and_architecture(saved: Path) -> None:
+    loaded = load(str(saved), device="cpu")
+    mine = loaded.fingerprint()
+    fewer = mine["model"] | {"layers": mine["model"]["layers"][:2], "architecture": "Other"}
+    assert loaded.differences(fewer, mine["tokenizer"]) == [
+        "architecture: file Other, model Qwen3ForCausalLM",
+        "layers: file 2, model 3",
+    ]
+    wider = [layer | {"key_dim": 99} for layer in mine["model"]["layers"]]
+    assert loaded.differences(mine["model"] | {"layers": wider}, mine["tokenizer"]) == [
+        "layer 0 key_dim: file 99, model 8"
+    ]
+    raw = mine["tokenizer"] | {"template_hash": None}
+    assert loaded.differences(mine["model"], raw)[0].startswith("chat template: file none, model")
+
+
+# ---- silence -----------------------------------------------------------------------------------
+
+
+def test_loading_is_silent_and_leaves_the_callers_logging_alone(
+    saved: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root = logging.getLogger()
+    before = (hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled(), root.level)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load(str(saved), device="cpu")
+    assert (hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled(), root.level) == before
+    assert capfd.readouterr() == ("", "")
+    assert caught == []
+
+
+def test_logging_is_restored_after_a_failure(copy: Path) -> None:
+    before = (hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled())
+    edit_config(copy, model_type="nosuch")
+    refused(UsageError, copy)
+    assert (hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()) == before
+
+
+# ---- refusals ----------------------------------------------------------------------------------
+
+
+def test_names_that_lead_nowhere(tmp_path: Path) -> None:
+    assert "does not exist" in refused(UsageError, tmp_path / "missing").message
+    assert "does not exist" in refused(UsageError, "./missing").message
+    (tmp_path / "file.txt").write_text("x")
+    assert "is a file" in refused(UsageError, tmp_path / "file.txt").message
+    refused(UsageError, "")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "what"),
+    [("config.json", "config.json"), ("tokenizer*", "tokenizer"), ("*.safetensors", "weights")],
+)
+def test_folders_with_something_missing(copy: Path, pattern: str, what: str) -> None:
+    for path in copy.glob(pattern):
+        path.unlink()
+    assert f"has no {what}" in refused(UsageError, copy).message
+
+
+def test_damaged_files(copy: Path) -> None:
+    weights = (copy / "model.safetensors").read_bytes()
+    (copy / "model.safetensors").write_bytes(weights[:100])
+    assert "damaged" in refused(UsageError, copy).message
+    (copy / "config.json").write_text("{")
+    assert "not valid JSON" in refused(UsageError, copy).message
+
+
+def test_missing_tensors_are_not_filled_with_noise(copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    tensors.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    message = refused(UsageError, copy).message
+    assert "1 tensors" in message
+    assert "model.layers.1.mlp.up_proj.weight" in message
+
+
+def test_architectures_that_cannot_be_used(copy: Path) -> None:
+    edit_config(copy, model_type="nosuch")
+    assert "does not know the architecture" in refused(UsageError, copy).message
+    AutoConfig.for_model("vit").save_pretrained(copy)
+    assert "not a causal language model" in refused(UsageError, copy).message
+    AutoConfig.for_model("t5").save_pretrained(copy)
+    assert "encoder-decoder" in refused(UsageError, copy).message
+
+
+def test_remote_code_is_not_run_unasked(copy: Path) -> None:
+    edit_config(copy, model_type="mine", auto_map={"AutoConfig": "code.MyConfig"})
+    (copy / "code.py").write_text("raise SystemExit('the code was run')")
+    assert "its own code" in refused(UsageError, copy).message
+
+
+def test_devices_and_dtypes_that_are_not_there(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "unknown device" in refused(UsageError, saved, device="warp9").message
+    assert "unknown dtype" in refused(UsageError, saved, device="cpu", dtype="int3").message
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    absent = refused(UsageError, saved, device="cuda")
+    assert "no CUDA device" in absent.message
+    assert "--device cpu" in (absent.hint or "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert "there are 1" in refused(UsageError, saved, device="cuda:3").message
+
+
+@pytest.mark.parametrize(
+    "failure", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
+                RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")]
+)  # fmt: skip
+def test_too_little_memory(
+    saved: Path, failure: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(torch.nn.Module, "to", fail)
+    assert refused(OutOfMemoryError, saved, device="cpu").exit_code == 5
+
+
+def hub_failure(kind: type[Exception]) -> Exception:
+    """What transformers raises: its own OSError, with the hub's error as the cause."""
+    if issubclass(kind, hub.HfHubHTTPError):
+        cause: Exception = kind.__new__(kind)
+        Exception.__init__(cause, "the hub said no")
+    else:
+        cause = kind("the hub said no")
+    error = OSError("two lines\nof explanation")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("cause", "offline", "expected", "words"),
+    [
+        (hub.GatedRepoError, False, UsageError, "is gated"),
+        (hub.RepositoryNotFoundError, False, UsageError, "there is no model"),
+        (hub.RevisionNotFoundError, False, UsageError, "has no revision v9"),
+        (hub.LocalEntryNotFoundError, False, AmkvError, "cannot be reached"),
+        (hub.LocalEntryNotFoundError, True, AmkvError, "HF_HUB_OFFLINE is set"),
+        (hub.OfflineModeIsEnabled, True, AmkvError, "HF_HUB_OFFLINE is set"),
+        (ZeroDivisionError, False, AmkvError, "cannot load someone/model: two lines"),
+    ],
+)
+def test_hub_failures(
+    cause: type[Exception],
+    offline: bool,
+    expected: type[AmkvError],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise hub_failure(cause)
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(loading.AutoConfig, "from_pretrained", fail)
+    assert words in refused(expected, "someone/model@v9").message
+
+
+def test_offline_and_not_in_the_cache_for_real(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    assert "HF_HUB_OFFLINE is set" in refused(AmkvError, "someone/model").message
