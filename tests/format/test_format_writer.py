@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from amkv_format import AmkvFile, FormatError, TensorSpec, Writer, write_file, writer
+from amkv_format import ITEM_BYTES, AmkvFile, FormatError, TensorSpec, Writer, write_file, writer
 from format_samples import Tensors, fill, sample, samples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -432,3 +433,28 @@ def test_extension_tensors_are_carried_and_not_interpreted(tmp_path: Path) -> No
     with AmkvFile.open(tmp_path / "f.amkv") as file:
         file.verify()
         assert file.read("ext.beta") == b"\xff" * 8
+
+
+def test_tensors_are_aligned_whatever_their_order(tmp_path: Path) -> None:
+    described, contents = sample()
+    odd = [(TensorSpec(f"ext.{i}", "F16", (1,)), b"\0\0") for i in range(3)]
+    write_file(tmp_path / "f.amkv", described, [odd[0], *contents[::-1], *odd[1:]])
+    with AmkvFile.open(tmp_path / "f.amkv") as file:
+        for info in file.tensors.values():
+            assert info.offset % ITEM_BYTES[info.dtype] == 0
+
+
+def test_systems_that_write_less_than_they_were_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Reluctant(io.FileIO):
+        def write(self, data: Any) -> int:
+            return super().write(memoryview(data)[:5])
+
+    monkeypatch.setattr(io, "FileIO", Reluctant)
+    described, contents = sample()
+    write_file(tmp_path / "f.amkv", described, contents)
+    monkeypatch.undo()
+    with AmkvFile.open(tmp_path / "f.amkv") as file:
+        file.verify()
+        assert all(file.read(spec.name) == data for spec, data in contents)
