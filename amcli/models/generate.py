@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,7 +51,7 @@ def absorb(
 
     `advance(tokens)` is called after each chunk. Raises OutOfMemoryError as `feed`.
     """
-    decoder = model.get_decoder()
+    decoder: torch.nn.Module = cast(Any, model).get_decoder()
     for i in range(0, len(ids), chunk):
         part = ids[i : i + chunk]
         _run(decoder, model.device, cache, part)

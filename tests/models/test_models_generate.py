@@ -10,7 +10,7 @@ import tinytokenizer as tt
 import torch
 
 from amcli.errors import OutOfMemoryError
-from amcli.models.generate import TextStream, feed, stream
+from amcli.models.generate import TextStream, absorb, feed, stream
 
 PROMPT = tiny.ids(19)[0].tolist()
 
@@ -42,6 +42,16 @@ def test_feeding_in_chunks_gives_the_last_logits_only(chunk: int) -> None:
     want = tiny.logits(tiny.build("qwen3", "eager"), torch.tensor([PROMPT]))[0, -1]
     torch.testing.assert_close(got, want, atol=1e-4, rtol=0)
     assert cache.get_seq_length() == len(PROMPT)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma3_text", "gpt_oss"])
+def test_absorbing_fills_the_cache_as_feeding_does(name: str) -> None:
+    cache, seen = tiny.empty(name), []
+    absorb(tiny.build(name), cache, PROMPT[:-1], chunk=7, advance=seen.append)
+    assert seen == [7, 7, 4]
+    got = feed(tiny.build(name), cache, PROMPT[-1:])
+    want = tiny.logits(tiny.build(name, "eager"), torch.tensor([PROMPT]))[0, -1]
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=0)
 
 
 def test_a_stop_token_is_neither_yielded_nor_cached(loaded) -> None:
