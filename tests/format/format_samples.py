@@ -1,13 +1,15 @@
-"""Small valid files for the format's tests, and hypothesis strategies that make more of them."""
+"""Small valid files for the format's tests. Child processes import it, so it imports little."""
 
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from amkv_format import TensorSpec, Writer, layer_tensor
-from hypothesis import strategies as st
 
 VECTORS = Path(__file__).resolve().parents[2] / "formats" / "vectors"
 
@@ -100,43 +102,12 @@ def fill(writer: Writer, contents: Tensors) -> None:
         writer.write(spec.name, data)
 
 
-@st.composite
-def samples(draw: st.DrawFn) -> tuple[dict[str, Any], Tensors]:
-    """A random valid manifest with its tensors: ragged, empty heads, any dims and dtype."""
-    kind = draw(st.sampled_from(("prefill", "compact")))
-    length = draw(st.integers(1, 9))
-    layers, stored = [], []
-    for _ in range(draw(st.integers(1, 3))):
-        dims = [draw(st.integers(1, 5)) for _ in range(3)]
-        sliding = draw(st.booleans())
-        layers.append(layer("sliding" if sliding else "full", *dims))
-        if sliding:
-            stored.append([draw(st.integers(min(length, 3), min(length, 4)))] * dims[0])
-        elif kind == "prefill":
-            stored.append([length] * dims[0])
-        else:
-            stored.append([draw(st.integers(0, length)) for _ in range(dims[0])])
-    full = [sum(t) for t, spec in zip(stored, layers, strict=True) if spec["type"] == "full"]
-    if full and not any(full):
-        stored[[spec["type"] for spec in layers].index("full")][0] = 1
-    dtype = draw(st.sampled_from(("F32", "BF16", "F16")))
-    described = manifest(kind, length, layers, stored)
-    printable = st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="/\\")
-    described["x_extra"] = draw(
-        st.recursive(
-            st.none()
-            | st.booleans()
-            | st.integers(-(2**63) + 1, 2**63 - 1)
-            | st.floats(allow_nan=False, allow_infinity=False)
-            | st.text(printable, max_size=9),
-            lambda inner: (
-                st.lists(inner, max_size=3)
-                | st.dictionaries(st.text(printable, max_size=5), inner, max_size=3)
-            ),
-            max_leaves=8,
-        )
-    )
-    described["source"]["name"] = draw(
-        st.text(printable, min_size=1, max_size=20).filter(lambda name: name not in (".", ".."))
-    )
-    return described, tensors(kind, length, layers, stored, dtype, draw(st.booleans()))
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def run(script: str, *arguments: Path, status: int = 0) -> None:
+    """Runs Python code in a process of its own; it gets the arguments, then this `sys.path`."""
+    command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments), *sys.path]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == status, result.stderr
