@@ -6,6 +6,8 @@ relative mass error, so that no query counts for more because its logits are lar
 
 from __future__ import annotations
 
+from math import exp
+
 import torch
 
 from .scores import logsumexp
@@ -175,7 +177,7 @@ def fit_beta(
     G, b = normal_equations(Q, C_k, lse_target, W, target, scale, softcap, mask, tile)
     b = b.squeeze(-1)  # [H, t]
     w0 = common_weight(G, b, mask)
-    low, high = (torch.tensor(x, dtype=torch.float64).exp().item() for x in beta_range)
+    low, high = exp(beta_range[0]), exp(beta_range[1])
     start = w0.clamp(low, high).unsqueeze(1).expand_as(b)
     prior = shrink * key_scale(G)
     b = b + prior * start

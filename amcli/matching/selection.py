@@ -129,7 +129,7 @@ def pursuit_target(
         raise ValueError("the joint target needs the outputs Y")
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same on every device
     R = torch.randn(Y.shape[-1], projections, generator=generator, dtype=torch.float64)
-    outputs = mass * (Y.to(W.dtype) @ R.to(W))  # [H, n, r]
+    outputs = mass * (Y.to(W.dtype) @ R.to(W.dtype).to(W.device))  # [H, n, r]
     energy = outputs.square().sum((1, 2), keepdim=True)
     share = mass.square().sum((1, 2), keepdim=True)
     outputs = outputs * (share / energy.clamp_min(torch.finfo(W.dtype).tiny)).sqrt()

@@ -69,6 +69,19 @@ def test_nnls_meets_the_optimality_conditions(
     assert bool((gradient[mask & high & ~low] <= tolerance).all())
 
 
+def test_nnls_is_exact_where_gradients_crawl() -> None:
+    # Broad overlapping bumps, as the keys of a diffuse head: condition number above 1e8.
+    x, centre = torch.linspace(0, 1, 80).double(), torch.linspace(0, 1, 14).double()
+    A = torch.exp(-((x.unsqueeze(1) - centre) ** 2) / (2 * 0.12**2)).unsqueeze(0)
+    y = torch.sin(7 * x) + 0.4
+    G, b = A.mT @ A, (A.mT @ y.unsqueeze(1)).squeeze(2)
+    w = nnls(G, b)[0]
+    gradient = G[0] @ w - b[0]
+    assert 0 < int((w > 0).sum()) < 14
+    assert float(gradient[w > 0].abs().max()) < 1e-4
+    assert float(gradient.min()) > -1e-4
+
+
 def test_nnls_of_singular_and_empty_columns_stays_finite() -> None:
     A = torch.rand(1, 30, 8)
     A[..., 4:] = A[..., :4]

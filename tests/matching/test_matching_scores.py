@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from synthetic_heads import heads
 
 from amcli.matching.scores import SCORE_KINDS, ScoreState, attention_stats, logsumexp
+from amcli.matching.tiles import tile_shape
 
 Reference = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -75,6 +76,19 @@ def test_large_logits_neither_overflow_nor_vanish() -> None:
     assert lse.item() == pytest.approx(300 + torch.tensor(-0.3).exp().log1p().item(), rel=1e-6)
     assert Y[0, 0, 0] == 0
     assert Y.sum().item() == pytest.approx(1.0)
+
+
+@given(
+    H=st.integers(1, 64),
+    n=st.integers(0, 20_000),
+    T=st.integers(0, 60_000),
+    tile=st.integers(64, 1 << 24),
+)
+def test_a_tile_never_outgrows_its_budget(H: int, n: int, T: int, tile: int) -> None:
+    rows, columns = tile_shape(H, n, T, tile)
+    assert H * rows * columns <= tile
+    assert rows >= 1
+    assert columns >= 1
 
 
 def test_rows_that_see_nothing_have_no_mass_and_no_output() -> None:
