@@ -1,1 +1,1 @@
-"""amkv."""
+"""Prefill, reference pass, compaction and sessions: joins models, matching and artifacts."""

@@ -13,12 +13,9 @@ from dataclasses import dataclass
 from random import Random
 
 from amcli.pocket.documents import Document, Fact
+from amcli.prompts import ASK
 
 KINDS = ("direct", "reverse", "two-hop")
-
-REPEAT = "Repeat the previous context."
-REPEAT_FROM = "Repeat the part of the previous context that begins with: {start}"
-ASK = "Ask a question about the context."
 
 _READ = ("I have read it.", "Noted.", "Thank you, I have read the document.", "Understood.")
 

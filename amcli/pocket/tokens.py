@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from amcli.pocket import dialogues
 from amcli.pocket.dialogues import Turn
 from amcli.pocket.documents import blocks, cut, generate
+from amcli.prompts import REPEAT, REPEAT_FROM
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -39,8 +40,8 @@ def corpus(seed: int, documents: int) -> Iterator[str]:
         for _, turn in zip(range(30), dialogues.turns(document, rng), strict=False):
             yield turn.user
             yield turn.assistant
-        yield dialogues.REPEAT
-        yield dialogues.REPEAT_FROM
+        yield REPEAT
+        yield REPEAT_FROM
 
 
 def train_tokenizer(seed: int = 0, documents: int = 3000) -> Tokenizer:
@@ -114,13 +115,13 @@ class Sampler:
         document = cut(blocks(rng), int(length * share), self.measure, len(self.blank))
         body = self.encode(document.text)
         if task < 0.10:
-            turns = [Turn(dialogues.REPEAT, document.text, dialogues.REPEAT_WEIGHT, "repeat")]
+            turns = [Turn(REPEAT, document.text, dialogues.REPEAT_WEIGHT, "repeat")]
         elif task < 0.20:
             first = rng.randrange(max(1, len(body) - 32))
             part = body[first : first + int(length * (0.95 - share))]
             head = self.tokenizer.decode(part[:12])
             text = self.tokenizer.decode(part)
-            user = dialogues.REPEAT_FROM.format(start=head)
+            user = REPEAT_FROM.format(start=head)
             turns = [Turn(user, text, dialogues.REPEAT_WEIGHT, "repeat", ends=False)]
         else:
             turns = self._dialogue(document, rng, length - len(body) - 16)

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from amkv_format import AmkvFile, Writer, write_file
 from format_samples import fill, names, run, sample
+
+from amkv_format import AmkvFile, Writer, write_file
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, MemoryError])

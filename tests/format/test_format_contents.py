@@ -6,9 +6,10 @@ import math
 import struct
 
 import pytest
-from amkv_format import contents
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from amkv_format import contents
 
 
 def one_by_one(data: bytes, dtype: str) -> int | None:

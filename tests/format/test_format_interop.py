@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from amkv_format import AmkvFile, FormatError, canonical_json, write_file
 from format_samples import VECTORS, sample
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from amkv_format import AmkvFile, FormatError, canonical_json, write_file
 
 INDEX = json.loads((VECTORS / "vectors.json").read_text(encoding="utf-8"))
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I32": torch.int32}

@@ -14,10 +14,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from amkv_format import AmkvFile, FormatError, canonical_json, limits, write_file
 from format_samples import VECTORS, sample
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from amkv_format import AmkvFile, FormatError, canonical_json, limits, write_file
 
 GOOD = [path.read_bytes() for path in sorted((VECTORS / "good").glob("*.amkv"))]
 fuzzing = settings(

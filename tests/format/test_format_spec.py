@@ -7,9 +7,10 @@ import hashlib
 import re
 import sys
 
+from format_samples import VECTORS
+
 from amkv_format import VERSION, Code, TensorSpec, canonical_json, limits
 from amkv_format.layout import payload_hash
-from format_samples import VECTORS
 
 SPEC = (VECTORS.parent / "amkv-v1.md").read_text(encoding="utf-8")
 PACKAGE = VECTORS.parent / "amkv_format"

@@ -10,8 +10,9 @@ import sys
 from typing import Any
 
 import pytest
-from amkv_format import AmkvFile, Code, FormatError
 from format_samples import VECTORS
+
+from amkv_format import AmkvFile, Code, FormatError
 
 INDEX = json.loads((VECTORS / "vectors.json").read_text(encoding="utf-8"))
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from amkv_format import ITEM_BYTES, AmkvFile, FormatError, TensorSpec, Writer, write_file, writer
 from format_samples import Tensors, fill, names, run, sample
 from format_strategies import samples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from amkv_format import ITEM_BYTES, AmkvFile, FormatError, TensorSpec, Writer, write_file, writer
 
 
 @settings(

@@ -1,0 +1,181 @@
+"""Contexts: a document in a model's cache, from a text or from an artifact, full or compact."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from amcli import __version__
+from amcli.artifacts import Artifact, write_artifact
+from amcli.errors import ModelMismatchError, UsageError
+from amcli.models.cache import CompactCache
+from amcli.models.generate import CHUNK, absorb
+from amcli.models.loading import LoadedModel
+from amcli.pipeline.progress import Progress, Silent
+from amcli.pipeline.source import Source
+from amcli.ragged import RaggedHeads
+
+POSITIONS_FOR_ANSWERS = 64
+"""Positions that a document has to leave free for a question and its answer."""
+
+
+@dataclass
+class Context:
+    """A document in the cache of a loaded model.
+
+    ids        `T` token ids; the document is `ids[document_start:document_end]`
+    boundary   `in_user_turn`, `raw` or `turn_closed`: what a question has to be led in with
+    source     name, hash and size of the text, as the manifest holds them
+    """
+
+    loaded: LoadedModel
+    cache: CompactCache
+    ids: list[int]
+    document_start: int
+    document_end: int
+    boundary: str
+    source: dict[str, Any]
+
+    @property
+    def T(self) -> int:
+        """Logical length: tokens of the context as the model saw them."""
+        return len(self.ids)
+
+    def manifest(self) -> dict[str, Any]:
+        """What the manifests of prefill and compact artifacts have in common."""
+        return {
+            **self.loaded.fingerprint(),
+            "source": self.source,
+            "logical_length": self.T,
+            "document_start": self.document_start,
+            "document_end": self.document_end,
+            "boundary": self.boundary,
+            "tools": tools(),
+        }
+
+
+def tools() -> dict[str, str]:
+    """Versions of what made an artifact."""
+    found = {"amkv": __version__, "python": platform.python_version()}
+    for name in ("torch", "transformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def prefill(
+    loaded: LoadedModel,
+    source: Source,
+    *,
+    system: str | None = None,
+    chunk: int = CHUNK,
+    progress: Progress | None = None,
+) -> Context:
+    """Runs a document through the model in chunks; no logits are computed.
+
+    Raises UsageError when the document does not fit the model's positions.
+    """
+    progress = progress or Silent()
+    opened = loaded.chat.open_document(source.text, system)
+    limit = loaded.geometry.max_positions
+    if limit is not None and len(opened.ids) + POSITIONS_FOR_ANSWERS > limit:
+        raise UsageError(
+            f"{source.name} has {len(opened.ids):,} tokens, and {loaded.id} has {limit:,} "
+            f"positions, {POSITIONS_FOR_ANSWERS} of them needed for questions",
+            "shorten the document, or choose a model with a longer context with --model",
+        )
+    cache = CompactCache.empty(loaded.geometry)
+    progress.start("prefill", len(opened.ids))
+    absorb(loaded.model, cache, opened.ids, chunk, progress.advance)
+    return Context(
+        loaded,
+        cache,
+        opened.ids,
+        opened.document_start,
+        opened.document_end,
+        opened.boundary,
+        source.manifest(),
+    )
+
+
+def save_prefill(context: Context, path: Path, overwrite: bool) -> dict[str, Any]:
+    """Writes the full cache as an artifact of kind `prefill`; returns its manifest."""
+    layers = [dense(context.cache, i) for i in range(len(context.loaded.geometry.layers))]
+    manifest = {
+        **context.manifest(),
+        "kind": "prefill",
+        "stored": [list(heads.lengths) for heads in layers],
+    }
+    return write_artifact(path, manifest, context.ids, layers, overwrite=overwrite)
+
+
+def dense(cache: CompactCache, layer: int) -> RaggedHeads:
+    """What a layer holds live, of a cache of one sequence: the tail in a sliding layer."""
+    keys, values = cache.live(layer)
+    return RaggedHeads.dense(keys[0], values[0])
+
+
+def load_context(
+    artifact: Artifact, load: Callable[[str], LoadedModel], model: str | None = None
+) -> Context:
+    """The context of an artifact in the cache of its model, which `load` finds by name.
+
+    `model` overrides the artifact's own model. Raises ModelMismatchError when the artifact was
+    made for another model, saying what differs.
+    """
+    return restore(artifact, load(model or model_of(artifact)))
+
+
+def model_of(artifact: Artifact) -> str:
+    """The name that loads the model of an artifact again, its revision pinned."""
+    model = artifact.manifest["model"]
+    return model["id"] if model["revision"] is None else f"{model['id']}@{model['revision']}"
+
+
+def restore(artifact: Artifact, loaded: LoadedModel) -> Context:
+    """Puts an artifact's entries into a cache of `loaded`; see `load_context`."""
+    manifest = artifact.manifest
+    found = loaded.differences(manifest["model"], manifest["tokenizer"])
+    if found:
+        raise ModelMismatchError(
+            f"{artifact.path} was made for another model than {loaded.id}: {'; '.join(found)}",
+            f"use --model {model_of(artifact)}, or compact the document again for this model",
+        )
+    cache = CompactCache.empty(loaded.geometry)
+    T = artifact.logical_length
+    for i, layer in enumerate(loaded.geometry.layers):
+        heads = artifact.heads(i).to(loaded.device, loaded.dtype)
+        if layer.type == "full" and artifact.kind == "compact":
+            cache.set_prefix(i, heads, T)
+        else:
+            n = heads.lengths[0]
+            keys = heads.keys.view(layer.kv_heads, n, -1)
+            cache.set_live(i, keys, heads.values.view(layer.kv_heads, n, -1), T)
+    return Context(
+        loaded,
+        cache,
+        artifact.token_ids(),
+        manifest["document_start"],
+        manifest["document_end"],
+        manifest["boundary"],
+        manifest["source"],
+    )
+
+
+def full_layers(context: Context) -> Sequence[int]:
+    """Layers that can be compacted: those that see the whole document."""
+    return context.loaded.geometry.full_layers
+
+
+def live_keys(context: Context, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`K [H, T, d]`, `V [H, T, dv]` of a full layer that is not compacted yet."""
+    keys, values = context.cache.live(layer)
+    return keys[0], values[0]

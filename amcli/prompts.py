@@ -1,0 +1,8 @@
+"""The instructions that reference passes give to a model, word for word.
+
+They stand here alone because pocket is trained on the same words.
+"""
+
+REPEAT = "Repeat the previous context."
+REPEAT_FROM = "Repeat the part of the previous context that begins with: {start}"
+ASK = "Ask a question about the context."
