@@ -115,6 +115,18 @@ def test_attend_equals_the_definition(
     torch.testing.assert_close(got.double(), want, atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("m", [9, 4])
+def test_the_branch_for_flash_kernels_is_lower_right_causal(
+    m: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU the same call materialises its mask; what it must mean is the same."""
+    monkeypatch.setattr(module, "_flash", lambda q, values: True)
+    query, _, keys, values = case(2, 4, 2, m, 9, None)
+    got = attend(query, None, keys, values, scaling=0.4)
+    want = reference(query, None, keys, values, scaling=0.4)
+    torch.testing.assert_close(got.double(), want, atol=2e-6, rtol=0)
+
+
 def test_scaling_defaults_to_the_root_of_the_key_dimension() -> None:
     query, prefix, keys, values = case(1, 4, 2, 3, 5, (4, 1))
     want = attend(query, prefix, keys, values, scaling=8**-0.5)

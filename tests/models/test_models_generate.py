@@ -88,6 +88,13 @@ def test_seeds_decide_sampled_answers(loaded) -> None:
     assert sample(1) != sample(2)
 
 
+def test_a_low_temperature_approaches_greedy(loaded) -> None:
+    for seed in range(4):
+        cache = tiny.empty("qwen3")
+        tokens = stream(loaded, cache, PROMPT, max_tokens=6, temperature=1e-3, seed=seed)
+        assert list(tokens) == greedy(6)
+
+
 def test_sampling_follows_the_tempered_distribution(loaded) -> None:
     logits = feed(loaded.model, tiny.empty("qwen3"), PROMPT)
     want = (logits.double() / 1.5).softmax(-1)

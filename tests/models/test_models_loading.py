@@ -207,6 +207,7 @@ def test_differences_name_layers_and_architecture(saved: Path) -> None:
 def test_loading_is_silent_and_leaves_the_callers_logging_alone(
     saved: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    hf_logging.set_verbosity(logging.INFO)
     root = logging.getLogger()
     before = (hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled(), root.level)
     with warnings.catch_warnings(record=True) as caught:
@@ -218,6 +219,7 @@ def test_loading_is_silent_and_leaves_the_callers_logging_alone(
 
 
 def test_logging_is_restored_after_a_failure(copy: Path) -> None:
+    hf_logging.set_verbosity(logging.WARNING)
     before = (hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled())
     edit_config(copy, model_type="nosuch")
     refused(UsageError, copy)
