@@ -33,8 +33,39 @@ def _capital(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
+Hop = tuple[Fact, tuple[str, ...], Fact]
+"""`(known fact, wordings of the description that it gives, fact asked for)`."""
+
+
+def direct_about(fact: Fact, rng: Random) -> Question:
+    """A question from the fact's subject to its value."""
+    wording = rng.choice(fact.attribute.direct)
+    return Question(wording.format(s=fact.subject), fact.value, "direct")
+
+
+def reverse_about(fact: Fact, rng: Random) -> Question:
+    """A question from the fact's value to its subject; the attribute has to have one."""
+    wording = rng.choice(fact.attribute.reverse)
+    return Question(wording.format(v=fact.value), fact.subject, "reverse")
+
+
+def two_hop_about(hop: Hop, rng: Random) -> Question:
+    """A question for one fact of whoever another fact describes; the answer names them first."""
+    known, wordings, asked = hop
+    description = rng.choice(wordings).format(s=known.subject, v=known.value)
+    question = rng.choice(asked.attribute.hop).format(r=description)
+    answer = _capital(asked.attribute.statement.format(s=asked.subject, v=asked.value))
+    return Question(question, answer, "two-hop")
+
+
 class Questioner:
-    """Draws questions about one document from its facts."""
+    """Draws questions about one document from its facts.
+
+    facts       facts whose subject has one value for the attribute: what direct questions ask
+    unique      those of them whose value belongs to one subject only
+    reversible  those of them that have a reverse question
+    hops        what two-hop questions ask
+    """
 
     def __init__(self, document: Document):
         subjects: dict[tuple[str, str], list[Fact]] = defaultdict(list)
@@ -50,8 +81,7 @@ class Questioner:
             self.by_subject[fact.subject].append(fact)
         self.hops = list(self._hops())
 
-    def _hops(self) -> Iterator[tuple[Fact, tuple[str, ...], Fact]]:
-        """`(known fact, wordings of the description, fact asked for)`."""
+    def _hops(self) -> Iterator[Hop]:
         for known in self.facts:
             if known.attribute.described:  # "the contact for the Osprey service"
                 for asked in self.by_subject.get(known.value, ()):
@@ -67,27 +97,19 @@ class Questioner:
         """A question from the subject to the value, or None if there is none."""
         if not self.facts:
             return None
-        fact = rng.choice(self.facts)
-        wording = rng.choice(fact.attribute.direct)
-        return Question(wording.format(s=fact.subject), fact.value, "direct")
+        return direct_about(rng.choice(self.facts), rng)
 
     def reverse(self, rng: Random) -> Question | None:
         """A question from the value to the subject, or None if there is none."""
         if not self.reversible:
             return None
-        fact = rng.choice(self.reversible)
-        wording = rng.choice(fact.attribute.reverse)
-        return Question(wording.format(v=fact.value), fact.subject, "reverse")
+        return reverse_about(rng.choice(self.reversible), rng)
 
     def two_hop(self, rng: Random) -> Question | None:
         """A question for a fact of somebody described by another fact, or None."""
         if not self.hops:
             return None
-        known, wordings, asked = rng.choice(self.hops)
-        description = rng.choice(wordings).format(s=known.subject, v=known.value)
-        question = rng.choice(asked.attribute.hop).format(r=description)
-        answer = _capital(asked.attribute.statement.format(s=asked.subject, v=asked.value))
-        return Question(question, answer, "two-hop")
+        return two_hop_about(rng.choice(self.hops), rng)
 
     def draw(self, rng: Random, kind: str) -> Question | None:
         """A question of `kind` ("direct", "reverse" or "two-hop"), or None if there is none."""

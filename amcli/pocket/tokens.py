@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from amcli.pocket import dialogues
 from amcli.pocket.dialogues import Turn
-from amcli.pocket.documents import blocks, cut, generate
+from amcli.pocket.documents import Document, blocks, cut, generate
 from amcli.prompts import REPEAT, REPEAT_FROM
 
 if TYPE_CHECKING:
@@ -66,6 +66,14 @@ def train_tokenizer(seed: int = 0, documents: int = 3000) -> Tokenizer:
     return tokenizer
 
 
+def special_id(tokenizer: Tokenizer, token: str) -> int:
+    """The id of a control token; ValueError for a tokenizer that has none of that name."""
+    found = tokenizer.token_to_id(token)
+    if found is None:
+        raise ValueError(f"the tokenizer has no token {token}")
+    return found
+
+
 @dataclass(frozen=True)
 class Sample:
     """One training sequence: `ids`, a loss weight for each, and where answers lie.
@@ -82,15 +90,17 @@ class Sampler:
     """Makes training sequences of at most a given length, each from its own seed."""
 
     def __init__(self, tokenizer: Tokenizer):
-        self.tokenizer = tokenizer
-        self.start, self.end = tokenizer.token_to_id(START), tokenizer.token_to_id(END)
+        # A copy, because of the switch: "<|im_end|>" in a document is text, not a control token.
+        self.tokenizer = type(tokenizer).from_str(tokenizer.to_str())
+        self.tokenizer.encode_special_tokens = True
+        self.start, self.end = special_id(tokenizer, START), special_id(tokenizer, END)
         self.open_user = [self.start, *self.encode("user\n")]
         self.open_assistant = [*self.encode("\n"), self.start, *self.encode("assistant\n")]
         self.newline = self.encode("\n")
         self.blank = self.encode("\n\n")
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of plain text; special tokens in it are not looked for."""
+        """Token ids of plain text: what looks like a control token in it is only text."""
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def measure(self, texts: list[str]) -> list[int]:
@@ -98,7 +108,7 @@ class Sampler:
         batch = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [len(e.ids) for e in batch]
 
-    def _dialogue(self, document, rng: Random, room: int) -> list[Turn]:
+    def _dialogue(self, document: Document, rng: Random, room: int) -> list[Turn]:
         turns: list[Turn] = []
         for turn in dialogues.turns(document, rng):
             room -= (len(turn.user) + len(turn.assistant)) // 3 + 8

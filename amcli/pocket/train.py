@@ -12,16 +12,24 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from amcli.pocket.dialogues import KINDS
-from amcli.pocket.tokens import CHAT_TEMPLATE, END, PAD, Sampler, train_tokenizer
+from amcli.pocket.tokens import CHAT_TEMPLATE, END, PAD, START, Sampler, special_id, train_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import Qwen3ForCausalLM
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ PRESETS = {
 DECAY = 0.25  # the share of the run in which the learning rate falls
 
 
-class Batches(Dataset):
+class Batches(Dataset[Batch]):
     """Batch `step` of a run: token ids `[B, L]` int32 and loss weights `[B, L]` uint8."""
 
     def __init__(self, preset: Preset, tokenizer_file: str, seed: int, steps: int, first: int):
@@ -72,7 +80,7 @@ class Batches(Dataset):
     def __len__(self) -> int:
         return self.steps - self.first
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getitem__(self, index: int) -> Batch:
         from tokenizers import Tokenizer
 
         if self.sampler is None:  # in the worker, once
@@ -104,7 +112,7 @@ def learning_rate(preset: Preset, step: int, steps: int) -> float:
     return preset.learning_rate * min(warm, left, 1.0)
 
 
-def build(preset: Preset, vocabulary: int):
+def build(preset: Preset, vocabulary: int) -> Qwen3ForCausalLM:
     """A randomly initialised Qwen3 of the preset's shape, in float32."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -119,7 +127,6 @@ def build(preset: Preset, vocabulary: int):
         max_position_embeddings=16384,
         rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
         tie_word_embeddings=True,
-        attn_implementation="sdpa",
     )
     return Qwen3ForCausalLM(config)
 
@@ -141,7 +148,12 @@ def optimizer_for(model: torch.nn.Module, preset: Preset, cuda: bool) -> torch.o
 
 @torch.no_grad()
 def recall(
-    model, sampler: Sampler, length: int, samples: int, device: str, tag: str = "eval"
+    model: torch.nn.Module,
+    sampler: Sampler,
+    length: int,
+    samples: int,
+    device: str,
+    tag: str = "eval",
 ) -> dict[str, float]:
     """Share of answers that greedy decoding would give whole, by kind, at one length.
 
@@ -185,7 +197,8 @@ class Run:
         self.tokenizer = Tokenizer.from_file(str(self.tokenizer_file))
         self.sampler = Sampler(self.tokenizer)
         torch.manual_seed(self.args.seed)
-        self.model = build(self.preset, self.tokenizer.get_vocab_size()).to(self.device)
+        self.model = build(self.preset, self.tokenizer.get_vocab_size())
+        self.model.to(self.device)  # type: ignore[arg-type]
         self.optimizer = optimizer_for(self.model, self.preset, self.device == "cuda")
         self.step = 0
         if self.args.resume and self.checkpoint.exists():
@@ -195,13 +208,13 @@ class Run:
             self.step = state["step"]
         self.steps = int((self.args.tokens or self.preset.tokens) / self.preset.step_tokens)
 
-    def write(self, row: dict) -> None:
+    def write(self, row: dict[str, Any]) -> None:
         """Appends one row to the log, and shows it."""
         with self.log.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(json.dumps(row), flush=True)
 
-    def batches(self) -> DataLoader:
+    def batches(self) -> DataLoader[Batch]:
         """Batches from the current step on, made ahead by worker processes."""
         data = Batches(self.preset, str(self.tokenizer_file), self.args.seed, self.steps, self.step)
         workers = self.args.workers
@@ -211,41 +224,27 @@ class Run:
 
     def train(self) -> bool:
         """Trains until the end or the time limit; True when the run is complete."""
-        model, cuda = self.model, self.device == "cuda"
-        if cuda:
-            torch.backends.cuda.matmul.allow_tf32 = True
-            for layer in model.model.layers:
-                layer.compile(dynamic=False)
-        loss_of = torch.compile(weighted_loss, dynamic=False) if cuda else weighted_loss
+        loss_of = self._compile()
         started = shown = time.monotonic()
         trained = 0
         for ids, weights in self.batches():
-            ids = ids.to(self.device, non_blocking=True).long()
-            weights = weights.to(self.device, non_blocking=True)
-            rate = learning_rate(self.preset, self.step, self.steps)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            with torch.autocast(self.device, torch.bfloat16, enabled=cuda):
-                logits = model(input_ids=ids, use_cache=False).logits
-            loss = loss_of(logits, ids, weights)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            loss, rate = self._optimize(ids, weights, loss_of)
             self.step += 1
             trained += ids.numel()
             if self.step % 100 == 0:
                 now = time.monotonic()
-                speed = trained / (now - shown)
-                shown, trained = now, 0
                 self.write(
                     {
-                        "step": self.step, "tokens": self.step * self.preset.step_tokens,
-                        "loss": round(float(loss.detach()), 4), "lr": round(rate, 6),
-                        "length": ids.shape[1], "tokens_per_second": round(speed),
+                        "step": self.step,
+                        "tokens": self.step * self.preset.step_tokens,
+                        "loss": round(float(loss.detach()), 4),
+                        "lr": round(rate, 6),
+                        "length": ids.shape[1],
+                        "tokens_per_second": round(trained / (now - shown)),
                         "seconds": round(now - started, 1),
                     }
-                )  # fmt: skip
+                )
+                shown, trained = now, 0
             if self.step % self.args.evaluate == 0:
                 self.evaluate(8)
                 shown = time.monotonic()
@@ -253,10 +252,37 @@ class Run:
                 return self.step >= self.steps
         return True
 
+    def _compile(self) -> Loss:
+        """Compiles the layers and the loss on CUDA, where it pays; returns the loss."""
+        if self.device != "cuda":
+            return weighted_loss
+        torch.backends.cuda.matmul.allow_tf32 = True
+        for layer in self.model.model.layers:
+            layer.compile(dynamic=False)
+        return torch.compile(weighted_loss, dynamic=False)
+
+    def _optimize(
+        self, ids: torch.Tensor, weights: torch.Tensor, loss_of: Loss
+    ) -> tuple[torch.Tensor, float]:
+        """One step of the optimizer on one batch; returns the loss and the learning rate."""
+        ids = ids.to(self.device, non_blocking=True).long()
+        weights = weights.to(self.device, non_blocking=True)
+        rate = learning_rate(self.preset, self.step, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
+            logits = self.model(input_ids=ids, use_cache=False).logits
+        loss = loss_of(logits, ids, weights)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss, rate
+
     def evaluate(self, samples: int) -> None:
         """Logs exact recall at every length of the plan, on documents that training never sees."""
         lengths = sorted({n for _, shares in self.preset.stages for n in shares})
-        self.model.eval()
+        self.model.eval()  # type: ignore[no-untyped-call]
         for length in lengths:
             found = recall(self.model, self.sampler, length, samples, self.device)
             self.write({"step": self.step, "length": length, "recall": found})
@@ -276,25 +302,24 @@ class Run:
         from transformers import PreTrainedTokenizerFast
 
         target = self.out / "model"
-        tokenizer = PreTrainedTokenizerFast(
+        tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
             tokenizer_object=self.tokenizer,
             eos_token=END,
             pad_token=PAD,
-            additional_special_tokens=["<|im_start|>"],
+            additional_special_tokens=[START],
             model_max_length=self.model.config.max_position_embeddings,
             clean_up_tokenization_spaces=False,
         )
         tokenizer.chat_template = CHAT_TEMPLATE
         tokenizer.save_pretrained(target)
-        end = self.tokenizer.token_to_id(END)
-        self.model.config.eos_token_id = end
-        self.model.config.pad_token_id = self.tokenizer.token_to_id(PAD)
-        self.model.generation_config.eos_token_id = end
-        self.model.generation_config.pad_token_id = self.model.config.pad_token_id
-        self.model.to(torch.bfloat16).save_pretrained(target)
+        for config in (self.model.config, self.model.generation_config):
+            config.eos_token_id = special_id(self.tokenizer, END)
+            config.pad_token_id = special_id(self.tokenizer, PAD)
+        self.model.to(torch.bfloat16)  # type: ignore[arg-type]
+        self.model.save_pretrained(target)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Command line of the training script."""
     parser = argparse.ArgumentParser(prog="python -m amcli.pocket.train", description=__doc__)
     parser.add_argument("--out", default=".train/pocket", help="folder for checkpoint, log, model")
@@ -305,7 +330,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     parser.add_argument("--workers", type=int, default=12, help="processes that make documents")
     parser.add_argument("--evaluate", type=int, default=500, help="steps between evaluations")
-    run = Run(parser.parse_args())
+    run = Run(parser.parse_args(argv))
     run.prepare()
     done = run.train()
     run.save_checkpoint()
