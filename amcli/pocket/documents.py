@@ -276,7 +276,10 @@ def cut(
     measure: Callable[[list[str]], list[int]] = characters,
     separator: int = 1,
 ) -> Document:
-    """The longest document of whole blocks from `source` that fits into `length` units."""
+    """The longest document of whole blocks from `source` that fits into `length` units.
+
+    The first block, the title, is kept whatever its length.
+    """
     kept: list[Block] = []
     used = 0
     while True:

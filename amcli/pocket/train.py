@@ -319,8 +319,8 @@ class Run:
         self.model.save_pretrained(target)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Command line of the training script."""
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """What the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m amcli.pocket.train", description=__doc__)
     parser.add_argument("--out", default=".train/pocket", help="folder for checkpoint, log, model")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="pocket")
@@ -330,7 +330,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     parser.add_argument("--workers", type=int, default=12, help="processes that make documents")
     parser.add_argument("--evaluate", type=int, default=500, help="steps between evaluations")
-    run = Run(parser.parse_args(argv))
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Trains, keeps a checkpoint, measures recall and writes the model to `--out`/model."""
+    run = Run(arguments(argv))
     run.prepare()
     done = run.train()
     run.save_checkpoint()
