@@ -6,16 +6,15 @@ into errors a user understands. Knows nothing of models or methods.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from amcli.errors import ArtifactError, OutOfMemoryError, OutputError, UsageError
+from amcli.errors import ArtifactError
+from amcli.files import open_artifact, output_errors
 from amcli.ragged import RaggedHeads
 from amkv_format import TOKEN_IDS, AmkvFile, FormatError, TensorSpec, Writer, layer_tensor
 
@@ -39,24 +38,7 @@ class Artifact:
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Artifact:
         """Opens `path`; raises UsageError when it cannot be read, ArtifactError when invalid."""
-        path = Path(path)
-        try:
-            file = AmkvFile.open(path)
-            try:
-                file.check_beta()
-            except BaseException:
-                file.close()
-                raise
-        except FormatError as error:
-            raise ArtifactError(
-                f"{path} is not a valid .amkv file: {error}",
-                "make it again with amkv prefill or amkv compact",
-            ) from error
-        except FileNotFoundError as error:
-            raise UsageError(f"no such file: {path}", "check the path") from error
-        except OSError as error:
-            raise UsageError(f"cannot read {path}: {error.strerror}", "check the path") from error
-        return cls(file, path)
+        return cls(open_artifact(path), Path(path))
 
     def __enter__(self) -> Artifact:
         return self
@@ -126,47 +108,6 @@ def write_artifact(
             for part in tensor.reshape(-1).split(_WRITE_CHUNK):
                 writer.write(name, part.cpu().contiguous().view(torch.uint8).numpy().data)
         return writer.finish(manifest)
-
-
-def require_writable(path: str | os.PathLike[str], overwrite: bool) -> None:
-    """Fails as `write_artifact` would, before hours of work rather than after.
-
-    Raises UsageError for an existing file or a missing folder, OutputError without permission.
-    """
-    path = Path(path)
-    folder = path.parent
-    with output_errors(path):
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if not overwrite and (path.exists() or path.is_symlink()):
-            raise FileExistsError
-        if not folder.is_dir():
-            raise FileNotFoundError
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-
-
-@contextmanager
-def output_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """What the system says when `path` cannot be written, as one line and a hint."""
-    try:
-        yield
-    except FileExistsError as error:
-        raise UsageError(
-            f"{path} already exists", "add --force to replace it, or name another file with -o"
-        ) from error
-    except FileNotFoundError as error:
-        raise UsageError(
-            f"the folder {Path(path).parent} does not exist", "make it, or choose another with -o"
-        ) from error
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise OutOfMemoryError(
-                f"no space left to write {path}", "free some space, or choose another disk with -o"
-            ) from error
-        raise OutputError(
-            f"cannot write {path}: {error.strerror}", "choose another place with -o"
-        ) from error
 
 
 def _tensors(

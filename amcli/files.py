@@ -1,0 +1,106 @@
+"""Files on disk, checked before any work starts: what can go wrong is said in a user's words.
+
+Standard library and `amkv_format` only, so that commands can refuse in milliseconds.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from amcli.errors import ArtifactError, OutOfMemoryError, OutputError, UsageError
+from amkv_format import AmkvFile, FormatError
+
+EXTENSION = ".amkv"
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LONGEST_HEADER = 2**32  # no text file begins with eight bytes that mean so small a number
+
+
+def open_artifact(path: str | os.PathLike[str]) -> AmkvFile:
+    """Opens `path` and checks all but the keys and values.
+
+    Raises UsageError when it cannot be read, ArtifactError when it is not a valid artifact.
+    """
+    path = Path(path)
+    try:
+        file = AmkvFile.open(path)
+        try:
+            file.check_beta()
+        except BaseException:
+            file.close()
+            raise
+    except FormatError as error:
+        if path.is_file() and not looks_like_artifact(path):
+            raise ArtifactError(
+                f"{path} is not an .amkv file", f"make one from a text with: amkv compact {path}"
+            ) from error
+        raise ArtifactError(
+            f"{path} is not a valid .amkv file: {error}",
+            "make it again with amkv prefill or amkv compact",
+        ) from error
+    except FileNotFoundError as error:
+        raise UsageError(f"no such file: {path}", "check the path") from error
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", "check the path") from error
+    return file
+
+
+def looks_like_artifact(path: Path) -> bool:
+    """Whether `path` is meant to be an artifact: by its name, or by how a regular file begins."""
+    if path.suffix.lower() == EXTENSION:
+        return True
+    try:
+        if not path.is_file():  # reading a pipe would eat the document
+            return False
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError:
+        return False
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") < _LONGEST_HEADER
+
+
+def require_writable(path: str | os.PathLike[str], overwrite: bool) -> None:
+    """Fails as writing an artifact would, before hours of work rather than after.
+
+    Raises UsageError for an existing file or a missing folder, OutputError without permission.
+    """
+    path = Path(path)
+    folder = path.parent
+    with output_errors(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if path.exists() and not path.is_file():  # a rename would replace the device itself
+            raise OSError(errno.EINVAL, "it is a device or a pipe, not a file")
+        if not overwrite and (path.exists() or path.is_symlink()):
+            raise FileExistsError
+        if not folder.is_dir():
+            raise FileNotFoundError
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+@contextmanager
+def output_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """What the system says when `path` cannot be written, as one line and a hint."""
+    try:
+        yield
+    except FileExistsError as error:
+        raise UsageError(
+            f"{path} already exists", "add --force to replace it, or name another file with -o"
+        ) from error
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"the folder {Path(path).parent} does not exist", "make it, or choose another with -o"
+        ) from error
+    except OSError as error:
+        if error.errno in _FULL:
+            raise OutOfMemoryError(
+                f"no space left to write {path}", "free some space, or choose another disk with -o"
+            ) from error
+        raise OutputError(
+            f"cannot write {path}: {error.strerror}", "choose another place with -o"
+        ) from error
