@@ -46,7 +46,8 @@ class Session:
         """Yields the answer piece by piece, each piece complete characters.
 
         Raises UsageError for an empty question, or one that the model's positions cannot take.
-        A conversation goes on after an answer that was broken off.
+        A conversation goes on after an answer that was broken off; one that was broken off
+        before its first word leaves no trace.
         """
         if not question.strip():
             raise UsageError("the question is empty", "type a question")
@@ -54,20 +55,36 @@ class Session:
         room = self._room(len(ids))
         text = TextStream(self.context.loaded.tokenizer)
         self.tokens = 0
-        self.turns += 1
-        for token in stream(
-            self.context.loaded,
-            self.cache,
-            ids,
-            max_tokens=min(self.max_tokens, room),
-            temperature=self.temperature,
-            seed=self.seed + self.turns - 1,
-        ):
-            self.tokens += 1
-            if piece := text.push(token):
+        read = False  # whether the model has read the question
+        start = self.cache.get_seq_length()
+        try:
+            for token in stream(
+                self.context.loaded,
+                self.cache,
+                ids,
+                max_tokens=min(self.max_tokens, room),
+                temperature=self.temperature,
+                seed=self.seed + self.turns,
+            ):
+                read = True
+                self.tokens += 1
+                if piece := text.push(token):
+                    yield piece
+            read = True
+            if piece := text.finish():
                 yield piece
-        if piece := text.finish():
-            yield piece
+        finally:
+            if read:
+                self.turns += 1
+            else:
+                self._take_back(start)
+
+    def _take_back(self, length: int) -> None:
+        """Forgets the part of a question that was read before the reading was broken off."""
+        try:
+            self.cache.truncate(length)
+        except ValueError:  # a sliding layer has moved on: all that is left is to start over
+            self.reset()
 
     def _room(self, prompt: int) -> int:
         """Positions left for an answer."""

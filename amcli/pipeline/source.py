@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import Any
 from amcli.errors import UsageError
 
 STDIN = "-"
+
+# What file names may hold and a manifest may not: separators, control and surrogate characters.
+_UNFIT = re.compile(r"[/\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,11 @@ def read_source(path: str) -> Source:
     Raises UsageError for a missing file, a folder, binary data, another encoding, or no text.
     """
     if path == STDIN:
+        if sys.stdin is None:
+            raise UsageError("standard input is closed", "pipe a document into it, or name a file")
         name, data = "stdin.txt", sys.stdin.buffer.read()
     else:
-        name, data = Path(path).name, _read(Path(path))
+        name, data = _UNFIT.sub("_", Path(path).name), _read(Path(path))
     if b"\0" in data:
         raise UsageError(
             f"{name} is binary data, not text (a zero byte at {data.index(0)})",
