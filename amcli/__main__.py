@@ -1,0 +1,8 @@
+"""`python -m amcli`: the command line without its installed script."""
+
+import sys
+
+from amcli.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""`amkv demo`: the main job on the handbook in the package, offline, with its numbers."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import shorten
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from amcli.commands import options as opt
+from amcli.commands.conversation import answer
+from amcli.commands.shared import POCKET, PREFILL_ENDING, Stopwatch, load, typed, work
+from amcli.console import Console, bytes_text, printable, seconds_text
+from amcli.errors import UsageError
+from amcli.files import EXTENSION, output_errors
+
+if TYPE_CHECKING:
+    from amcli.models.loading import LoadedModel
+    from amcli.pipeline.progress import Progress
+    from amcli.pocket.dialogues import Question
+
+_NAME = "handbook"
+
+
+def demo(
+    ratio: Annotated[
+        float,
+        typer.Option(
+            "--ratio",
+            metavar="R",
+            parser=opt.number("--ratio", "20", least=1),
+            help="How many times smaller.",
+        ),
+    ] = 20,
+    keep: Annotated[
+        Path | None,
+        typer.Option(
+            "--keep",
+            metavar="FOLDER",
+            show_default=False,
+            help="Leave the document and both artifacts in this new folder.",
+        ),
+    ] = None,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Try it all on a small handbook: no download, less than a minute.
+
+    Prefills the handbook with pocket, the model that ships with amkv, compacts
+    it, and asks three questions of the whole document and of the compact file.
+    """
+    console = Console(json, quiet, debug)
+    watch = Stopwatch()
+    with _folder(keep) as folder, work(console) as progress:
+        record = _Demo(folder, ratio, watch, progress).run()
+    if keep is None:
+        del record["files"]
+    record["seconds"] = watch.record()
+    console.result("\n".join(_text(record)), record)
+    if keep is not None:
+        context = keep / f"{_NAME}{EXTENSION}"
+        console.note(f"next: {typed('amkv', 'chat', '--context', context)}")
+    else:
+        console.note("to keep the files and chat with them: amkv demo --keep demo")
+
+
+@contextmanager
+def _folder(keep: Path | None) -> Iterator[Path]:
+    """Where to work: a folder that goes away afterwards, or the one to keep."""
+    if keep is None:
+        with tempfile.TemporaryDirectory(prefix="amkv-") as temporary:
+            yield Path(temporary)
+        return
+    if keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
+        raise UsageError(f"{keep} already exists", "name a new folder with --keep")
+    with output_errors(keep):
+        keep.mkdir(parents=True, exist_ok=True)
+    try:
+        yield keep
+    except BaseException:
+        for file in keep.iterdir():  # the folder was empty: all of it is ours
+            file.unlink()
+        keep.rmdir()
+        raise
+
+
+@dataclass
+class _Demo:
+    """Prefill, compact, ask twice; everything goes through the files, as it would by hand."""
+
+    folder: Path
+    ratio: float
+    watch: Stopwatch
+    progress: Progress
+
+    def run(self) -> dict[str, Any]:
+        """The record that `demo --json` prints, less its seconds."""
+        from amcli.matching import recipes  # noqa: F401 - registers the methods
+        from amcli.pipeline import compaction, contexts
+        from amcli.pipeline.source import read_source
+        from amcli.pocket import example
+
+        options = compaction.Options(ratio=self.ratio)
+        compaction.check(options)
+        text = self.folder / f"{_NAME}.txt"
+        prefill = self.folder / f"{_NAME}{PREFILL_ENDING}"
+        compact = self.folder / f"{_NAME}{EXTENSION}"
+        with output_errors(text):
+            text.write_text(example.handbook().text + "\n", encoding="utf-8")
+        questions = _one_of_each(example.questions())
+        with self.watch.stage("load"):
+            loaded = load(self.progress, POCKET, None, None)
+        with self.watch.stage("prefill"):
+            context = contexts.prefill(loaded, read_source(str(text)), progress=self.progress)
+            contexts.save_prefill(context, prefill, overwrite=False)
+        with self.watch.stage("ask_full"):
+            full = self._ask(loaded, prefill, questions)
+        with self.watch.stage("compact"):
+            result = compaction.compact(context, options, progress=self.progress)
+            result.save(compact, overwrite=False)
+        with self.watch.stage("ask_compact"):
+            small = self._ask(loaded, compact, questions)
+        return {
+            "document": text.name,
+            "tokens": context.T,
+            "model": loaded.id,
+            "device": str(loaded.device),
+            "method": result.method.name,
+            "ratio": round(result.ratio, 4),
+            "full_bytes": result.full_bytes,
+            "stored_bytes": result.stored_bytes,
+            "questions": [
+                {
+                    "kind": question.kind,
+                    "question": question.question,
+                    "answer": question.answer,
+                    "from_document": with_all,
+                    "from_compact": with_few,
+                    "document_right": with_all == question.answer,
+                    "compact_right": with_few == question.answer,
+                }
+                for question, with_all, with_few in zip(questions, full, small, strict=True)
+            ],
+            "files": [str(text), str(prefill), str(compact)],
+        }
+
+    def _ask(self, loaded: LoadedModel, path: Path, questions: list[Question]) -> list[str]:
+        """Each question in a conversation of its own, of the context in a file."""
+        from amcli.artifacts import Artifact
+        from amcli.pipeline.contexts import restore
+        from amcli.pipeline.session import Session
+
+        with Artifact.open(path) as artifact:
+            session = Session(restore(artifact, loaded), max_tokens=64)
+        self.progress.start("ask", len(questions))
+        answers = []
+        for question in questions:
+            session.reset()
+            answers.append("".join(answer(session, question.question)))
+            self.progress.advance()
+        return answers
+
+
+def _one_of_each(questions: list[Question]) -> list[Question]:
+    """The first question of each kind."""
+    return list({question.kind: question for question in reversed(questions)}.values())[::-1]
+
+
+def _text(record: dict[str, Any]) -> Iterator[str]:
+    """The record for people, in 80 columns."""
+    seconds = record["seconds"]
+    full, stored = bytes_text(record["full_bytes"]), bytes_text(record["stored_bytes"])
+    reading = seconds["load"] + seconds["prefill"]
+    yield (
+        f"{record['document']}: {record['tokens']:,} tokens, "
+        f"read by {record['model']} on {record['device']} in {seconds_text(reading)}"
+    )
+    yield (
+        f"compacted {record['ratio']:.1f}× with {record['method']} "
+        f"in {seconds_text(seconds['compact'])}: {full} → {stored}"
+    )
+    for asked in record["questions"]:
+        yield ""
+        yield f"{asked['question']}   ({asked['kind']}: {asked['answer']})"
+        for source, size in (("document", full), ("compact", stored)):
+            mark = "✓" if asked[f"{source}_right"] else "✗"
+            label = f"{'whole' if source == 'document' else source}, {size}:"
+            said = " ".join(printable(asked[f"from_{source}"]).split())
+            yield f"  {mark} {label:<18} {shorten(said, 54, placeholder='…')}"
+    yield ""
+    right = sum(asked["compact_right"] for asked in record["questions"])
+    yield (
+        f"{right} of {len(record['questions'])} right from the compact file; "
+        f"{seconds_text(seconds['total'])} in all"
+    )

@@ -1,0 +1,97 @@
+"""Options that several commands share, and how their values are read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from amcli.errors import UsageError
+
+
+def number(option: str, example: str, least: float = -math.inf) -> Callable[[object], float]:
+    """A reader of numbers from `least` up; raises UsageError that names option and value."""
+
+    def read(value: object) -> float:
+        try:
+            found = float(str(value).strip().removesuffix("x"))
+        except ValueError:
+            found = math.nan
+        if not math.isfinite(found):
+            raise UsageError(f"{option} {value} is not a number", f"for example {option} {example}")
+        if found < least:
+            raise UsageError(
+                f"{option} {found:g} is below {least:g}", f"for example {option} {example}"
+            )
+        return found
+
+    return read
+
+
+def whole(option: str, example: str, least: int = 0) -> Callable[[object], int]:
+    """A reader of whole numbers from `least` up; raises UsageError like `number`."""
+
+    def read(value: object) -> int:
+        text = str(value).strip().replace(",", "").replace("_", "")
+        try:
+            found = int(text)
+        except ValueError:
+            raise UsageError(
+                f"{option} {value} is not a whole number", f"for example {option} {example}"
+            ) from None
+        if found < least:
+            raise UsageError(
+                f"{option} {found} is below {least}", f"for example {option} {example}"
+            )
+        return found
+
+    return read
+
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="ID|PATH",
+        show_default=False,
+        help="A Hugging Face id (ID@REVISION pins one), a model folder, or pocket.",
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", metavar="FILE", show_default=False, help="Where to write the artifact."
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        show_default=False,
+        help="cpu, cuda or cuda:N; a GPU if there is one.",
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="NAME",
+        show_default=False,
+        help="float32, bfloat16 or float16; float32 on the CPU, else the model's own.",
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Replace an existing output.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the result.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")]
+Seed = Annotated[
+    int,
+    typer.Option(
+        "--seed", metavar="N", parser=whole("--seed", "1"), help="Seed of all random choices."
+    ),
+]

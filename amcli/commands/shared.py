@@ -1,0 +1,154 @@
+"""What several commands do: choose and load a model, time the stages, find the last prefill."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from amcli.console import Console, is_terminal
+from amcli.errors import UsageError
+from amcli.pipeline.progress import Progress
+from amcli.pipeline.source import STDIN, Source, read_source
+
+if TYPE_CHECKING:
+    from amcli.models.loading import LoadedModel
+    from amcli.pipeline.contexts import Context
+
+POCKET = "pocket"
+MODEL_VARIABLE = "AMKV_MODEL"
+PREFILL_ENDING = ".prefill.amkv"
+
+
+class Stopwatch:
+    """Seconds of each stage of a command, and of all of it."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+        self.stages: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Times the block as `name`."""
+        began = time.perf_counter()
+        yield
+        self.stages[name] = time.perf_counter() - began
+
+    @property
+    def total(self) -> float:
+        """Seconds since the stopwatch was made."""
+        return time.perf_counter() - self._began
+
+    def record(self) -> dict[str, float]:
+        """All stages and the `total`, to the millisecond."""
+        return {name: round(s, 3) for name, s in {**self.stages, "total": self.total}.items()}
+
+
+@contextmanager
+def work(console: Console) -> Iterator[Progress]:
+    """Progress of what runs a model; the libraries below stay silent inside the block."""
+    with console.progress() as progress:
+        progress.start("start", 0)
+        from amcli.models.failures import quiet
+
+        with quiet():
+            yield progress
+
+
+def choose_model(console: Console, named: str | None) -> str:
+    """`--model`, else `$AMKV_MODEL`, else pocket, with a line that says what pocket is."""
+    if named is not None:
+        return named
+    if variable := os.environ.get(MODEL_VARIABLE):
+        return variable
+    console.note("using pocket, a demonstration model; for a real one: --model Qwen/Qwen3-4B")
+    return POCKET
+
+
+def load(progress: Progress, spec: str, device: str | None, dtype: str | None) -> LoadedModel:
+    """Loads a model; see `models.loading.load` for what it raises."""
+    from amcli.models import loading
+
+    progress.start("load the model", 0)
+    return loading.load(spec, device=device, dtype=dtype)
+
+
+def open_context(
+    progress: Progress, path: Path, model: str | None, device: str | None, dtype: str | None
+) -> Context:
+    """The context of an artifact in its own model, or in the one named instead.
+
+    Raises ArtifactError, ModelMismatchError, and what `load` raises.
+    """
+    from amcli.artifacts import Artifact
+    from amcli.pipeline import contexts
+
+    with Artifact.open(path) as artifact:
+        loaded = load(progress, model or contexts.model_of(artifact), device, dtype)
+        return contexts.restore(artifact, loaded)
+
+
+def read_document(console: Console, document: str) -> Source:
+    """A text file or standard input; see `pipeline.source.read_source` for what it raises."""
+    if document == STDIN and is_terminal(sys.stdin):
+        console.note("reading the document from the terminal; Ctrl-D ends it")
+    return read_source(document)
+
+
+def refuse_same(output: Path, source: Path) -> None:
+    """Raises UsageError when the output would replace what it is made from."""
+    with suppress(OSError):
+        if output.samefile(source):
+            raise UsageError(
+                f"{output} is the source: it would be replaced", "name another file with -o"
+            )
+
+
+def typed(*words: str | Path) -> str:
+    """A command line as one would type it."""
+    return shlex.join(str(word) for word in words)
+
+
+# ---- the last prefill ------------------------------------------------------------------------
+
+
+def _memory() -> Path:
+    base = os.environ.get("XDG_STATE_HOME", "")
+    # The specification wants relative paths ignored.
+    folder = Path(base) if os.path.isabs(base) else Path("~/.local/state").expanduser()
+    return folder / "amkv" / "last-prefill"
+
+
+def remember(artifact: Path) -> bool:
+    """Keeps the path of a prefill for `compact`; False where that is not possible."""
+    try:
+        memory = _memory()
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        memory.write_bytes(os.fsencode(artifact.absolute()) + b"\n")
+    except (OSError, RuntimeError):  # no home folder, or one that cannot be written to
+        return False
+    return True
+
+
+def last_prefill() -> Path:
+    """The path kept by `remember`; raises UsageError when there is none, or no file at it."""
+    try:
+        kept = _memory().read_bytes().removesuffix(b"\n")
+    except (OSError, RuntimeError):
+        kept = b""
+    if not kept:
+        raise UsageError(
+            "nothing to compact: no document was prefilled yet",
+            "name a document, or prefill one first: amkv prefill doc.txt",
+        )
+    path = Path(os.fsdecode(kept))
+    if not path.exists():
+        raise UsageError(
+            f"the last prefill, {path}, is gone", "name a document or another artifact"
+        )
+    return path

@@ -1,0 +1,175 @@
+"""What a command says: data on stdout, everything else on stderr, progress only on terminals.
+
+The one object that commands print through. It knows --json and --quiet, and what a pipe that
+was closed or a disk that is full means for output.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+from amcli.errors import AmkvError, OutOfMemoryError, OutputError
+from amcli.pipeline.progress import Progress, Silent
+
+
+class ReaderGoneError(Exception):
+    """Whoever read our output has closed it: nothing more to do, and nothing wrong."""
+
+
+@dataclass
+class Switches:
+    """Options that may stand before or after the command's name."""
+
+    quiet: bool = False
+    debug: bool = False
+
+
+switches = Switches()
+"""Of the running command line; `cli.main` starts with fresh ones."""
+
+
+class Console:
+    """Where a command's results and remarks go.
+
+    json   one JSON object on stdout instead of text
+    quiet  data only, no remarks and no progress
+    """
+
+    def __init__(self, json: bool = False, quiet: bool = False, debug: bool = False):
+        switches.quiet |= quiet
+        switches.debug |= debug
+        self.json = json
+        self.quiet = switches.quiet
+
+    def result(self, text: str, record: Mapping[str, Any]) -> None:
+        """A command's result on stdout: `record` with --json, otherwise `text`."""
+        if self.json:
+            self.record(record)
+        else:
+            self.data(text + "\n")
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """One JSON object as one line on stdout."""
+        self.data(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def data(self, text: str) -> None:
+        """Text for stdout as it is, at once; raises ReaderGoneError when nobody reads it any more."""
+        _write(sys.stdout, text)
+
+    def note(self, text: str) -> None:
+        """A line for people, on stderr."""
+        if not self.quiet:
+            remark(text)
+
+    @contextmanager
+    def progress(self) -> Iterator[Progress]:
+        """Receives the stages of a long piece of work; shown on a terminal only."""
+        if self.quiet or not animated():
+            yield Silent()
+            return
+        from amcli.bar import Bar
+
+        with Bar() as bar:
+            yield bar
+
+
+def report(error: AmkvError) -> None:
+    """An error as one line, and its hint as another, on stderr."""
+    remark(f"{paint('error:', '1;31')} {_one_line(error.message)}")
+    if error.hint:
+        remark(f"{paint('hint:', '36')} {_one_line(error.hint)}")
+
+
+def remark(text: str) -> None:
+    """A line on stderr, whatever --quiet says; lost when stderr is closed."""
+    with suppress(ReaderGoneError, AmkvError):
+        _write(sys.stderr, text + "\n")
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a person sees what is written there."""
+    return stream is not None and not stream.closed and stream.isatty()
+
+
+def animated() -> bool:
+    """Whether stderr is a terminal that can redraw a line."""
+    return is_terminal(sys.stderr) and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
+def paint(text: str, code: str) -> str:
+    """`text` in a colour, for stderr, where that is a terminal and NO_COLOR is not set."""
+    if os.environ.get("NO_COLOR") or not animated():
+        return text
+    return f"\x1b[{code}m{text}\x1b[0m"
+
+
+def printable(text: str) -> str:
+    """`text` without control characters: a document must not be able to drive the terminal."""
+    return "".join(c for c in text if c in "\n\t" or not _is_control(c))
+
+
+def bytes_text(count: int | float) -> str:
+    """A number of bytes for people, in powers of 1000: `512 B`, `2.6 MB`."""
+    if count < 1000:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB", "GB"):
+        count /= 1000
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+    return f"{count / 1000:,.3g} TB"
+
+
+def seconds_text(seconds: float) -> str:
+    """A duration for people: `0.3 s`, `12 s`, `2 min 05 s`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 119.5:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s"
+
+
+def _is_control(character: str) -> bool:
+    return character < " " or "\x7f" <= character <= "\x9f"
+
+
+def _one_line(text: str) -> str:
+    return printable(" ".join(text.split()))
+
+
+def _write(stream: TextIO | None, text: str) -> None:
+    if stream is None:  # closed by the caller: `amkv … >&-`
+        return
+    encoding = stream.encoding or "utf-8"
+    try:
+        text.encode(encoding, stream.errors or "strict")
+    except UnicodeEncodeError:
+        text = text.encode(encoding, "replace").decode(encoding)
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError as error:
+        _detach(stream)
+        raise ReaderGoneError from error
+    except OSError as error:
+        _detach(stream)
+        if error.errno == errno.ENOSPC:
+            raise OutOfMemoryError(
+                "no space left to write the output", "free some space"
+            ) from error
+        raise OutputError(f"cannot write the output: {error.strerror}") from error
+
+
+def _detach(stream: TextIO) -> None:
+    """Lets what is still in the buffer go nowhere: Python flushes it once more at exit."""
+    with suppress(OSError, ValueError):
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, stream.fileno())
+        os.close(devnull)
