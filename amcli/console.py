@@ -60,7 +60,7 @@ class Console:
         self.data(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
 
     def data(self, text: str) -> None:
-        """Text for stdout as it is, at once; raises ReaderGoneError when nobody reads it any more."""
+        """Text for stdout, at once; raises ReaderGoneError when nobody reads it any more."""
         _write(sys.stdout, text)
 
     def note(self, text: str) -> None:

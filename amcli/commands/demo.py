@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -21,10 +21,12 @@ from amcli.files import EXTENSION, output_errors
 
 if TYPE_CHECKING:
     from amcli.models.loading import LoadedModel
+    from amcli.pipeline.contexts import Context
     from amcli.pipeline.progress import Progress
     from amcli.pocket.dialogues import Question
 
 _NAME = "handbook"
+_ENDINGS = (".txt", PREFILL_ENDING, EXTENSION)
 
 
 def demo(
@@ -84,9 +86,10 @@ def _folder(keep: Path | None) -> Iterator[Path]:
     try:
         yield keep
     except BaseException:
-        for file in keep.iterdir():  # the folder was empty: all of it is ours
-            file.unlink()
-        keep.rmdir()
+        for ending in _ENDINGS:
+            (keep / f"{_NAME}{ending}").unlink(missing_ok=True)
+        with suppress(OSError):
+            keep.rmdir()
         raise
 
 
@@ -108,24 +111,23 @@ class _Demo:
 
         options = compaction.Options(ratio=self.ratio)
         compaction.check(options)
-        text = self.folder / f"{_NAME}.txt"
-        prefill = self.folder / f"{_NAME}{PREFILL_ENDING}"
-        compact = self.folder / f"{_NAME}{EXTENSION}"
+        text, prefill, compact = (self.folder / f"{_NAME}{ending}" for ending in _ENDINGS)
         with output_errors(text):
             text.write_text(example.handbook().text + "\n", encoding="utf-8")
         questions = _one_of_each(example.questions())
         with self.watch.stage("load"):
             loaded = load(self.progress, POCKET, None, None)
         with self.watch.stage("prefill"):
-            context = contexts.prefill(loaded, read_source(str(text)), progress=self.progress)
-            contexts.save_prefill(context, prefill, overwrite=False)
+            read = contexts.prefill(loaded, read_source(str(text)), progress=self.progress)
+            contexts.save_prefill(read, prefill, overwrite=False)
         with self.watch.stage("ask_full"):
-            full = self._ask(loaded, prefill, questions)
+            context = _open(prefill, loaded)
+            full = self._ask(context, questions)
         with self.watch.stage("compact"):
             result = compaction.compact(context, options, progress=self.progress)
             result.save(compact, overwrite=False)
         with self.watch.stage("ask_compact"):
-            small = self._ask(loaded, compact, questions)
+            small = self._ask(_open(compact, loaded), questions)
         return {
             "document": text.name,
             "tokens": context.T,
@@ -150,14 +152,11 @@ class _Demo:
             "files": [str(text), str(prefill), str(compact)],
         }
 
-    def _ask(self, loaded: LoadedModel, path: Path, questions: list[Question]) -> list[str]:
-        """Each question in a conversation of its own, of the context in a file."""
-        from amcli.artifacts import Artifact
-        from amcli.pipeline.contexts import restore
+    def _ask(self, context: Context, questions: list[Question]) -> list[str]:
+        """Each question in a conversation of its own."""
         from amcli.pipeline.session import Session
 
-        with Artifact.open(path) as artifact:
-            session = Session(restore(artifact, loaded), max_tokens=64)
+        session = Session(context, max_tokens=64)
         self.progress.start("ask", len(questions))
         answers = []
         for question in questions:
@@ -165,6 +164,14 @@ class _Demo:
             answers.append("".join(answer(session, question.question)))
             self.progress.advance()
         return answers
+
+
+def _open(path: Path, loaded: LoadedModel) -> Context:
+    from amcli.artifacts import Artifact
+    from amcli.pipeline.contexts import restore
+
+    with Artifact.open(path) as artifact:
+        return restore(artifact, loaded)
 
 
 def _one_of_each(questions: list[Question]) -> list[Question]:

@@ -1,0 +1,423 @@
+"""Every bad input: one clear line, one hint, the right exit code, and no file left behind."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Amkv
+
+import amcli.files
+import amkv_format.writer
+from amcli.pipeline import contexts
+from amcli.pocket import folder as pocket_folder
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(here: Path) -> Iterator[None]:
+    """Whatever is in the folder when a command starts has to be all that is there in the end."""
+    yield
+    names = {path.name for path in here.iterdir()}
+    assert not {name for name in names if name.endswith(".tmp")}
+    assert "out.amkv" not in names
+
+
+def write(name: str, data: bytes) -> Callable[[Path], None]:
+    return lambda here: (here / name).write_bytes(data) and None
+
+
+def nothing(here: Path) -> None:
+    """A case that needs no file of its own."""
+
+
+def long_document(here: Path) -> None:
+    (here / "long.txt").write_text((here / "doc.txt").read_text() * 70)
+
+
+def truncated(here: Path) -> None:
+    path = here / "doc.amkv"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def without_tokenizer(here: Path) -> None:
+    target = here / "model"
+    target.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (target / name).symlink_to(pocket_folder() / name)
+
+
+def other_model(here: Path) -> None:
+    """pocket with one more special token: another tokenizer."""
+    target = here / "model"
+    shutil.copytree(pocket_folder(), target)
+    template = target / "chat_template.jinja"
+    template.write_text(template.read_text() + " ")
+
+
+TO = ("-o", "out.amkv")
+LATIN = "Ein schöner Tag.".encode("latin1")
+
+# name: (what is there, words, exit code, what the line says, what the hint says)
+CASES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], int, str, str]] = {
+    "missing file": (nothing, ("prefill", "no.txt", *TO), 2, "no such file: no.txt", "check the"),
+    "empty file": (write("e.txt", b" \n"), ("prefill", "e.txt", *TO), 2, "e.txt is empty", "text"),
+    "a folder": (nothing, ("prefill", ".", *TO), 2, ". is a folder", "name one file"),
+    "a folder as an artifact": (nothing, ("chat", "-c", "."), 3, "is a folder", "make it again"),
+    "binary data": (
+        write("b.txt", b"abc\0def"),
+        ("compact", "b.txt", *TO),
+        2,
+        "b.txt is binary data, not text (a zero byte at 3)",
+        "UTF-8",
+    ),
+    "not UTF-8": (write("l.txt", LATIN), ("prefill", "l.txt", *TO), 2, "not UTF-8", "iconv"),
+    "too long": (long_document, ("prefill", "long.txt", *TO), 2, "16,384 positions", "shorten"),
+    "too long to compact": (
+        long_document,
+        ("compact", "long.txt", *TO),
+        2,
+        "16,384 positions",
+        "shorten",
+    ),
+    "ratio below 1": (nothing, ("compact", "doc.txt", "--ratio", "0.5"), 2, "0.5 is below 1", "20"),
+    "ratio above T": (
+        nothing,
+        ("compact", "doc.prefill.amkv", "--ratio", "100000", *TO),
+        2,
+        "--ratio 100000 is more than the context has tokens",
+        "use a ratio between 1 and",
+    ),
+    "ratio above T of a text": (
+        nothing,
+        ("compact", "doc.txt", "--ratio", "100000", *TO),
+        2,
+        "--ratio 100000 is more than the context has tokens",
+        "use a ratio between 1 and",
+    ),
+    "ratio and tokens": (
+        nothing,
+        ("compact", "doc.txt", "--ratio", "5", "--tokens", "9", *TO),
+        2,
+        "--ratio and --tokens exclude each other",
+        "one of them",
+    ),
+    "no number": (nothing, ("compact", "--ratio", "ten"), 2, "--ratio ten is not a number", "20"),
+    "nan": (nothing, ("compact", "--ratio", "nan"), 2, "--ratio nan is not a number", "20"),
+    "no whole number": (nothing, ("compact", "--seed", "1.5"), 2, "--seed 1.5 is not", "--seed 1"),
+    "unknown method": (
+        nothing,
+        ("compact", "doc.txt", "--method", "opm", *TO),
+        2,
+        "unknown method 'opm'",
+        "did you mean 'omp'?",
+    ),
+    "unknown budget": (
+        nothing,
+        ("compact", "doc.txt", "--budget", "even", *TO),
+        2,
+        "unknown budget 'even'",
+        "adaptive, uniform",
+    ),
+    "unknown queries": (
+        nothing,
+        ("compact", "doc.txt", "--queries", "none", *TO),
+        2,
+        "unknown reference queries 'none'",
+        "repeat",
+    ),
+    "existing output": (
+        nothing,
+        ("compact", "doc.txt"),
+        2,
+        "doc.amkv already exists",
+        "add --force",
+    ),
+    "output folder missing": (
+        nothing,
+        ("prefill", "doc.txt", "-o", "no/out.amkv"),
+        2,
+        "the folder no does not exist",
+        "make it",
+    ),
+    "output is a folder": (
+        nothing,
+        ("prefill", "doc.txt", "-o", ".", "--force"),
+        1,
+        "cannot write .: Is a directory",
+        "-o",
+    ),
+    "output is a device": (
+        nothing,
+        ("prefill", "doc.txt", "-o", "/dev/null", "--force"),
+        1,
+        "a device or a pipe",
+        "-o",
+    ),
+    "truncated artifact": (truncated, ("chat", "-c", "doc.amkv"), 3, "payload-truncated", "again"),
+    "truncated, inspected": (truncated, ("inspect", "doc.amkv"), 3, "payload-truncated", "again"),
+    "foreign artifact": (
+        write("f.amkv", (2).to_bytes(8, "little") + b"{}"),
+        ("chat", "-c", "f.amkv"),
+        3,
+        "f.amkv is not a valid .amkv file",
+        "make it again",
+    ),
+    "foreign source": (
+        write("f.amkv", (2).to_bytes(8, "little") + b"{}"),
+        ("compact", "f.amkv", *TO),
+        3,
+        "f.amkv is not a valid .amkv file",
+        "make it again",
+    ),
+    "a text as an artifact": (
+        nothing,
+        ("chat", "-c", "doc.txt"),
+        3,
+        "doc.txt is not an .amkv file",
+        "amkv compact doc.txt",
+    ),
+    "missing artifact": (nothing, ("inspect", "no.amkv"), 2, "no such file: no.amkv", "check"),
+    "missing source": (nothing, ("compact", "no.amkv"), 2, "no such file: no.amkv", "check"),
+    "an artifact as a document": (
+        nothing,
+        ("prefill", "doc.amkv", *TO),
+        2,
+        "doc.amkv is an artifact, not a text",
+        "amkv compact doc.amkv",
+    ),
+    "compact twice": (
+        nothing,
+        ("compact", "doc.amkv", *TO),
+        2,
+        "doc.amkv is compact already",
+        "the prefill it was made from",
+    ),
+    "nothing prefilled yet": (nothing, ("compact",), 2, "nothing to compact", "amkv prefill"),
+    "no context": (nothing, ("chat",), 2, "no context was given", "--context doc.amkv"),
+    "two contexts": (
+        nothing,
+        ("chat", "-c", "doc.amkv", "-c", "doc.amkv"),
+        2,
+        "2 contexts were given, and chat takes one",
+        "amkv chat --context doc.amkv",
+    ),
+    "no question": (
+        nothing,
+        ("chat", "-c", "doc.amkv", "-p", " "),
+        2,
+        "the question is empty",
+        "-p",
+    ),
+    "no questions in the pipe": (
+        nothing,
+        ("chat", "-c", "doc.amkv"),
+        2,
+        "no question was given",
+        "-p",
+    ),
+    "no answer": (
+        nothing,
+        ("chat", "-c", "doc.amkv", "--max-tokens", "0"),
+        2,
+        "--max-tokens 0 is below 1",
+        "--max-tokens 256",
+    ),
+    "freezing": (
+        nothing,
+        ("chat", "-c", "doc.amkv", "--temperature", "-1"),
+        2,
+        "--temperature -1 is below 0",
+        "--temperature 0.7",
+    ),
+    "model folder missing": (
+        nothing,
+        ("prefill", "doc.txt", "--model", "./no", *TO),
+        2,
+        "model folder no does not exist",
+        "--model",
+    ),
+    "model folder without tokenizer": (
+        without_tokenizer,
+        ("prefill", "doc.txt", "--model", "./model", *TO),
+        2,
+        "model folder model has no tokenizer",
+        "tokenizer.json",
+    ),
+    "another model": (
+        other_model,
+        ("chat", "-c", "doc.amkv", "--model", "./model", "-p", "x"),
+        4,
+        "chat template: file sha256:",
+        "use --model pocket",
+    ),
+    "another model's prefill": (
+        other_model,
+        ("compact", "doc.prefill.amkv", "--model", "./model", *TO),
+        4,
+        "chat template: file sha256:",
+        "use --model pocket",
+    ),
+    "unknown device": (
+        nothing,
+        ("prefill", "doc.txt", "--device", "abacus", *TO),
+        2,
+        "unknown device 'abacus'",
+        "cpu",
+    ),
+    "unknown dtype": (
+        nothing,
+        ("prefill", "doc.txt", "--dtype", "int1", *TO),
+        2,
+        "unknown dtype 'int1'",
+        "bfloat16",
+    ),
+    "no document": (nothing, ("prefill",), 2, "missing argument 'DOC'", "amkv prefill --help"),
+    "two documents": (nothing, ("prefill", "a", "b"), 2, "unexpected extra argument", "--help"),
+    "unknown command": (nothing, ("compct",), 2, "no such command 'compct'", "mean 'compact'?"),
+    "unknown option": (
+        nothing,
+        ("compact", "--ratoi", "3"),
+        2,
+        "no such option: --ratoi",
+        "did you mean --ratio? see amkv compact --help",
+    ),
+    "option without value": (nothing, ("compact", "--ratio"), 2, "'--ratio' requires", "--help"),
+    "demo into a full folder": (nothing, ("demo", "--keep", "."), 2, ". already exists", "--keep"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input(amkv: Amkv, here: Path, full: Path, compact: Path, case: str) -> None:
+    prepare, words, code, message, hint = CASES[case]
+    prepare(here)
+    before = sorted(os.listdir(here))
+    done = amkv(*words)
+    assert done.code == code
+    assert done.out == ""
+    assert len(done.errors) == 2, done.err
+    error, advice = done.errors
+    assert message in error
+    assert hint in advice
+    assert "Traceback" not in done.err
+    assert sorted(os.listdir(here)) == before
+
+
+def test_a_last_prefill_that_is_gone(amkv: Amkv, here: Path) -> None:
+    amkv("prefill", "doc.txt")
+    (here / "doc.prefill.amkv").unlink()
+    done = amkv("compact")
+    assert done.code == 2
+    assert "the last prefill" in done.errors[0]
+    assert "is gone" in done.errors[0]
+
+
+def test_no_permission_is_seen_before_the_model_is_loaded(
+    amkv: Amkv, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Mocked: root, whom continuous integration likes to be, may write anywhere.
+    monkeypatch.setattr(amcli.files.os, "access", lambda path, mode: False)
+    done = amkv("prefill", "doc.txt", "--model", "./no-such-model")
+    assert done.code == 1
+    assert done.errors[0] == "error: cannot write doc.prefill.amkv: Permission denied"
+    assert os.listdir(here) == ["doc.txt"]
+
+
+@pytest.mark.parametrize("words", [("prefill", "doc.txt"), ("compact", "doc.txt")])
+def test_a_full_disk(
+    amkv: Amkv, here: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(amkv_format.writer, "_write_at", full)
+    done = amkv(*words, "--force", *(["--method", "keep"] if words[0] == "compact" else []))
+    assert done.code == 5
+    assert "no space left to write" in done.errors[0]
+    assert os.listdir(here) == ["doc.txt"]
+
+
+def test_a_file_that_the_system_stops_halfway(here: Path, environment: dict[str, str]) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "amcli", "prefill", "doc.txt"],
+        capture_output=True,
+        text=True,
+        cwd=here,
+        env=environment,
+        preexec_fn=limit,
+        check=False,
+    )
+    assert done.returncode == 5
+    assert "error: no space left to write doc.prefill.amkv" in done.stderr
+    assert os.listdir(here) == ["doc.txt"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_standard_output_on_a_full_disk(
+    here: Path, compact: Path, environment: dict[str, str]
+) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "amcli", "inspect", "doc.amkv"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=here,
+            env=environment,
+            check=False,
+        )
+    assert done.returncode == 5
+    assert done.stderr == "error: no space left to write the output\nhint: free some space\n"
+
+
+def test_a_hub_model_without_a_network(process: Amkv, here: Path, tmp_path: Path) -> None:
+    done = process(
+        "prefill",
+        "doc.txt",
+        "--model",
+        "someone/some-model",
+        HF_HUB_OFFLINE="1",
+        HF_HOME=str(tmp_path / "hub"),
+    )
+    assert done.code == 1
+    assert done.err.splitlines() == [
+        "error: the model someone/some-model is not in the local cache, and HF_HUB_OFFLINE is set",
+        "hint: unset HF_HUB_OFFLINE, or fetch it first: hf download someone/some-model",
+    ]
+    assert os.listdir(here) == ["doc.txt"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (MemoryError(), 5, "out of memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 5, "out of"),
+        (ZeroDivisionError("a\nb"), 1, "unexpected ZeroDivisionError: a"),
+        (KeyError(), 1, "unexpected KeyError"),
+    ],
+)
+def test_what_nobody_expects_is_one_line(
+    amkv: Amkv, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, message: str
+) -> None:
+    def fail(*arguments: object, **more: object) -> None:
+        raise error
+
+    monkeypatch.setattr(contexts, "prefill", fail)
+    done = amkv("prefill", "doc.txt")
+    assert done.code == code
+    assert done.errors[0].startswith(f"error: {message}")
+    assert "Traceback" not in done.err
+    for words in (("--debug", "prefill", "doc.txt"), ("prefill", "doc.txt", "--debug")):
+        debugged = amkv(*words)
+        assert debugged.code == code
+        assert "Traceback (most recent call last)" in debugged.err
+        assert debugged.errors == done.errors
