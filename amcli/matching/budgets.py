@@ -16,8 +16,12 @@ from amcli.errors import UsageError
 BETA_BYTES = 4
 """beta is float32 whatever the model's dtype."""
 
-DEFAULT_FLOOR = 4
-"""Entries every head keeps under adaptive budgets: room for the sink and a little more."""
+FLOOR_SHARE = 0.2
+"""Share of the mean budget that every head keeps under adaptive budgets. Scores alone would give
+almost everything to the few heads that look facts up, and starve those that prepare the query."""
+
+FLOOR_LEAST = 4
+"""Entries every head keeps at least: room for the sink and a little more."""
 
 Lengths = list[list[int]]
 
@@ -60,18 +64,21 @@ def uniform(total: int, layers: Sequence[LayerShape]) -> Lengths:
     return _by_layer(lengths, [layer.heads for layer in layers])
 
 
-def adaptive(scores: Sequence[torch.Tensor], total: int, floor: int = DEFAULT_FLOOR) -> Lengths:
+def adaptive(scores: Sequence[torch.Tensor], total: int, floor: int | None = None) -> Lengths:
     """One global top-k over the scores of all layers and heads, after a floor for each head.
 
     `scores`: per layer `[H, T]`, comparable across layers and heads (a softmax probability).
-    Each head first gets its own best `min(floor, T)` keys (fewer when `total` is less than
-    the floors), the rest goes to the best remaining scores anywhere. Ties go to the lower
-    layer, then head. Raises ValueError as `uniform`.
+    Each head first gets its own best `min(floor, T)` keys (fewer when `total` is less than the
+    floors), the rest goes to the best remaining scores anywhere. The floor is FLOOR_SHARE of the
+    mean budget, at least FLOOR_LEAST, unless given. Ties go to the lower layer, then head.
+    Raises ValueError as `uniform`.
     """
     _check_total(total, sum(s.numel() for s in scores))
     heads = sum(s.shape[0] for s in scores)
     if heads == 0:
         return [[] for _ in scores]
+    if floor is None:
+        floor = max(FLOOR_LEAST, int(FLOOR_SHARE * total / heads))
     floor = min(floor, total // heads)
     lengths: list[int] = []
     pool: list[torch.Tensor] = []

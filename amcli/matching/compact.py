@@ -21,7 +21,7 @@ from .selection import CANDIDATE_CAP, Selection, omp, top
 from .tiles import TILE_ELEMENTS, gather_rows, hide, working_dtype
 from .values import Rest, fit_values
 
-FIT_LIMIT = 8192
+FIT_LIMIT = 512
 """Entries of one head that the fits may change. A longer head has its best FIT_LIMIT entries
 fitted to what the others, kept as they are, leave of the mass and the outputs."""
 

@@ -15,6 +15,7 @@ HIGHEST_ATTENTION = register(
     Method(
         name="highest-attention",
         summary="the most attended keys, exact biases, shrunk values; much faster than omp",
+        score_kind="rms",
         selection="top",
     )
 )

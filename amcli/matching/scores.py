@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from .tiles import TILE_ELEMENTS, logits, spans, tile_shape, working_dtype
+from .tiles import TILE_ELEMENTS, logits, row_size, spans, tile_shape, working_dtype
 
 ScoreKind = Literal["max", "rms", "mean"]
 SCORE_KINDS: tuple[ScoreKind, ...] = ("max", "rms", "mean")
@@ -140,14 +140,16 @@ class ScoreState:
         softcap: float | None = None,
         weights: torch.Tensor | None = None,
         limit: torch.Tensor | None = None,
-        lse: torch.Tensor | None = None,
+        fed: torch.Tensor | None = None,
+        fed_limit: torch.Tensor | None = None,
         tile: int = TILE_ELEMENTS,
     ) -> torch.Tensor:
-        """Add a chunk of queries `Q [H, n, d]` over keys `K [H, T, d]`; returns the lse used.
+        """Add a chunk of queries `Q [H, n, d]` over keys `K [H, T, d]`; returns W `[H, n]`.
 
-        `weights [H, n]` is W. Whoever knows the log-sum-exp over *everything* a query sees
-        passes it as `lse [H, n]` with no weights: `exp(s - lse)` then is `W·P` already. Left
-        out, it is computed over the document's keys (and `limit`).
+        `fed [H, m, d]` are keys that the queries see besides the document's; W is the share of
+        a query's softmax mass that falls on the document, 1 without such keys. `limit [n]` and
+        `fed_limit [n]` (ints): row `i` sees the keys with index below its limit; None means
+        all. A row that sees no key counts for nothing. `weights [H, n]` multiply W.
         """
         H, n, _ = Q.shape
         T = K.shape[1]
@@ -155,21 +157,30 @@ class ScoreState:
             raise ValueError(
                 f"scores are kept for {tuple(self._max.shape)} keys, got {H} heads of {T}"
             )
-        if lse is None:
-            lse = logsumexp(Q, K, scale, softcap=softcap, limit=limit, tile=tile)
-        shift = lse.masked_fill(lse == -torch.inf, 0.0).unsqueeze(-1)  # [H, n, 1]
-        rows, columns = tile_shape(H, n, T, tile)
-        for c in spans(T, columns):
-            for r in spans(n, rows):
-                S = _visible_logits(Q, K, scale, softcap, limit, None, r, c)
-                P = S.sub_(shift[:, r]).exp_()  # [H, rows, columns]
-                if weights is not None:
-                    P = P.mul_(weights[:, r].to(P.dtype).unsqueeze(-1))
-                self._max[:, c] = torch.maximum(self._max[:, c], P.amax(1).to(self._max.dtype))
-                self._sum[:, c] += P.sum(1)
-                self._square[:, c] += P.square_().sum(1)
+        W = torch.ones((H, n), dtype=self._max.dtype, device=Q.device)
+        for r in spans(n, row_size(n, H * T, tile)):
+            S = _visible_logits(Q, K, scale, softcap, limit, None, r, slice(0, T))  # [H, rows, T]
+            m = S.amax(-1, keepdim=True)
+            if fed is None:
+                others = torch.full_like(m, -torch.inf)
+            else:
+                rows = None if fed_limit is None else fed_limit[r]
+                others = logsumexp(Q[:, r], fed, scale, softcap=softcap, limit=rows, tile=tile)
+                others = others.unsqueeze(-1)
+            # One exponential an element: relative to the row's maximum, then scaled to W·P.
+            P = S.sub_(m.clamp_min(torch.finfo(S.dtype).min)).exp_()
+            mass = P.sum(-1, keepdim=True)
+            on_document = m + mass.log()
+            share = torch.sigmoid(on_document - others).nan_to_num(0.0)  # [H, rows, 1]
+            if weights is not None:
+                share = share * weights[:, r].to(share.dtype).unsqueeze(-1)
+            W[:, r] = share.squeeze(-1).to(W.dtype)
+            P = P.mul_(share / mass.clamp_min(torch.finfo(S.dtype).tiny))
+            self._max = torch.maximum(self._max, P.amax(1).to(self._max.dtype))
+            self._sum += P.sum(1)
+            self._square += P.square_().sum(1)
         self.rows += n
-        return lse
+        return W
 
     def scores(self, kind: ScoreKind) -> torch.Tensor:
         """`[H, T]`: the largest, root-mean-square or mean probability over all rows so far."""

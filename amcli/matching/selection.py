@@ -18,6 +18,10 @@ from .tiles import TILE_ELEMENTS, gather_rows, normal_equations
 
 Target = Literal["joint", "mass"]
 
+PURSUIT = 512
+"""Longest pursuit of one head. What it gains, it gains early; the rest of a long head goes to
+the keys of highest score, which sampled reference queries cannot lose."""
+
 CANDIDATE_CAP = 16384
 """Most candidates of one head: its Gram then takes 1 GiB in float32."""
 
@@ -71,6 +75,7 @@ def omp(
     gamma: float = 0.375,
     panel: int = 16,
     candidates: int = 8,
+    longest: int = PURSUIT,
     epsilon: float = 1e-5,
     projections: int = 16,
     seed: int = 0,
@@ -93,7 +98,8 @@ def omp(
     t_max = _check_lengths(lengths, scores)
     H, T = scores.shape
     by_score = scores.sort(dim=1, descending=True, stable=True).indices  # [H, T]
-    M = min(T, max(1, candidates) * t_max, CANDIDATE_CAP)
+    steps = min(t_max, longest)
+    M = min(T, max(1, candidates) * steps, CANDIDATE_CAP)
     if t_max == 0:
         index, mask = _pad(by_score[:, :0], lengths)
         return OmpSelection(index, mask, lse.new_zeros((H, 0)))
@@ -103,8 +109,8 @@ def omp(
     C = gather_rows(K, by_score[:, :M])  # [H, M, d]
     G, B = normal_equations(Q, C, lse, weights, F, scale, softcap, None, tile)
     energy = F.square().sum((1, 2))  # [H]
-    pursuit = _Pursuit(G, B, gamma, epsilon, min(panel, t_max))
-    chosen, alive, gain = pursuit.run(min(t_max, M))
+    pursuit = _Pursuit(G, B, gamma, epsilon, min(panel, steps))
+    chosen, alive, gain = pursuit.run(min(steps, M))
     order = _complete(chosen, alive, by_score)[:, :t_max]
     curve = 1.0 - gain.cumsum(1) / energy.clamp_min(torch.finfo(gain.dtype).tiny).unsqueeze(1)
     curve = curve.clamp_(0.0, 1.0)[:, :t_max]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from amcli.errors import UsageError
-from amcli.matching.scores import ScoreState, logsumexp
+from amcli.matching.scores import ScoreState
 from amcli.models.generate import CHUNK, absorb
 from amcli.models.layer import CompactLayer
 from amcli.pipeline.contexts import Context, full_layers
@@ -25,7 +25,7 @@ PART = 2048
 
 _HEAD = 12  # tokens by which a part is named
 
-MAX_QUERIES = 16384
+MAX_QUERIES = 4096
 """Reference queries per KV head that the fits may use, all query heads of its group together."""
 
 
@@ -172,18 +172,15 @@ class _Recorder:
         groups = Q.shape[1] // (m - skip)
         limit = torch.arange(before + skip + 1, before + m + 1, device=Q.device).repeat(groups)
         K, fed = keys[:, : self.T], keys[:, self.T :]
-        on_document = logsumexp(Q, K, scale, softcap=softcap)
-        on_fed = logsumexp(Q, fed, scale, softcap=softcap, limit=limit)
-        lse = torch.logaddexp(on_document, on_fed)
         reference = self.layers.get(index)
         if reference is None:
             state = ScoreState(H, self.T, device=Q.device)
             reference = self.layers[index] = LayerReference(state, scale, softcap)
-        reference.scores.update(Q, K, scale, softcap=softcap, lse=lse)
+        W = reference.scores.update(Q, K, scale, softcap=softcap, fed=fed, fed_limit=limit)
         chosen = self.picked[self.passage][before + skip : before + m].to(Q.device)
         rows = chosen.repeat(groups).nonzero().squeeze(1)
         reference.parts.append(Q[:, rows].clone())
-        reference.shares.append((on_document - lse)[:, rows].exp())
+        reference.shares.append(W[:, rows])
 
 
 def _sample(passages: Sequence[Passage], count: int, seed: int) -> list[torch.Tensor]:

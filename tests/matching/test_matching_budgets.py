@@ -62,6 +62,9 @@ def test_adaptive_gives_a_retrieval_head_its_share() -> None:
     quiet, busy = torch.full((3, 100), 1e-3), torch.full((1, 100), 1e-3)
     busy[0, :60] = 0.9
     assert adaptive([quiet, busy], 72, floor=4) == [[4, 4, 4], [60]]
+    # By default a fifth of the mean of 18, but never less than four.
+    assert adaptive([quiet, busy], 72) == [[4, 4, 4], [60]]
+    assert adaptive([quiet, busy], 160) == [[84, 8, 8], [60]]
 
 
 def test_impossible_totals_are_refused() -> None:

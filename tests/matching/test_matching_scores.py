@@ -97,9 +97,6 @@ def test_rows_that_see_nothing_have_no_mass_and_no_output() -> None:
     lse, Y = attention_stats(h.Q, h.K, h.V, h.scale, limit=limit, tile=8)
     assert bool((lse[:, 0] == -torch.inf).all())
     assert bool((Y[:, 0] == 0).all())
-    state = ScoreState(2, 12)
-    state.update(h.Q, h.K, h.scale, limit=limit)
-    assert bool(state.scores("max").isfinite().all())
 
 
 def test_bfloat16_inputs_are_computed_in_float32() -> None:
@@ -143,13 +140,24 @@ def test_scores_accumulate_over_chunks(
         )
 
 
-def test_full_log_sum_exp_replaces_weights() -> None:
+@pytest.mark.parametrize("tile", [7, 1000])
+def test_keys_fed_since_take_their_share_of_the_softmax(tile: int) -> None:
     h = heads(T=20, n=8)
-    lse = logsumexp(h.Q, h.K, h.scale)
-    by_weight, by_lse = ScoreState(2, 20), ScoreState(2, 20)
-    by_weight.update(h.Q, h.K, h.scale, weights=h.W)
-    by_lse.update(h.Q, h.K, h.scale, lse=lse - h.W.log())
-    torch.testing.assert_close(by_weight.scores("rms"), by_lse.scores("rms"))
+    K, fed, limit = h.K[:, :14], h.K[:, 14:], torch.tensor([1, 1, 2, 3, 4, 5, 6, 6])
+    state = ScoreState(2, 14)
+    W = state.update(h.Q, K, h.scale, fed=fed, fed_limit=limit, tile=tile)
+    P = reference(h.Q, h.K, h.V, h.scale, limit=limit + 14)[2][:, :, :14]
+    torch.testing.assert_close(W.double(), P.sum(-1), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(state.scores("max").double(), P.amax(1), atol=1e-6, rtol=1e-5)
+
+
+def test_rows_that_see_nothing_count_for_nothing() -> None:
+    h = heads(T=12, n=3)
+    state, without = ScoreState(2, 12), ScoreState(2, 12)
+    W = state.update(h.Q, h.K, h.scale, limit=torch.tensor([0, 5, 12]))
+    without.update(h.Q[:, 1:], h.K, h.scale, limit=torch.tensor([5, 12]))
+    assert bool((W[:, 0] == 0).all())
+    torch.testing.assert_close(state.scores("max"), without.scores("max"))
 
 
 def test_score_state_refuses_other_shapes_and_kinds() -> None:
