@@ -48,7 +48,7 @@ MaxTokens = Annotated[
         "--max-tokens",
         metavar="N",
         parser=opt.whole("--max-tokens", "256", least=1),
-        help="Longest answer.",
+        help="Longest answer, in tokens.",
     ),
 ]
 Temperature = Annotated[

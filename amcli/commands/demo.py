@@ -176,7 +176,10 @@ def _open(path: Path, loaded: LoadedModel) -> Context:
 
 def _one_of_each(questions: list[Question]) -> list[Question]:
     """The first question of each kind."""
-    return list({question.kind: question for question in reversed(questions)}.values())[::-1]
+    first: dict[str, Question] = {}
+    for question in questions:
+        first.setdefault(question.kind, question)
+    return list(first.values())
 
 
 def _text(record: dict[str, Any]) -> Iterator[str]:

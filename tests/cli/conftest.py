@@ -49,6 +49,12 @@ def question(document: Document) -> Question:
     return found
 
 
+@pytest.fixture(scope="session")
+def document_start(document: Document) -> str:
+    """The first words of the document."""
+    return " ".join(document.text.split()[:3])
+
+
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """For processes: as a stranger's would be, but for where Python finds this code."""

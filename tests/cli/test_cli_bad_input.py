@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import resource
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from conftest import Amkv
 
-import amcli.files
-import amkv_format.writer
-from amcli.pipeline import contexts
 from amcli.pocket import folder as pocket_folder
 
 
@@ -316,108 +309,3 @@ def test_a_last_prefill_that_is_gone(amkv: Amkv, here: Path) -> None:
     assert done.code == 2
     assert "the last prefill" in done.errors[0]
     assert "is gone" in done.errors[0]
-
-
-def test_no_permission_is_seen_before_the_model_is_loaded(
-    amkv: Amkv, here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Mocked: root, whom continuous integration likes to be, may write anywhere.
-    monkeypatch.setattr(amcli.files.os, "access", lambda path, mode: False)
-    done = amkv("prefill", "doc.txt", "--model", "./no-such-model")
-    assert done.code == 1
-    assert done.errors[0] == "error: cannot write doc.prefill.amkv: Permission denied"
-    assert os.listdir(here) == ["doc.txt"]
-
-
-@pytest.mark.parametrize("words", [("prefill", "doc.txt"), ("compact", "doc.txt")])
-def test_a_full_disk(
-    amkv: Amkv, here: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
-) -> None:
-    def full(*arguments: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(amkv_format.writer, "_write_at", full)
-    done = amkv(*words, "--force", *(["--method", "keep"] if words[0] == "compact" else []))
-    assert done.code == 5
-    assert "no space left to write" in done.errors[0]
-    assert os.listdir(here) == ["doc.txt"]
-
-
-def test_a_file_that_the_system_stops_halfway(here: Path, environment: dict[str, str]) -> None:
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-
-    done = subprocess.run(
-        [sys.executable, "-m", "amcli", "prefill", "doc.txt"],
-        capture_output=True,
-        text=True,
-        cwd=here,
-        env=environment,
-        preexec_fn=limit,
-        check=False,
-    )
-    assert done.returncode == 5
-    assert "error: no space left to write doc.prefill.amkv" in done.stderr
-    assert os.listdir(here) == ["doc.txt"]
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_standard_output_on_a_full_disk(
-    here: Path, compact: Path, environment: dict[str, str]
-) -> None:
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "amcli", "inspect", "doc.amkv"],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=here,
-            env=environment,
-            check=False,
-        )
-    assert done.returncode == 5
-    assert done.stderr == "error: no space left to write the output\nhint: free some space\n"
-
-
-def test_a_hub_model_without_a_network(process: Amkv, here: Path, tmp_path: Path) -> None:
-    done = process(
-        "prefill",
-        "doc.txt",
-        "--model",
-        "someone/some-model",
-        HF_HUB_OFFLINE="1",
-        HF_HOME=str(tmp_path / "hub"),
-    )
-    assert done.code == 1
-    assert done.err.splitlines() == [
-        "error: the model someone/some-model is not in the local cache, and HF_HUB_OFFLINE is set",
-        "hint: unset HF_HUB_OFFLINE, or fetch it first: hf download someone/some-model",
-    ]
-    assert os.listdir(here) == ["doc.txt"]
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "message"),
-    [
-        (MemoryError(), 5, "out of memory"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 5, "out of"),
-        (ZeroDivisionError("a\nb"), 1, "unexpected ZeroDivisionError: a"),
-        (KeyError(), 1, "unexpected KeyError"),
-    ],
-)
-def test_what_nobody_expects_is_one_line(
-    amkv: Amkv, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, message: str
-) -> None:
-    def fail(*arguments: object, **more: object) -> None:
-        raise error
-
-    monkeypatch.setattr(contexts, "prefill", fail)
-    done = amkv("prefill", "doc.txt")
-    assert done.code == code
-    assert done.errors[0].startswith(f"error: {message}")
-    assert "Traceback" not in done.err
-    for words in (("--debug", "prefill", "doc.txt"), ("prefill", "doc.txt", "--debug")):
-        debugged = amkv(*words)
-        assert debugged.code == code
-        assert "Traceback (most recent call last)" in debugged.err
-        assert debugged.errors == done.errors

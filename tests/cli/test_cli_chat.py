@@ -1,0 +1,177 @@
+"""chat: one question, questions from a pipe, and a conversation on a real terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pexpect
+import pytest
+from conftest import Amkv
+
+from amcli.commands.conversation import answer
+from amcli.pipeline.session import Session
+from amcli.pocket.dialogues import Question
+
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+LONG = "Repeat the previous context."
+
+
+def test_one_question_prints_its_answer_and_nothing_else(
+    amkv: Amkv, compact: Path, question: Question
+) -> None:
+    done = amkv("chat", "--context", compact, "-p", question.question)
+    assert (done.code, done.out, done.err) == (0, question.answer + "\n", "")
+
+
+def test_a_prefill_answers_as_well(amkv: Amkv, full: Path, question: Question) -> None:
+    assert amkv("chat", "-c", full, "-p", question.question).out == question.answer + "\n"
+
+
+def test_the_question_can_come_from_standard_input(
+    amkv: Amkv, compact: Path, question: Question
+) -> None:
+    asked = f"\n{question.question}\n".encode()
+    assert amkv("chat", "-c", compact, "-p", "-", stdin=asked).out == question.answer + "\n"
+
+
+def test_json_of_one_question(amkv: Amkv, compact: Path, question: Question) -> None:
+    done = amkv("chat", "-c", compact, "-p", question.question, "--json")
+    record = json.loads(done.out)
+    assert record["question"] == question.question
+    assert record["answer"] == question.answer
+    assert record["model"] == "pocket"
+    assert 0 < record["tokens"] <= len(question.answer)
+
+
+def test_every_line_of_a_pipe_is_a_turn(amkv: Amkv, compact: Path, question: Question) -> None:
+    lines = f"{question.question}\n\n  \n{question.question}\n".encode()
+    assert amkv("chat", "-c", compact, stdin=lines).out == f"{question.answer}\n" * 2
+    done = amkv("chat", "-c", compact, "--json", stdin=lines)
+    assert [json.loads(line)["answer"] for line in done.out.splitlines()] == [question.answer] * 2
+
+
+def test_a_long_answer_is_cut_and_said_to_be(amkv: Amkv, compact: Path) -> None:
+    done = amkv("chat", "-c", compact, "-p", LONG, "--max-tokens", "5", "--json")
+    assert json.loads(done.out)["tokens"] == 5
+    assert done.err == "the answer was cut off at --max-tokens 5\n"
+
+
+def test_temperature_and_seed_make_the_answer(amkv: Amkv, compact: Path) -> None:
+    def said(*words: str) -> str:
+        asked = ("chat", "-c", str(compact), "-p", LONG, "--max-tokens", "12")
+        return amkv(*asked, "--temperature", "3", *words).out
+
+    assert said("--seed", "1") == said("--seed", "1")
+    assert said("--seed", "1") != said("--seed", "2")
+
+
+def test_questions_that_are_not_utf8(amkv: Amkv, compact: Path) -> None:
+    for words in ((), ("-p", "-")):
+        done = amkv("chat", "-c", compact, *words, stdin=b"\xff?\n")
+        assert done.code == 2
+        assert "not UTF-8" in done.errors[0]
+
+
+def test_white_space_around_an_answer_is_dropped_as_it_streams() -> None:
+    class Said(Session):
+        def __init__(self) -> None:
+            """No context."""
+
+        def ask(self, question: str) -> Iterator[str]:
+            yield from (" ", "\n A", " ", " b", ".", "\n", " ")
+
+    assert list(answer(Said(), "?")) == ["A", "  b", "."]
+
+
+@pytest.fixture
+def terminal(here: Path, compact: Path, environment: dict[str, str]) -> Iterator[pexpect.spawn]:
+    child = pexpect.spawn(
+        sys.executable,
+        ["-m", "amcli", "chat", "--context", str(compact)],
+        cwd=str(here),
+        env={**environment, "TERM": "xterm", "LC_ALL": "C.UTF-8"},
+        dimensions=(24, 80),
+        encoding="utf-8",
+        timeout=60,
+    )
+    child.expect(r"> ")
+    yield child
+    child.close(force=True)
+
+
+def lines(child: pexpect.spawn) -> list[str]:
+    """What is on the screen before the match, without colours."""
+    return [line.rstrip("\r") for line in ESCAPES.sub("", child.before).split("\n")]
+
+
+def test_a_conversation_on_a_terminal(terminal: pexpect.spawn, question: Question) -> None:
+    panel = lines(terminal)
+    shown = "\n".join(panel)
+    for word in ("doc.txt", "doc.amkv", "tokens", "1.0× smaller", "pocket on", "Ctrl-D"):
+        assert word in shown
+    # A bar that redraws itself counts as one line: what is left of it comes after its last return.
+    assert max(len(line.split("\r")[-1]) for line in panel) <= 80
+
+    for _ in range(2):  # the second turn sees the first one, and knows the document still
+        terminal.sendline(question.question)
+        terminal.expect_exact(question.answer)
+        terminal.expect(r"> ")
+    terminal.sendline("/help")
+    terminal.expect_exact("/reset")
+    terminal.expect(r"> ")
+    terminal.sendline("/reset")
+    terminal.expect_exact("a new conversation")
+    terminal.expect(r"> ")
+    terminal.sendline("/rest")
+    terminal.expect_exact("there is no command /rest; /help lists them")
+    terminal.expect(r"> ")
+    terminal.sendline("/quit")
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    assert terminal.exitstatus == 0
+
+
+def test_ctrl_c_stops_the_answer_not_the_conversation(
+    terminal: pexpect.spawn, question: Question, document_start: str
+) -> None:
+    terminal.sendline(LONG)
+    terminal.expect_exact(document_start)
+    terminal.sendintr()
+    terminal.expect_exact("(stopped)")
+    terminal.expect(r"> ")
+    terminal.sendline(question.question)
+    terminal.expect_exact(question.answer)
+    terminal.expect(r"> ")
+    terminal.sendintr()
+    terminal.expect_exact("Ctrl-C again or Ctrl-D to leave")
+    terminal.expect(r"> ")
+    terminal.sendintr()
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    assert terminal.exitstatus == 0
+
+
+def test_ctrl_d_leaves(terminal: pexpect.spawn) -> None:
+    terminal.sendeof()
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    assert terminal.exitstatus == 0
+
+
+def test_json_is_not_for_conversations(
+    here: Path, compact: Path, environment: dict[str, str]
+) -> None:
+    words = ["-m", "amcli", "chat", "--context", str(compact), "--json"]
+    out, code = pexpect.run(
+        f"{sys.executable} {' '.join(words)}",
+        cwd=str(here),
+        env={**environment, "NO_COLOR": "1"},
+        withexitstatus=True,
+        encoding="utf-8",
+    )
+    assert code == 2
+    assert "error: --json needs a question" in out

@@ -1,0 +1,63 @@
+"""Help: instant, without torch, and the same in `docs/help.md` as in the terminal."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from conftest import Amkv
+from helptext import COMMANDS, TARGET, help_document
+
+HEAVY = ("torch", "transformers", "numpy", "rich")
+
+
+def test_help_md_is_what_help_says() -> None:
+    # Words, not lines: versions of Typer may break lines in other places.
+    assert help_document().split() == TARGET.read_text(encoding="utf-8").split(), (
+        "docs/help.md is out of date: python tests/cli/helptext.py"
+    )
+
+
+def test_help_fits_80_columns() -> None:
+    assert max(len(line) for line in help_document().splitlines()) <= 80
+
+
+def test_help_of_every_command_on_both_flags(amkv: Amkv) -> None:
+    for command in COMMANDS:
+        long, short = amkv(*command, "--help"), amkv(*command, "-h")
+        assert (long.code, long.err) == (0, "")
+        assert long.out == short.out
+
+
+def test_no_command_at_all_shows_the_help(amkv: Amkv) -> None:
+    assert amkv().out == amkv("--help").out
+    assert amkv().code == 0
+
+
+def test_the_command_line_is_there_without_anything_heavy(
+    here: Path, environment: dict[str, str]
+) -> None:
+    code = (
+        "import sys; from amcli.cli import main; main(['--help']);"
+        f"sys.exit(' '.join(m for m in {HEAVY} if m in sys.modules) or None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert done.stderr == b""
+    assert done.returncode == 0
+
+
+def test_help_is_instant(process: Amkv) -> None:
+    def seconds() -> float:
+        began = time.perf_counter()
+        process("--help")
+        return time.perf_counter() - began
+
+    assert min(seconds() for _ in range(5)) < 0.5
+
+
+def test_version(amkv: Amkv) -> None:
+    from amcli import __version__
+
+    assert amkv("--version").out == f"amkv {__version__}\n"

@@ -1,0 +1,104 @@
+"""inspect: what it says of real artifacts and of every valid example file, without torch."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import Amkv
+
+from amkv_format import AmkvFile
+
+ROOT = Path(__file__).parents[2]
+GOOD = sorted((ROOT / "formats" / "vectors" / "good").glob("*.amkv"))
+BAD = sorted((ROOT / "formats" / "vectors" / "bad").glob("*.amkv"))
+
+
+def documented(command: str) -> set[str]:
+    """Names of the fields in a section of docs/json.md."""
+    text = (ROOT / "docs" / "json.md").read_text(encoding="utf-8")
+    section = text.partition(f"## `amkv {command} --json`")[2].partition("\n## ")[0]
+    first_cells = re.findall(r"^\| (`[^|]*`) \|", section, re.MULTILINE)
+    as_above = re.findall(r"^`[^|]*? as above, and:$|^A compact artifact.*$", section, re.MULTILINE)
+    return set(re.findall(r"`(\w+)`", " ".join([*first_cells, *as_above])))
+
+
+def test_the_documented_fields_are_those_that_are_printed(amkv: Amkv, full: Path) -> None:
+    prefill = json.loads(amkv("prefill", "doc.txt", "-f", "--json").out)
+    compact = json.loads(amkv("compact", full, "--json", "--method", "keep").out)
+    chat = json.loads(amkv("chat", "-c", "doc.amkv", "-p", "Who?", "--json").out)
+    inspect = json.loads(amkv("inspect", "doc.amkv", "--json").out)
+    for name, record in (
+        ("prefill", prefill),
+        ("compact", compact),
+        ("chat", chat),
+        ("inspect", inspect),
+    ):
+        assert set(record) == documented(name), name
+
+
+def test_a_compact_artifact(amkv: Amkv, full: Path) -> None:
+    made = json.loads(amkv("compact", full, "--ratio", "4", "--json").out)
+    record = json.loads(amkv("inspect", "doc.amkv", "--json").out)
+    for name in ("ratio", "method", "budget", "queries", "seed", "requested", "fit_errors"):
+        assert record[name] == made[name], name
+    assert record["stored_per_head"] == made["stored_per_head"]
+    assert record["model"]["id"] == "pocket"
+    with AmkvFile.open("doc.amkv") as file:
+        assert record["payload_hash"] == file.payload_hash()
+        assert [layer["stored"] for layer in record["layers"]] == file.manifest["stored"]
+
+    text = amkv("inspect", "doc.amkv").out
+    assert max(map(len, text.splitlines())) <= 80
+    for shown in ("doc.txt", "pocket", "method    omp, budget adaptive", "asked for ratio 4"):
+        assert shown in text
+    assert file.manifest["payload_hash"].removeprefix("sha256:") in text
+    table = text.partition("layer")[2].splitlines()
+    assert len(table) == 1 + len(record["layers"])
+    first = record["layers"][0]["stored"]
+    assert table[1].split()[3:6:2] == [f"{min(first):,}", f"{max(first):,}"]
+
+
+def test_a_prefill_artifact(amkv: Amkv, full: Path) -> None:
+    text = amkv("inspect", full).out
+    assert "kind      prefill" in text
+    assert "method" not in text
+
+
+def test_neither_torch_nor_a_model_is_needed(
+    here: Path, compact: Path, environment: dict[str, str]
+) -> None:
+    code = (
+        "import sys; from amcli.cli import main; code = main(['inspect', 'doc.amkv']);"
+        "sys.exit('torch' if 'torch' in sys.modules else code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=here, env=environment, capture_output=True
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("path", GOOD, ids=lambda path: path.stem)
+def test_every_valid_example_can_be_inspected(amkv: Amkv, path: Path) -> None:
+    text = amkv("inspect", path)
+    assert (text.code, text.err) == (0, "")
+    assert json.loads(amkv("inspect", path, "--json").out)["kind"] in ("prefill", "compact")
+
+
+def test_no_invalid_example_gets_past_opening_with_anything_but_exit_code_3(amkv: Amkv) -> None:
+    codes = {path.stem: amkv("inspect", path).code for path in BAD}
+    # What only reading the whole payload shows is left to verify.
+    assert {name for name, code in codes.items() if code == 0} <= {
+        "bit-flip",
+        "hash-wrong",
+        "key-nan",
+        "not-canonical",
+        "position-minus-2",
+        "position-past-end",
+        "token-negative",
+    }
+    assert set(codes.values()) <= {0, 3}
