@@ -6,6 +6,7 @@ length of the document and the number of reference queries.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 import torch
@@ -116,7 +117,8 @@ class ScoreState:
     """What the reference queries paid to each key, accumulated over chunks of queries.
 
     Holds max, sum of squares and sum of `W·P` per key, each `[H, T]`, so that a reference pass
-    in chunks stores no queries.
+    in chunks stores no queries. `kinds` says which statistics will be asked for; each costs a
+    pass over the probabilities.
     """
 
     def __init__(
@@ -125,11 +127,16 @@ class ScoreState:
         tokens: int,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        kinds: Collection[ScoreKind] = SCORE_KINDS,
     ):
         self.rows = 0
-        self._max = torch.zeros((heads, tokens), device=device, dtype=dtype)
-        self._square = torch.zeros_like(self._max)
-        self._sum = torch.zeros_like(self._max)
+        self._shape = (heads, tokens)
+        self._kept = {
+            kind: torch.zeros(self._shape, device=device, dtype=dtype)
+            for kind in SCORE_KINDS
+            if kind in kinds
+        }
+        self._dtype = dtype
 
     def update(
         self,
@@ -153,11 +160,9 @@ class ScoreState:
         """
         H, n, _ = Q.shape
         T = K.shape[1]
-        if self._max.shape != (H, T):
-            raise ValueError(
-                f"scores are kept for {tuple(self._max.shape)} keys, got {H} heads of {T}"
-            )
-        W = torch.ones((H, n), dtype=self._max.dtype, device=Q.device)
+        if self._shape != (H, T):
+            raise ValueError(f"scores are kept for {self._shape} keys, got {H} heads of {T}")
+        W = torch.ones((H, n), dtype=self._dtype, device=Q.device)
         for r in spans(n, row_size(n, H * T, tile)):
             S = _visible_logits(Q, K, scale, softcap, limit, None, r, slice(0, T))  # [H, rows, T]
             m = S.amax(-1, keepdim=True)
@@ -176,19 +181,22 @@ class ScoreState:
                 share = share * weights[:, r].to(share.dtype).unsqueeze(-1)
             W[:, r] = share.squeeze(-1).to(W.dtype)
             P = P.mul_(share / mass.clamp_min(torch.finfo(S.dtype).tiny))
-            self._max = torch.maximum(self._max, P.amax(1).to(self._max.dtype))
-            self._sum += P.sum(1)
-            self._square += P.square_().sum(1)
+            for kind, kept in self._kept.items():
+                if kind == "max":
+                    torch.maximum(kept, P.amax(1).to(kept.dtype), out=kept)
+                elif kind == "rms":
+                    kept += torch.linalg.vector_norm(P, dim=1).square()
+                else:
+                    kept += P.sum(1)
         self.rows += n
         return W
 
     def scores(self, kind: ScoreKind) -> torch.Tensor:
         """`[H, T]`: the largest, root-mean-square or mean probability over all rows so far."""
-        rows = max(1, self.rows)
+        if kind not in self._kept:
+            raise ValueError(f"no {kind!r} scores were kept, only {', '.join(self._kept)}")
+        kept = self._kept[kind]
         if kind == "max":
-            return self._max.clone()
-        if kind == "rms":
-            return (self._square / rows).sqrt()
-        if kind == "mean":
-            return self._sum / rows
-        raise ValueError(f"unknown score kind {kind!r}; one of {', '.join(SCORE_KINDS)}")
+            return kept.clone()
+        mean = kept / max(1, self.rows)
+        return mean.sqrt() if kind == "rms" else mean

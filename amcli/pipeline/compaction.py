@@ -81,8 +81,8 @@ class Compaction:
 
     @property
     def ratio(self) -> float:
-        """Full over stored bytes of the compacted layers."""
-        return self.full_bytes / self.stored_bytes
+        """Full over stored bytes of the compacted layers; 1 for a model that has none."""
+        return self.full_bytes / self.stored_bytes if self.stored_bytes else 1.0
 
     def apply(self) -> None:
         """Puts the compact entries into the context's cache in place of the full ones."""
@@ -156,7 +156,7 @@ def compact(context: Context, options: Options, *, progress: Progress | None = N
     """
     progress = progress or Silent()
     method = check(options, context.T)
-    if not full_layers(context):
+    if not full_layers(context) and method.selection != "all":
         raise UsageError(
             f"{context.loaded.id} has only sliding-window layers: nothing to compact",
             "prefill the document and chat with that",
@@ -171,6 +171,7 @@ def compact(context: Context, options: Options, *, progress: Progress | None = N
             passages,
             max_queries=options.max_queries,
             seed=options.seed,
+            kinds=(method.score_kind,),
             progress=progress,
         )
     seconds["reference"] = time.perf_counter() - began

@@ -7,13 +7,13 @@ One pass gives the scores of all keys from all queries; for the fits a seeded sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from amcli.errors import UsageError
-from amcli.matching.scores import ScoreState
+from amcli.matching.scores import SCORE_KINDS, ScoreKind, ScoreState
 from amcli.models.generate import CHUNK, absorb
 from amcli.models.layer import CompactLayer
 from amcli.pipeline.contexts import Context, full_layers
@@ -104,14 +104,16 @@ def collect(
     *,
     max_queries: int = MAX_QUERIES,
     seed: int = 0,
+    kinds: Collection[ScoreKind] = SCORE_KINDS,
     progress: Progress,
 ) -> dict[int, LayerReference]:
     """Feeds each passage after the context and gathers the queries of every full layer.
 
     Each passage sees the context and itself, not the others. The context's cache is left as
-    it was. Returns one `LayerReference` for each index in `full_layers`.
+    it was; `kinds` are the scores that will be asked for. Returns one `LayerReference` for
+    each index in `full_layers`.
     """
-    recorder = _Recorder(context, passages, max_queries, seed)
+    recorder = _Recorder(context, passages, max_queries, seed, kinds)
     progress.start("reference pass", sum(len(p.ids) for p in passages))
     for passage in passages:
         recorder.open(passage)
@@ -131,8 +133,16 @@ def _chunks(ids: Sequence[int]) -> Iterator[Sequence[int]]:
 class _Recorder:
     """Watches the queries of a pass; each layer's scores and sample grow as it goes."""
 
-    def __init__(self, context: Context, passages: Sequence[Passage], max_queries: int, seed: int):
+    def __init__(
+        self,
+        context: Context,
+        passages: Sequence[Passage],
+        max_queries: int,
+        seed: int,
+        kinds: Collection[ScoreKind],
+    ):
         self.T = context.T
+        self.kinds = kinds
         self.full = set(full_layers(context))
         self.layers: dict[int, LayerReference] = {}
         geometry = context.loaded.geometry
@@ -168,13 +178,13 @@ class _Recorder:
             return
         scale = d**-0.5 if scaling is None else scaling
         # Rows run over the group's query heads, then over tokens: [H, G·(m - skip), d].
-        Q = query[0].unflatten(0, (H, -1))[:, :, skip:].flatten(1, 2)
+        Q = query[0].reshape(H, -1, m, d)[:, :, skip:].flatten(1, 2)
         groups = Q.shape[1] // (m - skip)
         limit = torch.arange(before + skip + 1, before + m + 1, device=Q.device).repeat(groups)
         K, fed = keys[:, : self.T], keys[:, self.T :]
         reference = self.layers.get(index)
         if reference is None:
-            state = ScoreState(H, self.T, device=Q.device)
+            state = ScoreState(H, self.T, device=Q.device, kinds=self.kinds)
             reference = self.layers[index] = LayerReference(state, scale, softcap)
         W = reference.scores.update(Q, K, scale, softcap=softcap, fed=fed, fed_limit=limit)
         chosen = self.picked[self.passage][before + skip : before + m].to(Q.device)
