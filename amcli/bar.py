@@ -31,7 +31,9 @@ class Bar:
         """A new stage takes the place of the one before."""
         if self._task is not None:
             self._bar.remove_task(self._task)
-        self._task = self._bar.add_task(f"{stage:<16}", total=total or None, done="")
+        self._task = self._bar.add_task(
+            f"{stage:<16}", total=total or None, done="  0%" if total else ""
+        )
 
     def advance(self, units: int = 1) -> None:
         """Moves the bar of the current stage on."""

@@ -100,9 +100,9 @@ def chat(
         from amcli.pipeline.session import Session
 
         session = Session(found, max_tokens, temperature, seed)
-        from amcli.models.failures import quiet
+        from amcli.models import failures
     loading = time.perf_counter() - began
-    with quiet():
+    with failures.quiet():
         if talking:
             Conversation(console, session, path).run()
             return

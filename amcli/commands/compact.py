@@ -155,9 +155,9 @@ class _Given:
     def of(cls, console: Console, source: str | None) -> _Given:
         """Reads and checks what the user named, in milliseconds."""
         if source is None:
-            path = last_prefill()
-            console.note(f"compacting {path}, the last prefill")
-            return cls._artifact(path)
+            last = last_prefill()
+            console.note(f"compacting {last}, the last prefill")
+            return cls._artifact(last)
         if source != STDIN and looks_like_artifact(Path(source)):
             return cls._artifact(Path(source))
         text = read_document(console, source)

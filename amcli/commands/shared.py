@@ -53,7 +53,7 @@ class Stopwatch:
 def work(console: Console) -> Iterator[Progress]:
     """Progress of what runs a model; the libraries below stay silent inside the block."""
     with console.progress() as progress:
-        progress.start("start", 0)
+        progress.start("load libraries", 0)
         from amcli.models.failures import quiet
 
         with quiet():

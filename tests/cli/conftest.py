@@ -19,7 +19,9 @@ from amcli.cli import main
 from amcli.pocket.dialogues import Question, Questioner
 from amcli.pocket.documents import Document, generate
 
-SOURCES = os.pathsep.join(str(Path(module.__file__).parents[1]) for module in (amcli, amkv_format))
+SOURCES = os.pathsep.join(
+    str(Path(str(module.__file__)).parents[1]) for module in (amcli, amkv_format)
+)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,10 @@ def nothing_left_behind(here: Path) -> Iterator[None]:
 
 
 def write(name: str, data: bytes) -> Callable[[Path], None]:
-    return lambda here: (here / name).write_bytes(data) and None
+    def prepare(here: Path) -> None:
+        (here / name).write_bytes(data)
+
+    return prepare
 
 
 def nothing(here: Path) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pexpect
+import pexpect  # type: ignore[import-untyped]
 import pytest
 from conftest import Amkv
 
 from amcli.commands.conversation import answer
+from amcli.commands.shared import open_context
+from amcli.models import generate
+from amcli.pipeline.progress import Silent
 from amcli.pipeline.session import Session
 from amcli.pocket.dialogues import Question
 
@@ -85,6 +88,27 @@ def test_white_space_around_an_answer_is_dropped_as_it_streams() -> None:
             yield from (" ", "\n A", " ", " b", ".", "\n", " ")
 
     assert list(answer(Said(), "?")) == ["A", "  b", "."]
+
+
+def test_a_question_broken_off_before_its_answer_leaves_no_trace(
+    compact: Path, question: Question, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = open_context(Silent(), compact, None, None, None)
+    session = Session(context)
+
+    def interrupted(*arguments: object, **more: object) -> None:
+        real(*arguments, **more)  # the cache has seen the question when the signal comes
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        real: Callable[..., object] = generate.feed
+        patch.setattr(generate, "feed", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(session.ask("Who lives here, and why?"))
+    assert session.turns == 0
+    assert session.cache.get_seq_length() == context.T
+    assert "".join(session.ask(question.question)) == question.answer
+    assert session.turns == 1
 
 
 @pytest.fixture

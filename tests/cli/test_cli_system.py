@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from conftest import Amkv
 
-import amcli.files
 import amkv_format.writer
 from amcli.pipeline import compaction, contexts
 
@@ -23,7 +22,7 @@ def test_no_permission_is_seen_before_the_model_is_loaded(
     amkv: Amkv, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Mocked: root, whom continuous integration likes to be, may write anywhere.
-    monkeypatch.setattr(amcli.files.os, "access", lambda path, mode: False)
+    monkeypatch.setattr("amcli.files.os.access", lambda path, mode: False)
     done = amkv("prefill", "doc.txt", "--model", "./no-such-model")
     assert done.code == 1
     assert done.errors[0] == "error: cannot write doc.prefill.amkv: Permission denied"
