@@ -197,12 +197,14 @@ def _text(record: dict[str, Any]) -> Iterator[str]:
     )
     for asked in record["questions"]:
         yield ""
-        yield f"{asked['question']}   ({asked['kind']}: {asked['answer']})"
+        yield f"{asked['kind']}: {asked['question']}"
         for source, size in (("document", full), ("compact", stored)):
             mark = "✓" if asked[f"{source}_right"] else "✗"
             label = f"{'whole' if source == 'document' else source}, {size}:"
             said = " ".join(printable(asked[f"from_{source}"]).split())
             yield f"  {mark} {label:<18} {shorten(said, 54, placeholder='…')}"
+        if not (asked["document_right"] and asked["compact_right"]):
+            yield f"    {'right would be:':<18} {asked['answer']}"
     yield ""
     right = sum(asked["compact_right"] for asked in record["questions"])
     yield (

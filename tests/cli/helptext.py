@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,15 @@ def _help(command: tuple[str, ...]) -> str:
         text=True,
         check=True,
     ).stdout
+
+
+def documented(command: str) -> set[str]:
+    """Names of the fields that a command prints with --json, by `docs/json.md`."""
+    text = (ROOT / "docs" / "json.md").read_text(encoding="utf-8")
+    section = text.partition(f"## `amkv {command} --json`")[2].partition("\n## ")[0]
+    first_cells = re.findall(r"^\| (`[^|]*`) \|", section, re.MULTILINE)
+    as_above = re.findall(r"^`[^|]*? as above, and:$|^A compact artifact.*$", section, re.MULTILINE)
+    return set(re.findall(r"`(\w+)`", " ".join([*first_cells, *as_above])))
 
 
 if __name__ == "__main__":

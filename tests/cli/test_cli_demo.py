@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Amkv
+from helptext import documented
 
 from amcli.commands import shared
 from amcli.pipeline import compaction
@@ -41,6 +42,7 @@ def test_it_shows_answers_sizes_and_seconds(
     assert re.search(rf"✓ whole, [0-9.]+ MB: +{re.escape(question.answer)}\n", done.out)
     assert max(map(len, done.out.splitlines())) <= 80
     assert "✗" in done.out  # nobody knows nobody
+    assert "right would be:    Nobody" in done.out
     assert "right from the compact file" in done.out.splitlines()[-1]
     assert os.listdir(here) == ["doc.txt"]
     assert os.listdir(tmp_path / "temporary") == []
@@ -51,6 +53,7 @@ def test_json(amkv: Amkv, question: Question) -> None:
     record = json.loads(amkv("demo", "--ratio", "2", "--json").out)
     assert "files" not in record
     assert record["ratio"] == pytest.approx(2, rel=0.05)
+    assert {*record, "files"} == documented("demo")
     first, second = record["questions"]
     assert (first["kind"], first["from_document"]) == ("direct", question.answer)
     assert first["document_right"] is True

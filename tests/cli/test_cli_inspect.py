@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import Amkv
+from helptext import documented
 
 from amkv_format import AmkvFile
 
 ROOT = Path(__file__).parents[2]
 GOOD = sorted((ROOT / "formats" / "vectors" / "good").glob("*.amkv"))
 BAD = sorted((ROOT / "formats" / "vectors" / "bad").glob("*.amkv"))
-
-
-def documented(command: str) -> set[str]:
-    """Names of the fields in a section of docs/json.md."""
-    text = (ROOT / "docs" / "json.md").read_text(encoding="utf-8")
-    section = text.partition(f"## `amkv {command} --json`")[2].partition("\n## ")[0]
-    first_cells = re.findall(r"^\| (`[^|]*`) \|", section, re.MULTILINE)
-    as_above = re.findall(r"^`[^|]*? as above, and:$|^A compact artifact.*$", section, re.MULTILINE)
-    return set(re.findall(r"`(\w+)`", " ".join([*first_cells, *as_above])))
 
 
 def test_the_documented_fields_are_those_that_are_printed(amkv: Amkv, full: Path) -> None:
