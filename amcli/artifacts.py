@@ -105,7 +105,7 @@ def write_artifact(
     specs = [TensorSpec(name, _name(x.dtype), tuple(x.shape)) for name, x in tensors]
     with output_errors(path), Writer(path, specs, overwrite=overwrite) as writer:
         for name, tensor in tensors:
-            for part in tensor.reshape(-1).split(_WRITE_CHUNK):
+            for part in torch.split(tensor.reshape(-1), _WRITE_CHUNK):
                 writer.write(name, part.cpu().contiguous().view(torch.uint8).numpy().data)
         return writer.finish(manifest)
 

@@ -87,7 +87,7 @@ def repeat_passages(context: Context, part: int = PART) -> list[Passage]:
         if len(piece) == len(document):
             instruction = REPEAT
         else:
-            head = tokenizer.decode(piece[:_HEAD], skip_special_tokens=True)
+            head = str(tokenizer.decode(piece[:_HEAD], skip_special_tokens=True))
             instruction = REPEAT_FROM.format(start=head.strip())
         lead = chat.first_turn(instruction)
         passages.append(Passage(lead + piece, len(lead)))
