@@ -1,1 +1,1 @@
-"""amkv."""
+"""The yardstick: suites of documents with questions, metrics, resumable runs, plots."""

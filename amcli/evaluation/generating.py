@@ -1,0 +1,88 @@
+"""Greedy answers to many questions at once, each with its own stop.
+
+Questions differ in length, and padding in front of them would shift a sliding window. So all
+rows advance in lockstep: a row whose question is not over yet takes its next token from the
+question, any other row the token that it found likeliest. That is exact for every model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from amcli.models.cache import CompactCache
+from amcli.models.loading import LoadedModel
+
+ROWS = 32
+"""Questions answered at a time."""
+
+_LOOK = 16  # steps between looks at whether all rows are done: each look waits for the device
+
+
+def answers(
+    loaded: LoadedModel,
+    cache: CompactCache,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: Sequence[int],
+) -> list[str]:
+    """The text of the greedy answer to each prompt after a context, control tokens left out.
+
+    prompts     token ids, each fed right after the context
+    max_tokens  longest answer of each
+    """
+    found: dict[int, str] = {}
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for start in range(0, len(order), ROWS):
+        rows = order[start : start + ROWS]
+        limits = [max_tokens[i] for i in rows]
+        tokens = _lockstep(loaded, cache, [list(prompts[i]) for i in rows], limits)
+        for i, ids in zip(rows, tokens, strict=True):
+            text = loaded.tokenizer.decode(ids, skip_special_tokens=True)
+            found[i] = str(text).strip()
+    return [found[i] for i in range(len(prompts))]
+
+
+def _lockstep(
+    loaded: LoadedModel, cache: CompactCache, prompts: list[list[int]], limits: list[int]
+) -> Iterator[list[int]]:
+    stops = loaded.chat.stop_ids
+    columns = _columns(loaded, cache, prompts, limits)
+    for prompt, limit, row in zip(prompts, limits, columns, strict=True):
+        answer = row[len(prompt) : len(prompt) + limit]
+        end = next((k for k, token in enumerate(answer) if token in stops), len(answer))
+        yield answer[:end]
+
+
+@torch.no_grad()
+def _columns(
+    loaded: LoadedModel, cache: CompactCache, prompts: list[list[int]], limits: list[int]
+) -> list[list[int]]:
+    """Every row's prompt and what follows it, with whatever comes after a stop token."""
+    model: Any = loaded.model
+    device = loaded.device
+    fork = cache.fork(len(prompts))
+    lengths = torch.tensor([len(p) for p in prompts], device=device)
+    ends = lengths + torch.tensor(limits, device=device)
+    shortest, longest = min(map(len, prompts)), max(map(len, prompts))
+    total = max(len(p) + n for p, n in zip(prompts, limits, strict=True))
+    rows = [p + [0] * (longest - len(p)) for p in prompts]
+    given = torch.tensor(rows, device=device)  # [B, longest]
+    stops = torch.tensor(sorted(loaded.chat.stop_ids), device=device)
+    done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    ids = [given[:, :shortest]]
+    for column in range(shortest, total):
+        logits = model(
+            input_ids=ids[-1], past_key_values=fork, use_cache=True, logits_to_keep=1
+        ).logits
+        token = logits[:, -1].argmax(-1)
+        answering = lengths <= column
+        if column < longest:
+            token = torch.where(answering, token, given[:, column])
+        ids.append(token[:, None])
+        done |= (answering & torch.isin(token, stops)) | (ends <= column + 1)
+        if column % _LOOK == 0 and column >= longest and bool(done.all()):
+            break
+    fork.require_attended()
+    return [[int(t) for t in row] for row in torch.cat(ids, dim=1).tolist()]

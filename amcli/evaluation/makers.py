@@ -1,0 +1,257 @@
+"""Contexts to be measured: full, none, compacted by a method, and two that are no methods.
+
+Every context is made ready for batches: entries of full layers are a prefix that all rows share,
+so that a hundred questions cost the memory of one document.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from amcli.errors import UsageError
+from amcli.matching import methods
+from amcli.matching import recipes as recipes  # registers the methods
+from amcli.matching.scores import ScoreKind
+from amcli.models.cache import CompactCache
+from amcli.models.generate import stream
+from amcli.models.loading import LoadedModel
+from amcli.pipeline import contexts, reference
+from amcli.pipeline.compaction import Options, check, compact, shapes
+from amcli.pipeline.contexts import Context, full_layers
+from amcli.pipeline.progress import Progress
+from amcli.pipeline.reference import LayerReference, Passage
+from amcli.pipeline.source import Source
+from amcli.ragged import RaggedHeads
+
+FULL, NONE = "full", "none"
+"""The two anchors: the whole document, and an empty one."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A context to ask questions of.
+
+    stored_bytes, full_bytes  of the layers that can be compacted, biases included
+    budget                    how heads shared the entries, where that was a choice
+    seconds                   of the `reference` pass and of `compact`
+    """
+
+    cache: CompactCache
+    stored_bytes: int
+    full_bytes: int
+    budget: str | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def ratio(self) -> float | None:
+        """Full over stored bytes; None where nothing is stored."""
+        return self.full_bytes / self.stored_bytes if self.stored_bytes else None
+
+
+def shared(context: Context, layers: Sequence[RaggedHeads] | None = None) -> CompactCache:
+    """A cache with the entries of full layers as a prefix; those it holds live when None."""
+    cache = context.cache.fork()
+    for i in full_layers(context):
+        heads = contexts.dense(context.cache, i) if layers is None else layers[i]
+        if context.T:
+            cache.set_prefix(i, heads, context.T)
+    return cache
+
+
+def whole(context: Context) -> Made:
+    """The document, uncompacted."""
+    size = sum(shape.full_bytes for shape in shapes(context))
+    return Made(shared(context), size, size)
+
+
+def nothing(loaded: LoadedModel, full_bytes: int) -> Made:
+    """An empty document: what the model knows by itself, or guesses."""
+    context = contexts.prefill(loaded, Source("nothing", ""))
+    return Made(shared(context), 0, full_bytes)
+
+
+def stopwatch(device: torch.device) -> float:
+    """Seconds on a clock, when the device has done all that it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+# ---- compacted -------------------------------------------------------------------------------
+
+
+@dataclass
+class SharedPass:
+    """Runs each reference pass of one document once, however many methods ask for it.
+
+    `compact` looks `collect` up in its module for every call; inside `with shared_pass(…)` it
+    finds this. `seconds` is how long the pass took that was asked for last.
+    """
+
+    kinds: frozenset[ScoreKind]
+    device: torch.device
+    collect: Callable[..., dict[int, LayerReference]]
+    seconds: float = 0.0
+    inside: float = 0.0
+    _passes: dict[Any, tuple[float, dict[int, LayerReference]]] = field(default_factory=dict)
+
+    def __call__(
+        self,
+        context: Context,
+        passages: Sequence[Passage],
+        *,
+        kinds: Sequence[ScoreKind] = (),
+        progress: Progress,
+        **options: Any,
+    ) -> dict[int, LayerReference]:
+        """What `reference.collect` gives, from memory where the same was asked for before."""
+        wanted = self.kinds | set(kinds)
+        key = (
+            tuple((tuple(p.ids), p.first) for p in passages),
+            tuple(sorted(options.items())),
+            wanted,
+        )
+        began = stopwatch(self.device)
+        if key not in self._passes:
+            found = self.collect(
+                context, passages, kinds=tuple(sorted(wanted)), progress=progress, **options
+            )
+            self._passes[key] = (stopwatch(self.device) - began, found)
+        self.seconds, found = self._passes[key]
+        self.inside += time.perf_counter() - began
+        return found
+
+
+@contextmanager
+def shared_pass(loaded: LoadedModel, names: Sequence[str]) -> Iterator[SharedPass]:
+    """Lets all compactions of one document inside the block share their reference passes."""
+    kinds = frozenset(
+        methods.get(name).score_kind for name in names if name not in SPECIAL
+    )  # fmt: skip
+    memory = SharedPass(kinds, loaded.device, reference.collect)
+    reference.collect = memory
+    try:
+        yield memory
+    finally:
+        reference.collect = memory.collect
+
+
+def compacted(
+    context: Context, options: Options, memory: SharedPass, progress: Progress
+) -> tuple[Made, list[RaggedHeads]]:
+    """A context compacted by a registered method, and its layers."""
+    device = context.loaded.device
+    memory.seconds = memory.inside = 0.0
+    began = stopwatch(device)
+    found = compact(context, options, progress=progress)
+    spent = stopwatch(device) - began
+    seconds = {"reference": memory.seconds, "compact": max(0.0, spent - memory.inside)}
+    made = Made(
+        shared(context, found.layers), found.stored_bytes, found.full_bytes, found.budget, seconds
+    )
+    return made, found.layers
+
+
+# ---- what is no method of `amkv compact` -----------------------------------------------------
+
+SUMMARIZE = (
+    "Summarize the text above in at most {words} words. Keep as many of its facts, names and "
+    "numbers as fit. Write the summary only."
+)
+
+
+def summary(context: Context, options: Options, memory: SharedPass, progress: Progress) -> Made:
+    """The model's own summary in place of the document, cut to the same stored bytes.
+
+    The model is told how long the summary may be, writes it greedily, and reads it as it read the
+    document; whole tokens that do not fit are cut from its end.
+    """
+    loaded = context.loaded
+    began = stopwatch(loaded.device)
+    full_bytes = sum(shape.full_bytes for shape in shapes(context))
+    tokens = int(context.T / float(options.ratio or 1))  # no biases: bytes go by the token
+    opening = len(loaded.chat.open_document("").ids)
+    room = max(0, tokens - opening)
+    asked = loaded.chat.first_turn(SUMMARIZE.format(words=max(1, room * 3 // 4)))
+    limit = loaded.geometry.max_positions
+    if limit is not None:
+        room = min(room, limit - context.T - len(asked))
+    ids: list[int] = []
+    if room > 0:
+        progress.start("summary", room)
+        for token in stream(loaded, context.cache.fork(), asked, max_tokens=room):
+            ids.append(token)
+            progress.advance()
+    text = _that_fits(loaded, ids, tokens)
+    brief = contexts.prefill(loaded, Source("summary", text))
+    stored = sum(shape.full_bytes for shape in shapes(brief))
+    seconds = {"reference": 0.0, "compact": stopwatch(loaded.device) - began}
+    return Made(shared(brief), stored, full_bytes, "uniform", seconds)
+
+
+def _that_fits(loaded: LoadedModel, ids: list[int], tokens: int) -> str:
+    """The longest start of a generated text with which the context has at most `tokens` tokens."""
+    for end in range(len(ids), 0, -1):
+        text = str(loaded.tokenizer.decode(ids[:end], skip_special_tokens=True)).strip()
+        if len(loaded.chat.open_document(text).ids) <= tokens:
+            return text
+    return ""
+
+
+def shuffled(context: Context, options: Options, memory: SharedPass, progress: Progress) -> Made:
+    """A control that has to fail: `highest-attention` with its values in a random order."""
+    named = Options(**{**vars(options), "method": "highest-attention"})
+    made, layers = compacted(context, named, memory, progress)
+    generator = torch.Generator().manual_seed(options.seed)
+    broken = list(layers)
+    for i in full_layers(context):
+        heads = layers[i]
+        order = torch.cat(
+            [
+                start + torch.randperm(t, generator=generator)
+                for start, t in zip(heads.offsets, heads.lengths, strict=False)
+            ]
+        ).to(heads.values.device)
+        broken[i] = RaggedHeads(heads.keys, heads.values[order], heads.beta, heads.lengths)
+    cache = shared(context, broken)
+    return Made(cache, made.stored_bytes, made.full_bytes, made.budget, made.seconds)
+
+
+SPECIAL: dict[str, Callable[[Context, Options, SharedPass, Progress], Made]] = {
+    "summary": summary,
+    "shuffled": shuffled,
+}
+"""What `amkv eval --method` takes besides the registered methods."""
+
+
+def make(context: Context, options: Options, memory: SharedPass, progress: Progress) -> Made:
+    """A context by a method or by one of `SPECIAL`."""
+    if options.method in SPECIAL:
+        return SPECIAL[options.method](context, options, memory, progress)
+    return compacted(context, options, memory, progress)[0]
+
+
+def ratios(name: str, wanted: Sequence[float]) -> list[float]:
+    """The ratios that make sense for a method: one that keeps everything has only 1.
+
+    Raises UsageError for a name that is no method, with the nearest one.
+    """
+    if name in SPECIAL:
+        return list(wanted)
+    try:
+        method = methods.get(name)
+    except UsageError as error:
+        raise UsageError(error.message, f"{error.hint}, {', '.join(SPECIAL)}") from error
+    return [1.0] if method.selection == "all" else list(wanted)
+
+
+def require(options: Options, tokens: int | None = None) -> None:
+    """Raises UsageError for a ratio, budget or source of queries that makes no sense."""
+    named = "highest-attention" if options.method in SPECIAL else options.method
+    check(Options(**{**vars(options), "method": named}), tokens)

@@ -1,0 +1,217 @@
+"""The file of a run: settings, cells as they are finished, rows at the end.
+
+A cell is one method at one ratio on one document. The file is replaced whole after each cell, so
+a run that was stopped goes on where it was. Everything but `seconds` is a function of the
+settings: two runs differ in nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from amcli.errors import UsageError
+from amcli.evaluation.makers import FULL, NONE
+from amcli.evaluation.metrics import METRICS, Record, estimates
+from amcli.files import output_errors
+from amkv_format.atomic import create_temporary, publish
+
+VERSION = 1
+
+Key = tuple[int, str, float | None]
+"""Document, method, ratio asked for (None for the anchors)."""
+
+
+@dataclass
+class Results:
+    """What a run has found so far.
+
+    settings   all that numbers depend on; `methods` and `ratios` may grow from run to run
+    documents  per document its name, tokens and seconds of prefill
+    questions  per document the kind of each question
+    """
+
+    settings: dict[str, Any]
+    hardware: str
+    tools: dict[str, str]
+    documents: list[dict[str, Any]]
+    questions: list[list[str]]
+    cells: dict[Key, dict[str, Any]] = field(default_factory=dict)
+
+    def order(self) -> list[tuple[str, float | None]]:
+        """Method and ratio of all rows, anchors first."""
+        pairs = [(name, ratio) for name, ratios in self.settings["methods"] for ratio in ratios]
+        return [(FULL, None), (NONE, None), *pairs]
+
+    def todo(self, document: int) -> list[tuple[str, float | None]]:
+        """Cells of a document that are still to be measured, in order."""
+        return [pair for pair in self.order() if (document, *pair) not in self.cells]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every cell has been measured."""
+        return not any(self.todo(i) for i in range(len(self.documents)))
+
+    def rows(self, resamples: int | None = None) -> list[dict[str, Any]]:
+        """One row for each method and ratio, and for each kind of question; `all` first."""
+        kinds = list(dict.fromkeys(kind for kinds in self.questions for kind in kinds))
+        found = []
+        for method, ratio in self.order():
+            for kind in ["all", *kinds] if len(kinds) > 1 else ["all"]:
+                row = self.row(method, ratio, kind, resamples)
+                if row is not None:
+                    found.append(row)
+        return found
+
+    def row(
+        self, method: str, ratio: float | None, kind: str, resamples: int | None = None
+    ) -> dict[str, Any] | None:
+        """The row of one method, ratio and kind over the cells there are; None without any."""
+        groups: list[list[Record]] = []
+        cells = []
+        for document, kinds in enumerate(self.questions):
+            cell = self.cells.get((document, method, ratio))
+            if cell is None:
+                continue
+            cells.append(cell)
+            pairs = zip(kinds, cell["outcomes"], strict=True)
+            groups.append([tuple(o) for k, o in pairs if kind in ("all", k)])  # type: ignore[misc]
+        if not cells or not any(groups):
+            return None
+        options = {} if resamples is None else {"resamples": resamples}
+        found = estimates(groups, self.settings["seed"], **options)
+        stored = sum(cell["stored_bytes"] for cell in cells)
+        full = sum(cell["full_bytes"] for cell in cells)
+        return {
+            "method": method,
+            "ratio": ratio,
+            "kind": kind,
+            "budget": cells[0]["budget"],
+            "documents": sum(bool(group) for group in groups),
+            "questions": sum(len(group) for group in groups),
+            "stored_bytes": round(stored / len(cells)),
+            "real_ratio": round(full / stored, 4) if stored else None,
+            **{name: e.record() if (e := found[name]) else None for name in METRICS},
+            "seconds": _mean_seconds(cells),
+        }
+
+    # ---- the file ------------------------------------------------------------------------------
+
+    def record(self, cells: bool = True) -> dict[str, Any]:
+        """The run as JSON; without its cells for `--json`."""
+        complete = self.complete
+        found = {
+            "amkv_eval": VERSION,
+            "complete": complete,
+            "settings": self.settings,
+            "hardware": self.hardware,
+            "tools": self.tools,
+            "documents": self.documents,
+            "rows": self.rows() if complete else [],
+        }
+        if cells:
+            found["questions"] = self.questions
+            found["cells"] = [
+                self.cells[document, *pair]
+                for document in range(len(self.documents))
+                for pair in self.order()
+                if (document, *pair) in self.cells
+            ]
+        return found
+
+    def write(self, path: Path) -> None:
+        """Replaces the file, whole or not at all."""
+        data = _text(self.record()).encode()
+        with output_errors(path):
+            descriptor, temporary = create_temporary(str(path))
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                publish(temporary, str(path), overwrite=True)
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(temporary)
+                raise
+
+    def resume(self, path: Path) -> None:
+        """Takes over the cells of a file, if there is one.
+
+        Raises UsageError when the file is something else, or was made with other settings.
+        """
+        found = _read(path)
+        if found is None:
+            return
+        differing = _differences(self.settings, found["settings"])
+        if not differing and found["questions"] != self.questions:
+            differing = ["the documents and questions"]
+        if differing:
+            raise UsageError(
+                f"{path} was made with other settings: {'; '.join(differing)}",
+                "name another file with -o, or start over with --force",
+            )
+        for cell in found["cells"]:
+            self.cells[cell["document"], cell["method"], cell["ratio"]] = cell
+        for mine, theirs in zip(self.documents, found["documents"], strict=True):
+            mine["seconds"] = theirs["seconds"]
+
+
+def _mean_seconds(cells: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Means over documents, of the stages that the cells have."""
+    names = dict.fromkeys(name for cell in cells for name in cell["seconds"])
+    return {
+        name: round(sum(cell["seconds"].get(name, 0.0) for cell in cells) / len(cells), 3)
+        for name in names
+    }
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", "check the path") from error
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or found.get("amkv_eval") != VERSION:
+        raise UsageError(
+            f"{path} already exists and is not a result of amkv eval",
+            "name another file with -o, or replace it with --force",
+        )
+    return found
+
+
+def _differences(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """Settings in which a file cannot be continued, each with both values."""
+    found = []
+    for name in dict.fromkeys([*mine, *theirs]):
+        if name == "methods":
+            asked = {(method, r) for method, ratios in mine[name] for r in ratios}
+            there = {(method, r) for method, ratios in theirs[name] for r in ratios}
+            found += [f"it has {m} at {r:g}×" for m, r in sorted(there - asked)]
+        elif mine.get(name) != theirs.get(name):
+            found.append(f"{name} {_shown(theirs.get(name))} there, {_shown(mine.get(name))} here")
+    return found
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _text(record: dict[str, Any]) -> str:
+    """JSON with one line for each field, and for each element of a list."""
+    fields = []
+    for name, value in record.items():
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        if isinstance(value, list) and value:
+            lines = [json.dumps(v, ensure_ascii=False, allow_nan=False) for v in value]
+            text = "[\n  " + ",\n  ".join(lines) + "\n ]"
+        fields.append(f" {json.dumps(name)}: {text}")
+    return "{\n" + ",\n".join(fields) + "\n}\n"

@@ -1,0 +1,299 @@
+"""Runs a suite: prefill each document once, make each context once, ask all questions of it."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from amcli.errors import UsageError
+from amcli.evaluation import makers, scorers
+from amcli.evaluation.forcing import Forced, Limits, Outcome, Teacher, tokenize
+from amcli.evaluation.generating import answers
+from amcli.evaluation.makers import FULL, NONE, Made, stopwatch
+from amcli.evaluation.metrics import Record
+from amcli.evaluation.results import Results
+from amcli.evaluation.suites.base import Document, Measure, Request, Scorer, Suite
+from amcli.models.loading import LoadedModel
+from amcli.pipeline import contexts
+from amcli.pipeline.compaction import Options
+from amcli.pipeline.contexts import Context
+from amcli.pipeline.progress import Progress
+from amcli.pipeline.source import Source
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user asked for.
+
+    methods      each with the ratios it is measured at
+    docs, tokens, questions   see `suites.base.Request`; None: the suite's own
+    budget, queries           see `pipeline.compaction.Options`; None: the method's own, `repeat`
+    """
+
+    suite: Suite
+    methods: tuple[tuple[str, tuple[float, ...]], ...]
+    path: Path | None = None
+    docs: int | None = None
+    questions: int | None = None
+    tokens: int | None = None
+    seed: int = 0
+    budget: str | None = None
+    queries: str = "repeat"
+    reason: bool = False
+
+    @classmethod
+    def of(
+        cls, suite: Suite, names: Sequence[str], ratios: Sequence[float], **more: Any
+    ) -> Settings:
+        """Settings that have been checked. Raises UsageError for what makes no sense."""
+        pairs = tuple((name, tuple(makers.ratios(name, ratios))) for name in dict.fromkeys(names))
+        settings = cls(suite, pairs, **more)
+        for name, wanted in pairs:
+            for ratio in wanted:
+                makers.require(settings.options(name, ratio))
+        if suite.file is None and settings.path is not None:
+            raise UsageError(f"suite {suite.name} takes no file", f"leave {settings.path} out")
+        if suite.file is not None and settings.path is None:
+            raise UsageError(
+                f"suite {suite.name} wants a file: {suite.file}",
+                f"name it: amkv eval FILE --suite {suite.name}",
+            )
+        if suite.choice and settings.tokens is not None:
+            raise UsageError(
+                f"suite {suite.name} reads whole documents", "leave --tokens out"
+            )
+        if settings.reason and not suite.choice:
+            raise UsageError(f"suite {suite.name} has no multiple choice", "leave --reason out")
+        return settings
+
+    def options(self, method: str, ratio: float) -> Options:
+        """What `compact` is asked for one cell."""
+        return Options(
+            ratio=ratio, method=method, budget=self.budget, queries=self.queries, seed=self.seed
+        )
+
+    @property
+    def scorer(self) -> Scorer:
+        """The suite's scorer, or the one for answers with a thought before them."""
+        return "reasoned" if self.reason else self.suite.scorer
+
+    def request(self, measure: Measure) -> Request:
+        """What the suite is asked to make."""
+        return Request(
+            docs=self.suite.docs if self.docs is None else self.docs,
+            questions=self.questions,
+            tokens=self.suite.tokens if self.tokens is None else self.tokens,
+            seed=self.seed,
+            measure=measure,
+            path=self.path,
+            reason=self.reason,
+        )
+
+    def record(self, loaded: LoadedModel) -> dict[str, Any]:
+        """All that the numbers depend on."""
+        request = self.request(Measure(lambda texts: []))
+        model = loaded.fingerprint()
+        return {
+            "model": loaded.id,
+            "revision": loaded.revision,
+            "config_hash": model["model"]["config_hash"],
+            "tokenizer_hash": model["tokenizer"]["hash"],
+            "template_hash": model["tokenizer"]["template_hash"],
+            "device": loaded.device.type,
+            "dtype": model["model"]["dtype"],
+            "suite": self.suite.name,
+            "scorer": self.scorer,
+            "file": None if self.path is None else self.path.name,
+            "file_sha256": None if self.path is None else _sha256(self.path),
+            "docs": request.docs,
+            "questions": request.questions,
+            "tokens": request.tokens,
+            "seed": self.seed,
+            "budget": self.budget,
+            "queries": self.queries,
+            "methods": [[name, list(ratios)] for name, ratios in self.methods],
+        }
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class Listener(Progress, Protocol):
+    """Is told of every document and cell, besides the stages of the work."""
+
+    def document(self, index: int, name: str, tokens: int) -> None:
+        """Work on a document begins."""
+
+    def cell(self, results: Results, method: str, ratio: float | None) -> None:
+        """A cell has been added to the results."""
+
+
+def measure_of(loaded: LoadedModel) -> Measure:
+    """Lengths in the model's own tokens."""
+
+    def count(texts: Sequence[str]) -> list[int]:
+        ids = loaded.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return [len(row) for row in ids]
+
+    return Measure(count)
+
+
+def prepare(settings: Settings, loaded: LoadedModel) -> tuple[list[Document], Results]:
+    """Makes the documents, and the empty results of a run.
+
+    Raises UsageError when a document with its questions does not fit the model's positions, or a
+    ratio does not fit a document.
+    """
+    documents = settings.suite.documents(settings.request(measure_of(loaded)))
+    entries = []
+    for document in documents:
+        tokens = len(loaded.chat.open_document(document.text).ids)
+        _require_room(settings, loaded, document, tokens)
+        for name, ratios in settings.methods:
+            for ratio in ratios:
+                makers.require(settings.options(name, ratio), tokens)
+        entries.append({"name": document.name, "tokens": tokens, "seconds": {}})
+    results = Results(
+        settings=settings.record(loaded),
+        hardware=_hardware(loaded.device),
+        tools=contexts.tools(),
+        documents=entries,
+        questions=[[question.kind for question in d.questions] for d in documents],
+    )
+    return documents, results
+
+
+def _require_room(
+    settings: Settings, loaded: LoadedModel, document: Document, tokens: int
+) -> None:
+    limit = loaded.geometry.max_positions
+    if limit is None:
+        return
+    generates = settings.scorer in scorers.GENERATING
+    for question in document.questions:
+        need = tokens + tokenize(loaded, question).length
+        if generates:
+            asked = loaded.chat.first_turn(question.said or question.text)
+            need = max(need, tokens + len(asked) + question.max_tokens)
+        if need > limit:
+            raise UsageError(
+                f"{document.name} with a question and its answer takes {need:,} tokens, and "
+                f"{loaded.id} has {limit:,} positions",
+                "lower --tokens, or choose a model with a longer context with --model",
+            )
+
+
+def _hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} CPU threads, {platform.machine()}"
+
+
+def run(
+    settings: Settings,
+    loaded: LoadedModel,
+    documents: Sequence[Document],
+    results: Results,
+    listener: Listener,
+    save: Callable[[], None],
+) -> None:
+    """Measures the cells that `results` do not have yet; `save` is called after each."""
+    names = [name for name, _ in settings.methods]
+    for index, document in enumerate(documents):
+        todo = results.todo(index)
+        if not todo:
+            continue
+        listener.document(index, document.name, results.documents[index]["tokens"])
+        with makers.shared_pass(loaded, names) as memory:
+            bench = _Bench.of(settings, loaded, document, listener)
+            results.documents[index]["seconds"] = {"prefill": round(bench.prefill, 3)}
+            for method, ratio in todo:
+                began = stopwatch(loaded.device)
+                made = bench.made(method, ratio, memory)
+                before = stopwatch(loaded.device) - began
+                listener.start("questions", 0)
+                outcomes = bench.ask(made)
+                seconds = {k: v for k, v in made.seconds.items()}
+                seconds["questions"] = stopwatch(loaded.device) - began - before
+                results.cells[index, method, ratio] = {
+                    "document": index,
+                    "method": method,
+                    "ratio": ratio,
+                    "budget": made.budget,
+                    "stored_bytes": made.stored_bytes,
+                    "full_bytes": made.full_bytes,
+                    "outcomes": [list(outcome) for outcome in outcomes],
+                    "seconds": {k: round(v, 3) for k, v in seconds.items()},
+                }
+                listener.cell(results, method, ratio)
+                save()
+
+
+@dataclass
+class _Bench:
+    """One document in a model, and what is measured on it."""
+
+    settings: Settings
+    document: Document
+    context: Context
+    teacher: Teacher
+    full: Made
+    prefill: float
+    listener: Listener
+
+    @classmethod
+    def of(
+        cls, settings: Settings, loaded: LoadedModel, document: Document, listener: Listener
+    ) -> _Bench:
+        """Prefills the document and lets the full context answer: it is the reference."""
+        began = stopwatch(loaded.device)
+        context = contexts.prefill(
+            loaded, Source(document.name, document.text), progress=listener
+        )
+        seconds = stopwatch(loaded.device) - began
+        full = makers.whole(context)
+        forced: list[Forced] = [tokenize(loaded, question) for question in document.questions]
+        teacher = Teacher(loaded, forced, full.cache, Limits.of(loaded.device))
+        teacher.measure(full.cache)
+        return cls(settings, document, context, teacher, full, seconds, listener)
+
+    def made(self, method: str, ratio: float | None, memory: makers.SharedPass) -> Made:
+        """The context of one cell."""
+        if method == FULL:
+            return self.full
+        if method == NONE:
+            return makers.nothing(self.context.loaded, self.full.full_bytes)
+        options = self.settings.options(method, float(ratio or 1))
+        return makers.make(self.context, options, memory, self.listener)
+
+    def ask(self, made: Made) -> list[Record]:
+        """All questions of the document."""
+        questions = self.document.questions
+        outcomes = self.teacher.measure(made.cache)
+        said: Sequence[str | None] = [None] * len(questions)
+        if self.settings.scorer in scorers.GENERATING:
+            loaded = self.context.loaded
+            prompts = [loaded.chat.first_turn(q.said or q.text) for q in questions]
+            said = answers(loaded, made.cache, prompts, [q.max_tokens for q in questions])
+        return [
+            _record(scorers.score(self.settings.scorer, question, outcome, text), outcome)
+            for question, outcome, text in zip(questions, outcomes, said, strict=True)
+        ]
+
+
+def _record(score: float | None, outcome: Outcome) -> Record:
+    """Rounded, so that rows come out the same from memory and from the file."""
+    return (
+        None if score is None else round(score, 6),
+        round(outcome.nll, 6),
+        round(outcome.kl, 8),
+        outcome.agree,
+        outcome.tokens,
+    )

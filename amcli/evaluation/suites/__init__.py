@@ -1,0 +1,12 @@
+"""Suites: `register`, `needle`, `ruler`, `quality`, `longhealth`, `perplexity`.
+
+Importing this package registers the built-in ones.
+"""
+
+from __future__ import annotations
+
+from amcli.evaluation.suites import choice as choice
+from amcli.evaluation.suites import needle as needle
+from amcli.evaluation.suites import perplexity as perplexity
+from amcli.evaluation.suites import register as register
+from amcli.evaluation.suites import ruler as ruler

@@ -1,0 +1,147 @@
+"""What a suite is: documents with questions, from a seed or from a published file.
+
+To add one, write a small module that calls `register(Suite(...))` and import it in
+`suites/__init__.py`. Knows nothing of models: lengths are measured by a `Measure`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from amcli.errors import UsageError
+
+Scorer = Literal["exact", "substring", "letter", "reasoned", "none"]
+"""How an answer becomes a score in [0, 1]; see `amcli.evaluation.scorers`."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about a document.
+
+    text        what the user says, or, for a continuation, the text that follows the document
+    answer      the right answer, word for word: what likelihoods are measured on
+    kind        results are also reported kind by kind
+    references  strings that a generated answer has to contain
+    options     the letters of a multiple choice, in order
+    said        what the user says instead of `text` where an answer is generated
+    max_tokens  longest generated answer
+    """
+
+    text: str
+    answer: str
+    kind: str
+    references: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    said: str | None = None
+    max_tokens: int = 64
+    continuation: bool = False
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text, the name it is reported by, and its questions."""
+
+    name: str
+    text: str
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Lengths in tokens of the model at hand: `count` takes many texts at once."""
+
+    count: Callable[[Sequence[str]], list[int]]
+
+    def one(self, text: str) -> int:
+        """Tokens of one text."""
+        return self.count([text])[0]
+
+    def cut(self, text: str, tokens: int) -> str:
+        """The longest start of `text` that ends with a word and has at most `tokens` tokens."""
+        ends = [i for i in range(1, len(text)) if text[i].isspace() and not text[i - 1].isspace()]
+        ends.append(len(text))
+        low, high = 0, len(ends)  # ends[:low] fit, ends[high:] do not
+        while low < high:
+            middle = (low + high) // 2
+            if self.one(text[: ends[middle]]) <= tokens:
+                low = middle + 1
+            else:
+                high = middle
+        return text[: ends[low - 1]] if low else ""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a suite is asked to make.
+
+    docs       documents; of each sort where a suite has several sorts
+    questions  questions of each kind about a document; None: the suite's own number
+    tokens     length of a document
+    path       the published file or the text, for suites that read one
+    reason     multiple choice with a short thought before the letter
+    """
+
+    docs: int
+    questions: int | None
+    tokens: int
+    seed: int
+    measure: Measure
+    path: Path | None = None
+    reason: bool = False
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A source of documents with questions.
+
+    docs, tokens  what `--docs` and `--tokens` are when left out
+    file          what the FILE argument has to be; None for a suite that wants none
+    """
+
+    name: str
+    summary: str
+    scorer: Scorer
+    make: Callable[[Request], Iterable[Document]]
+    docs: int = 8
+    tokens: int = 2048
+    file: str | None = None
+    choice: bool = False
+
+    def documents(self, request: Request) -> list[Document]:
+        """The documents, each with at least one question. Raises UsageError for none at all."""
+        found = [document for document in self.make(request) if document.questions]
+        if not found:
+            raise UsageError(
+                f"suite {self.name} has no document with questions at {request.tokens} tokens",
+                "raise --tokens",
+            )
+        return found
+
+
+_REGISTRY: dict[str, Suite] = {}
+
+
+def register(suite: Suite) -> Suite:
+    """Add a suite to the registry and return it. Raises ValueError for a name already taken."""
+    if suite.name in _REGISTRY:
+        raise ValueError(f"suite {suite.name!r} is registered twice")
+    _REGISTRY[suite.name] = suite
+    return suite
+
+
+def names() -> list[str]:
+    """Names of all suites, in the order of registration."""
+    return list(_REGISTRY)
+
+
+def get(name: str) -> Suite:
+    """The suite of that name. Raises UsageError with the nearest name and the list."""
+    if name in _REGISTRY:
+        return _REGISTRY[name]
+    near = difflib.get_close_matches(name.lower(), _REGISTRY, n=1, cutoff=0.5)
+    meant = f"did you mean {near[0]!r}? " if near else ""
+    raise UsageError(f"unknown suite {name!r}", f"{meant}suites: {', '.join(names())}")

@@ -1,0 +1,38 @@
+"""`needle`: one fact in long filler, at ten depths from the first sentence to the last.
+
+After the needle-in-a-haystack test, worded as in RULER (arXiv 2404.06654). A document has one
+needle, so there are ten documents for each one that is asked for; the kind is the depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+
+from amcli.evaluation.suites import filler
+from amcli.evaluation.suites.base import Document, Question, Request, Suite, register
+
+DEPTHS = 10
+
+
+def documents(request: Request) -> Iterator[Document]:
+    """`request.docs` documents at each of ten depths."""
+    for index in range(request.docs):
+        for step in range(DEPTHS):
+            depth = step / (DEPTHS - 1)
+            rng = Random(f"eval/needle/{request.seed}/{request.tokens}/{index}/{step}")
+            [key], [value] = filler.keys(rng, 1), filler.numbers(rng, 1)
+            fact = f"The special magic number for {key} is {value}."
+            text = filler.hide(rng, request.measure, request.tokens, [fact], [depth])
+            question = Question(
+                f"What is the special magic number for {key}? Answer with the number only.",
+                value,
+                f"depth {depth:.0%}",
+                references=(value,),
+            )
+            yield Document(f"needle {index} at {depth:.0%}", text, (question,))
+
+
+NEEDLE = register(
+    Suite("needle", "one fact in long filler, at 10 depths", "substring", documents, docs=1)
+)

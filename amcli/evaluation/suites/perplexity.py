@@ -1,0 +1,46 @@
+"""`perplexity`: the second half of a text, given its first half as the context.
+
+Nothing is asked: the text goes on inside the user's turn, and the likelihood of every token of
+the second half but its first is measured. There is no recall; agreement says how often the
+likeliest next token is the one that the full context gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from amcli.errors import UsageError
+from amcli.evaluation.suites.base import Document, Question, Request, Suite, register
+from amcli.pipeline.source import read_source
+
+_SHORTEST = 8  # tokens of half a window: less says nothing
+
+
+def documents(request: Request) -> Iterator[Document]:
+    """Up to `request.docs` windows of `request.tokens` tokens, one after the other, halved."""
+    if request.path is None:
+        raise UsageError("suite perplexity reads a text file", "name one: amkv eval book.txt …")
+    rest = read_source(str(request.path)).text
+    measure, half = request.measure, request.tokens // 2
+    for index in range(request.docs):
+        first = measure.cut(rest, half)
+        second = measure.cut(rest[len(first) :], half)
+        if min(measure.count([first, second])) < half // 2:  # what is left of the text
+            if index:
+                return
+            first = measure.cut(rest, measure.one(rest) // 2)
+            second = rest[len(first) :]
+            if min(measure.count([first, second])) < _SHORTEST:
+                raise UsageError(f"{request.path} is too short to be halved", "give a longer text")
+        yield Document(
+            f"part {index + 1}", first, (Question(second, "", "text", continuation=True),)
+        )
+        rest = rest[len(first) + len(second) :].lstrip()
+
+
+PERPLEXITY = register(
+    Suite(
+        "perplexity", "the second half of a text given the first", "none", documents,
+        docs=1, file="a text file",
+    )
+)  # fmt: skip
