@@ -7,9 +7,9 @@ so that a hundred questions cost the memory of one document.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -106,17 +106,15 @@ class SharedPass:
         context: Context,
         passages: Sequence[Passage],
         *,
-        kinds: Sequence[ScoreKind] = (),
+        kinds: Collection[ScoreKind] = (),
         progress: Progress,
         **options: Any,
     ) -> dict[int, LayerReference]:
         """What `reference.collect` gives, from memory where the same was asked for before."""
         wanted = self.kinds | set(kinds)
-        key = (
-            tuple((tuple(p.ids), p.first) for p in passages),
-            tuple(sorted(options.items())),
-            wanted,
-        )
+        asked = tuple((tuple(p.ids), p.first) for p in passages)
+        # An option that is not known here is part of the question: at worst a pass is run twice.
+        key = (asked, wanted, tuple(sorted(options.items(), key=lambda item: item[0])))
         began = stopwatch(self.device)
         if key not in self._passes:
             found = self.collect(
@@ -131,9 +129,8 @@ class SharedPass:
 @contextmanager
 def shared_pass(loaded: LoadedModel, names: Sequence[str]) -> Iterator[SharedPass]:
     """Lets all compactions of one document inside the block share their reference passes."""
-    kinds = frozenset(
-        methods.get(name).score_kind for name in names if name not in SPECIAL
-    )  # fmt: skip
+    found = [methods.get(_SCORED_AS.get(name, name)) for name in names if name != "summary"]
+    kinds = frozenset(m.score_kind for m in found if m.queries and m.score is None)
     memory = SharedPass(kinds, loaded.device, reference.collect)
     reference.collect = memory
     try:
@@ -206,7 +203,7 @@ def _that_fits(loaded: LoadedModel, ids: list[int], tokens: int) -> str:
 
 def shuffled(context: Context, options: Options, memory: SharedPass, progress: Progress) -> Made:
     """A control that has to fail: `highest-attention` with its values in a random order."""
-    named = Options(**{**vars(options), "method": "highest-attention"})
+    named = replace(options, method="highest-attention")
     made, layers = compacted(context, named, memory, progress)
     generator = torch.Generator().manual_seed(options.seed)
     broken = list(layers)
@@ -228,6 +225,9 @@ SPECIAL: dict[str, Callable[[Context, Options, SharedPass, Progress], Made]] = {
     "shuffled": shuffled,
 }
 """What `amkv eval --method` takes besides the registered methods."""
+
+
+_SCORED_AS = {"shuffled": "highest-attention"}
 
 
 def make(context: Context, options: Options, memory: SharedPass, progress: Progress) -> Made:
@@ -253,5 +253,5 @@ def ratios(name: str, wanted: Sequence[float]) -> list[float]:
 
 def require(options: Options, tokens: int | None = None) -> None:
     """Raises UsageError for a ratio, budget or source of queries that makes no sense."""
-    named = "highest-attention" if options.method in SPECIAL else options.method
-    check(Options(**{**vars(options), "method": named}), tokens)
+    special = options.method in SPECIAL
+    check(replace(options, method="highest-attention") if special else options, tokens)

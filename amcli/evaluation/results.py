@@ -74,11 +74,13 @@ class Results:
         """The row of one method, ratio and kind over the cells there are; None without any."""
         groups: list[list[Record]] = []
         cells = []
+        prefills = []
         for document, kinds in enumerate(self.questions):
             cell = self.cells.get((document, method, ratio))
             if cell is None:
                 continue
             cells.append(cell)
+            prefills.append(self.documents[document]["seconds"])
             pairs = zip(kinds, cell["outcomes"], strict=True)
             groups.append([tuple(o) for k, o in pairs if kind in ("all", k)])  # type: ignore[misc]
         if not cells or not any(groups):
@@ -97,7 +99,7 @@ class Results:
             "stored_bytes": round(stored / len(cells)),
             "real_ratio": round(full / stored, 4) if stored else None,
             **{name: e.record() if (e := found[name]) else None for name in METRICS},
-            "seconds": _mean_seconds(cells),
+            "seconds": _means(prefills) | _means([cell["seconds"] for cell in cells]),
         }
 
     # ---- the file ------------------------------------------------------------------------------
@@ -162,13 +164,10 @@ class Results:
             mine["seconds"] = theirs["seconds"]
 
 
-def _mean_seconds(cells: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Means over documents, of the stages that the cells have."""
-    names = dict.fromkeys(name for cell in cells for name in cell["seconds"])
-    return {
-        name: round(sum(cell["seconds"].get(name, 0.0) for cell in cells) / len(cells), 3)
-        for name in names
-    }
+def _means(seconds: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean of each stage over all documents."""
+    names = dict.fromkeys(name for stages in seconds for name in stages)
+    return {n: round(sum(s.get(n, 0.0) for s in seconds) / len(seconds), 3) for n in names}
 
 
 def _read(path: Path) -> dict[str, Any] | None:

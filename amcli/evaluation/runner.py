@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,7 +33,7 @@ class Settings:
 
     methods      each with the ratios it is measured at
     docs, tokens, questions   see `suites.base.Request`; None: the suite's own
-    budget, queries           see `pipeline.compaction.Options`; None: the method's own, `repeat`
+    budget, queries           see `pipeline.compaction.Options`; None: the method's own
     """
 
     suite: Suite
@@ -44,7 +44,7 @@ class Settings:
     tokens: int | None = None
     seed: int = 0
     budget: str | None = None
-    queries: str = "repeat"
+    queries: str | None = None
     reason: bool = False
 
     @classmethod
@@ -74,9 +74,8 @@ class Settings:
 
     def options(self, method: str, ratio: float) -> Options:
         """What `compact` is asked for one cell."""
-        return Options(
-            ratio=ratio, method=method, budget=self.budget, queries=self.queries, seed=self.seed
-        )
+        options = Options(ratio=ratio, method=method, budget=self.budget, seed=self.seed)
+        return options if self.queries is None else replace(options, queries=self.queries)
 
     @property
     def scorer(self) -> Scorer:

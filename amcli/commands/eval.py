@@ -1,0 +1,236 @@
+"""`amkv eval`: how much a compact context still knows, by method and ratio."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from amcli.commands import options as opt
+from amcli.commands.eval_table import LiveTable, Notes, table_text
+from amcli.commands.shared import choose_model, load, work
+from amcli.console import Console, animated
+from amcli.errors import UsageError
+from amcli.files import require_writable
+
+if TYPE_CHECKING:
+    from amcli.evaluation.results import Results
+    from amcli.evaluation.runner import Settings
+
+_METHODS = "omp,highest-attention"
+_RATIOS = "5,10,20,50"
+PLOT_ENDINGS = (".png", ".pdf", ".svg")
+
+
+def _names(value: object) -> list[str]:
+    found = [name.strip() for name in str(value).split(",") if name.strip()]
+    if not found:
+        raise UsageError("--method names no method", f"for example --method {_METHODS}")
+    return found
+
+
+def _ratios(value: object) -> list[float]:
+    read = opt.number("--ratio", _RATIOS, least=1)
+    found = [read(part) for part in str(value).split(",") if part.strip()]
+    if not found:
+        raise UsageError("--ratio names no ratio", f"for example --ratio {_RATIOS}")
+    return sorted(set(found))
+
+
+def _count(name: str, example: str, help: str) -> Any:
+    return typer.Option(
+        name,
+        metavar="N",
+        parser=opt.whole(name, example, least=1),
+        show_default=False,
+        help=help,
+    )
+
+
+def evaluate(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", hidden=True, show_default=False)
+    ] = None,
+    suite: Annotated[
+        str,
+        typer.Option(
+            "--suite",
+            metavar="NAME",
+            help="register, needle, ruler, quality, longhealth or perplexity.",
+        ),
+    ] = "register",
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            metavar="A,B,…",
+            parser=_names,
+            help="Methods of amkv compact; besides, summary (the model's own) and shuffled "
+            "(a control that has to fail).",
+        ),
+    ] = _METHODS,
+    ratio: Annotated[
+        str,
+        typer.Option(
+            "--ratio", metavar="R,R,…", parser=_ratios, help="How many times smaller; several."
+        ),
+    ] = _RATIOS,
+    docs: Annotated[
+        int | None, _count("--docs", "8", "Documents; the suite's own number if left out.")
+    ] = None,
+    questions: Annotated[
+        int | None, _count("--questions", "10", "Questions of each kind about a document.")
+    ] = None,
+    tokens: Annotated[
+        int | None, _count("--tokens", "2048", "Length of a document that the suite makes.")
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            metavar="NAME",
+            show_default=False,
+            help="How heads share the entries. Each method's own if left out.",
+        ),
+    ] = None,
+    queries: Annotated[
+        str | None,
+        typer.Option(
+            "--queries",
+            metavar="NAME",
+            show_default=False,
+            help="What stands for future questions. Each method's own if left out.",
+        ),
+    ] = None,
+    reason: Annotated[
+        bool,
+        typer.Option(
+            "--reason", help="Multiple choice: let the model think briefly, then write a letter."
+        ),
+    ] = False,
+    seed: opt.Seed = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            show_default=False,
+            help="Results as JSON, kept up to date; the same command goes on where it stopped.",
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            metavar="FILE",
+            show_default=False,
+            help="Draw recall and KL against the ratio: .png, .pdf or .svg; replaced if there.",
+        ),
+    ] = None,
+    model: opt.Model = None,
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="Start over, whatever the output holds.")
+    ] = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Measure what compact contexts still know, by method and ratio.
+
+    Each document is compacted by each method at each ratio, and all of its
+    questions are asked. Rows: recall (right answers, word for word), NLL of the
+    right answer and KL divergence to the full context (nats per answer token),
+    how often the likeliest token agrees with the full context's. Two rows are
+    always there: the full context and none.
+
+    FILE is what quality, longhealth and perplexity read.
+
+    \b
+      amkv eval --method omp,snapkv --ratio 5,20,100 -o results.json
+      amkv eval book.txt --suite perplexity --model Qwen/Qwen3-4B --plot ppl.png
+    """
+    console = Console(json, quiet, debug)
+    _check_outputs(output, plot)
+    spec = choose_model(console, model)
+    with work(console) as progress:
+        from amcli.evaluation import results as _  # noqa: F401 - the slow imports, with a word
+        from amcli.evaluation import runner, suites  # noqa: F401 - registers the suites
+        from amcli.evaluation.suites import base
+
+        if plot is not None:
+            from amcli.evaluation import plot as plotting
+
+            plotting.require()
+        settings = runner.Settings.of(
+            base.get(suite), method, ratio,  # type: ignore[arg-type]
+            path=file, docs=docs, questions=questions, tokens=tokens, seed=seed,
+            budget=budget, queries=queries, reason=reason,
+        )  # fmt: skip
+        loaded = load(progress, spec, device, dtype)
+        progress.start("make documents", 0)
+        documents, results = runner.prepare(settings, loaded)
+        if output is not None and not force:
+            results.resume(output)
+    _run(console, settings, loaded, documents, results, output)
+    if plot is not None:
+        plotting.draw(results, plot)
+        console.note(f"drew {plot}")
+    console.result(_summary(results), results.record(cells=False))
+
+
+def _check_outputs(output: Path | None, plot: Path | None) -> None:
+    if output is not None:
+        require_writable(output, overwrite=True)
+    if plot is not None:
+        if plot.suffix.lower() not in PLOT_ENDINGS:
+            raise UsageError(f"--plot {plot} is no picture", "name it .png, .pdf or .svg")
+        require_writable(plot, overwrite=True)
+
+
+def _run(
+    console: Console,
+    settings: Settings,
+    loaded: Any,
+    documents: Any,
+    results: Results,
+    output: Path | None,
+) -> None:
+    """Measures what is missing, and keeps the file up to date."""
+    from amcli.evaluation import runner
+    from amcli.models.failures import quiet
+
+    def save() -> None:
+        if output is not None:
+            results.write(output)
+
+    if results.cells:
+        there = len(results.cells)
+        console.note(f"{output} has {there} of {len(documents) * len(results.order())} cells")
+    show = LiveTable(len(documents)) if animated() and not console.quiet else Notes(
+        console, len(documents)
+    )  # fmt: skip
+    try:
+        with quiet(), show:
+            runner.run(settings, loaded, documents, results, show, save)
+        save()
+    except KeyboardInterrupt:
+        if output is not None and results.cells:
+            console.note(f"what is done is in {output}; the same command goes on from there")
+        raise
+
+
+def _summary(results: Results) -> str:
+    """The table, and below it what it was measured on."""
+    settings = results.settings
+    questions = sum(map(len, results.questions))
+    lengths = [document["tokens"] for document in results.documents]
+    return (
+        f"{table_text(results.rows())}\n\n"
+        f"{settings['suite']}: {len(lengths)} documents of {min(lengths):,} to "
+        f"{max(lengths):,} tokens, {questions:,} questions, {settings['model']}, "
+        f"{settings['dtype']}, seed {settings['seed']}"
+    )

@@ -1,0 +1,112 @@
+"""Recall and KL against the real ratio, one line a method: a picture that reads well in print.
+
+Lines differ by colour, marker and dash, so they can be told apart in black and white; the colours
+are those of Okabe and Ito, which colour-blind readers can tell apart. Needs matplotlib, which is
+imported only here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from amcli.errors import UsageError
+from amcli.evaluation.makers import FULL, NONE
+from amcli.evaluation.results import Results
+from amcli.files import output_errors
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+_DASHES = ("-", "--", "-.", ":")
+_BANDS = 4
+"""Up to this many methods have their intervals drawn; more would hide each other."""
+
+_SMALLEST_KL = 1e-5
+
+
+def require() -> None:
+    """Raises UsageError, with what to install, when there is no matplotlib."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UsageError("--plot needs matplotlib", "pip install 'amkv[plots]'")
+
+
+def draw(results: Results, path: Path) -> None:
+    """Writes the picture; its format goes by the file's ending (`.png`, `.pdf`, `.svg`).
+
+    Two panels: score (or top-1 agreement, where a suite has no score) and KL in nats per token.
+    """
+    require()
+    figures: Any = importlib.import_module("matplotlib.figure")
+    rows = [row for row in results.rows() if row["kind"] == "all"]
+    scored = any(row["recall"] is not None for row in rows)
+    figure = figures.Figure(figsize=(10, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _panel(left, rows, "recall" if scored else "agreement")
+    left.set_ylabel("recall" if scored else "top-1 agreement with the full context")
+    left.set_ylim(-0.03, 1.05)
+    _panel(right, rows, "kl")
+    right.set_ylabel("KL to the full context (nats per answer token)")
+    right.set_yscale("log")
+    for axes in (left, right):
+        _ratio_axis(axes, rows)
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False,
+        fontsize=9,
+    )  # fmt: skip
+    figure.suptitle(_title(results), fontsize=10)
+    with output_errors(path):
+        figure.savefig(path, dpi=200)
+
+
+def _title(results: Results) -> str:
+    settings = results.settings
+    lengths = [document["tokens"] for document in results.documents]
+    mean = round(sum(lengths) / len(lengths))
+    count = sum(map(len, results.questions))
+    model = Path(settings["model"]).name if Path(settings["model"]).is_absolute() else None
+    return (
+        f"{settings['suite']}, {model or settings['model']}: {len(lengths)} documents of about "
+        f"{mean:,} tokens, {count:,} questions"
+    )
+
+
+def _panel(axes: Any, rows: list[dict[str, Any]], metric: str) -> None:
+    log = metric == "kl"
+    methods = [m for m in dict.fromkeys(row["method"] for row in rows) if m not in (FULL, NONE)]
+    for i, method in enumerate(methods):
+        own = [row for row in rows if row["method"] == method and row["real_ratio"]]
+        own = sorted((row for row in own if row[metric]), key=lambda row: row["real_ratio"])
+        if not own:
+            continue
+        x = [row["real_ratio"] for row in own]
+        value, low, high = (
+            [max(row[metric][part], _SMALLEST_KL) if log else row[metric][part] for row in own]
+            for part in ("value", "low", "high")
+        )
+        colour = _COLOURS[i % len(_COLOURS)]
+        axes.plot(
+            x, value, color=colour, marker=_MARKERS[i % len(_MARKERS)], markersize=5,
+            linestyle=_DASHES[(i // len(_COLOURS)) % len(_DASHES)], linewidth=1.4, label=method,
+        )  # fmt: skip
+        if len(methods) <= _BANDS:
+            axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+    for method, dash, label in ((FULL, "-", "full context"), (NONE, (0, (1, 2)), "no context")):
+        row = next((row for row in rows if row["method"] == method), None)
+        if row is None or not row[metric] or (log and method == FULL):
+            continue  # the full context's divergence from itself is 0, which no log axis shows
+        axes.axhline(row[metric]["value"], color="0.35", linewidth=1.2, linestyle=dash, label=label)
+
+
+def _ratio_axis(axes: Any, rows: list[dict[str, Any]]) -> None:
+    ticker: Any = importlib.import_module("matplotlib.ticker")
+    axes.set_xscale("log")
+    axes.set_xlabel("full bytes ÷ stored bytes")
+    asked = sorted({row["ratio"] for row in rows if row["ratio"]})
+    axes.xaxis.set_major_locator(ticker.FixedLocator(asked))
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:g}×"))
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
+    axes.grid(True, which="major", color="0.9", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
