@@ -13,6 +13,8 @@ import torch
 
 from amcli.errors import UsageError
 
+from .methods import SINKS
+
 BETA_BYTES = 4
 """beta is float32 whatever the model's dtype."""
 
@@ -22,6 +24,15 @@ almost everything to the few heads that look facts up, and starve those that pre
 
 FLOOR_LEAST = 4
 """Entries every head keeps at least: room for the sink and a little more."""
+
+ADAKV_SHARE = 0.2
+"""Share of a head's mean budget that AdaKV protects (kvpress; its paper: 0.5)."""
+
+PYRAMID_DEPTH = 20
+"""PyramidKV's last layer gets this many times less than the mean."""
+
+NAMES = ("adaptive", "uniform", "adakv", "global", "pyramid")
+"""Ways to share entries out; see `allocate`."""
 
 Lengths = list[list[int]]
 
@@ -44,6 +55,39 @@ class LayerShape:
     def entry_bytes(self, beta: bool = True) -> int:
         """Bytes of one stored entry, its bias included unless the method has none."""
         return (self.key_dim + self.value_dim) * self.itemsize + (BETA_BYTES if beta else 0)
+
+
+def allocate(
+    name: str, total: int, layers: Sequence[LayerShape], scores: Sequence[torch.Tensor]
+) -> Lengths:
+    """`total` entries shared out by the budget of that name.
+
+    `adaptive`: over all layers and heads by score, with a floor that keeps every head working;
+    `global`: the same with no floor but SINKS entries; `adakv`: by score within each layer;
+    `uniform` and `pyramid` look at no scores. `scores`: per layer `[H, T]`.
+
+    Raises ValueError for another name, and as `uniform`.
+    """
+    if name == "uniform":
+        return uniform(total, layers)
+    if name == "pyramid":
+        return pyramid(total, layers)
+    if name == "adakv":
+        return adakv(scores, total, layers)
+    if name == "global":
+        return adaptive(scores, total, floor=SINKS)
+    if name == "adaptive":
+        return adaptive(scores, total)
+    raise ValueError(f"unknown budget {name!r}")
+
+
+def planned(name: str, total: int, layers: Sequence[LayerShape]) -> list[int]:
+    """Entries that a head of each layer gets at least, or on average where scores decide.
+
+    For methods whose scores depend on the budget, which is made of the scores.
+    """
+    lengths = pyramid(total, layers) if name == "pyramid" else uniform(total, layers)
+    return [min(heads, default=0) for heads in lengths]
 
 
 def uniform(total: int, layers: Sequence[LayerShape]) -> Lengths:
@@ -95,6 +139,52 @@ def adaptive(scores: Sequence[torch.Tensor], total: int, floor: int | None = Non
     return _by_layer(
         [a + b for a, b in zip(lengths, more, strict=True)], [s.shape[0] for s in scores]
     )
+
+
+def adakv(scores: Sequence[torch.Tensor], total: int, layers: Sequence[LayerShape]) -> Lengths:
+    """AdaKV: every layer its uniform share; within it one top-k over the heads' scores.
+
+    Each head first gets its own best ADAKV_SHARE of the layer's mean. Feng et al., arXiv
+    2407.11550. Raises ValueError as `uniform`.
+    """
+    lengths = []
+    for layer, heads in zip(scores, uniform(total, layers), strict=True):
+        floor = int(ADAKV_SHARE * sum(heads) / max(1, len(heads)))
+        lengths += adaptive([layer], sum(heads), floor=floor)
+    return lengths
+
+
+def pyramid(total: int, layers: Sequence[LayerShape]) -> Lengths:
+    """PyramidKV: layers fall linearly from nearly twice the mean to a PYRAMID_DEPTH-th of it.
+
+    Cai et al., arXiv 2406.02069. Where the first layer would get more than it has tokens, it
+    keeps all of them and the line is flatter. Within a layer heads get the same, the first ones
+    one more where it does not divide. Raises ValueError as `uniform`.
+    """
+    ceilings = [layer.heads * layer.tokens for layer in layers]
+    _check_total(total, sum(ceilings))
+    count = len(layers)
+    if not total:
+        return [[0] * layer.heads for layer in layers]
+    mean = total / sum(ceilings)  # of each layer's keys, since layers may differ in size
+    last = max(mean / PYRAMID_DEPTH, 2 * mean - 1)
+    slope = [1 - 2 * i / (count - 1) if count > 1 else 0.0 for i in range(count)]
+    shares = [c * (mean + (mean - last) * x) for c, x in zip(ceilings, slope, strict=True)]
+    parts = _round(shares, total, ceilings)
+    return [uniform(part, [layer])[0] for part, layer in zip(parts, layers, strict=True)]
+
+
+def _round(shares: Sequence[float], total: int, ceilings: Sequence[int]) -> list[int]:
+    """Whole numbers near `shares` that sum to `total`, none above its ceiling."""
+    parts = [min(int(share), ceiling) for share, ceiling in zip(shares, ceilings, strict=True)]
+    left = total - sum(parts)
+    while left:  # shares of layers that differ in size need not sum to the total
+        for i in sorted(range(len(parts)), key=lambda i: parts[i] - shares[i]):
+            step = 1 if left > 0 else -1
+            if left and 0 <= parts[i] + step <= ceilings[i]:
+                parts[i] += step
+                left -= step
+    return parts
 
 
 def stored_bytes(lengths: Lengths, layers: Sequence[LayerShape], beta: bool = True) -> int:

@@ -2,15 +2,16 @@
 
 To add one, write a small module that calls `register(Method(...))` and import it in
 `recipes.py`. A method that only ranks keys (SnapKV, Knorm, ...) gives a `score` callable,
-`selection="top"`, `mass="none"` and `values="original"`.
+`selection="top"`, `mass="none"` and `values="original"`. One that scores by more than the
+statistics of `ScoreState` also gives `watch`, which sees every query as it attends.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 
@@ -19,10 +20,13 @@ from amcli.errors import UsageError
 from .scores import ScoreKind
 from .selection import Target
 
+if TYPE_CHECKING:
+    from .compact import LayerResult
+
 SelectionKind = Literal["omp", "top", "all"]
 MassKind = Literal["nnls", "none"]
 ValuesKind = Literal["held-out", "shrink", "least-squares", "original"]
-BudgetKind = Literal["adaptive", "uniform", "all"]
+BudgetKind = Literal["adaptive", "uniform", "adakv", "global", "pyramid", "all"]
 
 LAMBDA_OF: dict[ValuesKind, float | Literal["held-out"] | None] = {
     "held-out": "held-out",
@@ -34,12 +38,59 @@ LAMBDA_OF: dict[ValuesKind, float | Literal["held-out"] | None] = {
 
 
 @dataclass(frozen=True)
+class Look:
+    """Queries of one layer as they attend: those of `m` tokens fed in one go.
+
+    Q          `[H, G, m, d]`, post-RoPE, `G` query heads to a KV head
+    K          `[H, T, d]`, the context's keys; row `i` sees those with index below `limit[i]`
+    fed        `[H, f, d]`, keys fed since, below `fed_limit[i]`; None in a pass over the context
+    first      position of the first row
+    part       positions of the context that the passage is about
+    unrotated  `[H, G, m, d]` float32, Q before RoPE; None unless the method asks for `rope`
+    """
+
+    Q: torch.Tensor
+    K: torch.Tensor
+    limit: torch.Tensor
+    fed: torch.Tensor | None
+    fed_limit: torch.Tensor | None
+    first: int
+    part: slice
+    scale: float
+    softcap: float | None = None
+    unrotated: torch.Tensor | None = None
+
+    def rows(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """`(Q [H, G·m, d], limit [G·m], fed_limit [G·m])`, groups folded into the rows."""
+        G = self.Q.shape[1]
+        fed_limit = None if self.fed_limit is None else self.fed_limit.repeat(G)
+        return self.Q.flatten(1, 2), self.limit.repeat(G), fed_limit
+
+
+class Watcher(Protocol):
+    """Keeps of one layer's queries what a method scores by, in bounded memory.
+
+    Independent of the budget, so that one pass serves every ratio.
+    """
+
+    def update(self, look: Look) -> None:
+        """Take in the queries of some more tokens; called in order of position."""
+
+
+@dataclass(frozen=True)
 class ScoreContext:
     """What a `score` callable may look at, for one layer.
 
     Q `[H, n, d]` reference queries (None when the method asked for none), K `[H, T, d]`,
     V `[H, T, dv]`, weights `[H, n]` or None, layer and layers: index and number of the
     compacted layers, seed; `extra` carries what a family of methods wants besides.
+
+    watched   what the method's `watch` made, after the pass
+    entries   entries a head of this layer gets, the mean where heads differ
+    budget    name of the budget
+    window    most recent tokens to look from, as the user set it; None: the method's own
+    rotation  `[d, d]`, mean rotation of RoPE over the next FUTURE positions: `q -> rotation @ q`;
+              None unless the method asks for `rope`
     """
 
     Q: torch.Tensor | None
@@ -52,9 +103,47 @@ class ScoreContext:
     layers: int = 1
     seed: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
+    watched: Watcher | None = None
+    entries: int = 0
+    budget: str = "uniform"
+    window: int | None = None
+    rotation: torch.Tensor | None = None
+
+    def first(self, count: int) -> torch.Tensor:
+        """`[T]` bool, True for the `count` oldest keys."""
+        return torch.arange(self.K.shape[1], device=self.K.device) < count
+
+    def last(self, count: int) -> torch.Tensor:
+        """`[T]` bool, True for the `count` most recent keys."""
+        return torch.arange(self.K.shape[1], device=self.K.device) >= self.K.shape[1] - count
 
 
 ScoreFunction = Callable[[ScoreContext], torch.Tensor]
+WatchFunction = Callable[[], Watcher]
+
+FUTURE = 512
+"""Positions after the context that a `rope` method averages over."""
+
+SINKS = 4
+"""First tokens that methods with sinks always keep."""
+
+
+class LayerFit(Protocol):
+    """Replaces `compact_layer` for a method that selects and fits in its own way."""
+
+    def __call__(
+        self,
+        Q: torch.Tensor,
+        K: torch.Tensor,
+        V: torch.Tensor,
+        *,
+        scores: torch.Tensor,
+        lengths: Sequence[int],
+        scale: float,
+        softcap: float | None,
+        weights: torch.Tensor | None,
+    ) -> LayerResult:
+        """As `compact_layer`, which says what the arguments are."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +154,18 @@ class Method:
     score_kind      statistic of the reference queries' softmax that ranks keys
     score           replaces `score_kind`: `score(ctx) -> [H, T]`, larger is better
     queries         whether it needs reference queries at all
+    source          where they come from unless the user says otherwise
+    watch           makes a `Watcher` a layer, shown to `score`; the source is then fixed
+    window          how many of the last tokens' queries it watches; None: all
+    rope            needs queries before RoPE, and the rotations to come
     selection       "omp", "top" by score, or "all"
     target          what OMP approximates: "joint" (mass and outputs) or "mass"
     mass            "nnls" biases, or "none" (no beta is stored)
     values          "held-out" λ per head, "shrink" (λ = 1), "least-squares" or "original"
     budget          how entries are shared out unless the user says otherwise
+    fit             replaces the selection and the fits; `selection`, `mass`, `values` then only
+                    describe
+    rerotate        move each head's kept keys together, up to the end of the context
     """
 
     name: str
@@ -77,6 +173,10 @@ class Method:
     score_kind: ScoreKind = "max"
     score: ScoreFunction | None = None
     queries: bool = True
+    source: str = "repeat"
+    watch: WatchFunction | None = None
+    window: int | None = None
+    rope: bool = False
     selection: SelectionKind = "omp"
     target: Target = "joint"
     gamma: float = 0.375
@@ -85,6 +185,8 @@ class Method:
     mass: MassKind = "nnls"
     values: ValuesKind = "held-out"
     budget: BudgetKind = "adaptive"
+    fit: LayerFit | None = None
+    rerotate: bool = False
 
     @property
     def has_beta(self) -> bool:

@@ -1,4 +1,7 @@
-"""The built-in methods. Importing this module registers them; the first is the default."""
+"""The built-in methods. Importing this module registers them; the first is the default.
+
+The rivals to measure against, each after its paper, are in `baselines`.
+"""
 
 from __future__ import annotations
 
@@ -31,5 +34,8 @@ KEEP = register(
         budget="all",
     )
 )
+
+# Last, so that the tool's own methods come first wherever methods are listed.
+from . import baselines as baselines  # noqa: E402
 
 DEFAULT = OMP.name

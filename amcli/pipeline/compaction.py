@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ from amcli.artifacts import write_artifact
 from amcli.errors import UsageError
 from amcli.matching import budgets, methods
 from amcli.matching.budgets import LayerShape, Lengths
-from amcli.matching.compact import compact_layer
-from amcli.matching.methods import Method, ScoreContext
+from amcli.matching.compact import LayerResult, compact_layer
+from amcli.matching.methods import FUTURE, Method, ScoreContext
+from amcli.matching.scores import ScoreKind
+from amcli.models.rotary import Rotary
 from amcli.pipeline import reference
 from amcli.pipeline.contexts import Context, dense, full_layers, live_keys
 from amcli.pipeline.progress import Progress, Silent
-from amcli.pipeline.reference import LayerReference
+from amcli.pipeline.reference import LayerReference, Passes
 from amcli.ragged import RaggedHeads
 
 DEFAULT_RATIO = 20.0
@@ -30,17 +32,24 @@ class Options:
     """What the user asked for.
 
     ratio, tokens  full bytes over stored bytes, or mean entries per KV head: at most one
-    budget         `adaptive`, `uniform`, or None for the method's own
-    queries        a key of `reference.SOURCES`
+    budget         one of `budgets.NAMES`, or None for the method's own
+    queries        a key of `reference.SOURCES`, or None for the method's own
+    window         most recent tokens that snapkv and pyramidkv look from and keep; None: 64, or
+                   fewer where that would be more than a quarter of a head's entries
     """
 
     ratio: float | None = None
     tokens: int | None = None
     method: str = "omp"
     budget: str | None = None
-    queries: str = "repeat"
+    queries: str | None = None
     seed: int = 0
     max_queries: int = reference.MAX_QUERIES
+    window: int | None = None
+
+    def source(self, method: Method) -> str:
+        """Where a method's queries come from: `none`, or a key of `reference.SOURCES`."""
+        return (self.queries or method.source) if method.queries else "none"
 
     def requested(self, method: Method) -> dict[str, float | int]:
         """The size that was asked for, as the manifest records it."""
@@ -100,7 +109,7 @@ class Compaction:
             "requested": self.options.requested(self.method),
             "seed": self.options.seed,
             "queries": {
-                "source": self.options.queries if self.method.queries else "none",
+                "source": self.options.source(self.method),
                 "count": self.query_count,
             },
             "fit_errors": self.errors,
@@ -137,11 +146,10 @@ def check(options: Options, T: int | None = None) -> Method:
             f"--tokens {options.tokens:,} is more than the context has ({T:,})",
             f"use a number up to {T}",
         )
-    if options.budget not in (None, "adaptive", "uniform"):
-        raise UsageError(f"unknown budget {options.budget!r}", "budgets: adaptive, uniform")
-    if options.queries not in reference.SOURCES:
-        known = ", ".join(reference.SOURCES)
-        raise UsageError(f"unknown reference queries {options.queries!r}", f"queries: {known}")
+    if options.budget is not None and options.budget not in budgets.NAMES:
+        known = ", ".join(budgets.NAMES)
+        raise UsageError(f"unknown budget {options.budget!r}", f"budgets: {known}")
+    _check_queries(options, method)
     if method.selection == "all" and (options.tokens or (options.ratio or 1) != 1):
         raise UsageError(
             f"method {method.name!r} keeps every key", "leave --ratio out, or use --ratio 1"
@@ -149,10 +157,33 @@ def check(options: Options, T: int | None = None) -> Method:
     return method
 
 
-def compact(context: Context, options: Options, *, progress: Progress | None = None) -> Compaction:
+def _check_queries(options: Options, method: Method) -> None:
+    """Raises UsageError for queries or a window that the method cannot use."""
+    if options.queries is not None and options.queries not in reference.SOURCES:
+        known = ", ".join(reference.SOURCES)
+        raise UsageError(f"unknown reference queries {options.queries!r}", f"queries: {known}")
+    if method.watch is not None and options.queries not in (None, method.source):
+        raise UsageError(
+            f"method {method.name!r} is defined by its own queries ({method.source}), "
+            f"not by {options.queries!r}",
+            "leave --queries out",
+        )
+    if options.window is not None and options.window < 1:
+        raise UsageError(f"a window of {options.window} tokens is below 1", "use 64, for example")
+
+
+def compact(
+    context: Context,
+    options: Options,
+    *,
+    progress: Progress | None = None,
+    passes: Passes | None = None,
+) -> Compaction:
     """Compacts a context whose full cache is loaded; the context itself is left as it is.
 
-    Raises UsageError for a ratio, budget or method that does not fit.
+    `passes` keeps the reference passes of this context for later calls; the seconds reported
+    for one are those it took when it ran. Raises UsageError for a ratio, budget or method that
+    does not fit, and for a method that needs a RoPE which the model does not let it find.
     """
     progress = progress or Silent()
     method = check(options, context.T)
@@ -161,31 +192,80 @@ def compact(context: Context, options: Options, *, progress: Progress | None = N
             f"{context.loaded.id} has only sliding-window layers: nothing to compact",
             "prefill the document and chat with that",
         )
-    seconds: dict[str, float] = {}
+    if passes is None:
+        passes = Passes(context)
+    elif passes.context is not context:
+        raise ValueError("the reference passes are those of another context")
+    rotary = None
+    if method.rope or method.rerotate:
+        rotary = Rotary(context.loaded.model, context.loaded.geometry)
+    references, reference_seconds = _references(context, method, options, rotary, passes, progress)
+
     began = time.perf_counter()
-    references: dict[int, LayerReference] = {}
-    if method.queries:
-        passages = reference.SOURCES[options.queries](context)
-        references = reference.collect(
+    planned = _planned(context, method, options)
+    scores = [
+        _scores(context, method, options, references.get(layer), layer, planned[order], rotary)
+        for order, layer in enumerate(full_layers(context))
+    ]
+    lengths, budget = _allocate(context, method, options, scores)
+    layers, errors = _fit(context, method, options, references, scores, lengths, rotary, progress)
+    seconds = {"reference": reference_seconds, "compact": time.perf_counter() - began}
+    count = max((r.count for r in references.values()), default=0)
+    return Compaction(context, options, method, budget, layers, count, errors, seconds)
+
+
+def _references(
+    context: Context,
+    method: Method,
+    options: Options,
+    rotary: Rotary | None,
+    passes: Passes,
+    progress: Progress,
+) -> tuple[dict[int, LayerReference], float]:
+    """The queries a method asks for, `layer -> reference`, and the seconds it took."""
+    source = options.source(method)
+    if source == "none":
+        return {}, 0.0
+    own_scores = method.score is not None
+    kinds: tuple[ScoreKind, ...] = () if own_scores else (method.score_kind,)
+    last = method.window if options.window is None else max(options.window, method.window or 0)
+
+    def run() -> dict[int, LayerReference]:
+        if source == "context" and method.window is not None:
+            passages = reference.context_passages(context, last)
+        else:
+            passages = reference.SOURCES[source](context)
+        return reference.collect(
             context,
             passages,
             max_queries=options.max_queries,
             seed=options.seed,
-            kinds=(method.score_kind,),
+            kinds=kinds,
+            watch=method.watch,
+            rotary=rotary if method.rope else None,
             progress=progress,
         )
-    seconds["reference"] = time.perf_counter() - began
 
-    began = time.perf_counter()
-    scores = [
-        _scores(context, method, options, references.get(layer), layer, order)
-        for order, layer in enumerate(full_layers(context))
-    ]
-    lengths, budget = _allocate(context, method, options, scores)
-    layers, errors = _fit(context, method, options, references, scores, lengths, progress)
-    seconds["compact"] = time.perf_counter() - began
-    count = max((r.weights.shape[1] for r in references.values()), default=0)
-    return Compaction(context, options, method, budget, layers, count, errors, seconds)
+    watched = method.watch is not None
+    sample = None if watched else (options.seed, options.max_queries)
+    return passes.get((source, method.watch, last if watched else None, kinds, sample), run)
+
+
+def _budget(method: Method, options: Options) -> str:
+    return "all" if method.selection == "all" else options.budget or method.budget
+
+
+def _planned(context: Context, method: Method, options: Options) -> list[int]:
+    """Entries per head of each layer, before scores are known; see `budgets.planned`."""
+    layers = shapes(context)
+    if method.selection == "all":
+        return [layer.tokens for layer in layers]
+    if options.tokens is not None:
+        total = options.tokens * sum(layer.heads for layer in layers)
+    else:
+        ratio = float(options.requested(method)["ratio"])
+        total = budgets.entries_for_ratio(ratio, layers, beta=method.has_beta)
+    return budgets.planned(_budget(method, options), total, layers)
 
 
 def _scores(
@@ -194,22 +274,33 @@ def _scores(
     options: Options,
     found: LayerReference | None,
     layer: int,
-    order: int,
+    entries: int,
+    rotary: Rotary | None,
 ) -> torch.Tensor:
     """`[H, T]`: how much each key of a layer matters, by the method's own rule."""
     K, V = live_keys(context, layer)
     if method.score is not None:
+        sampled = found is not None and found.watched is None
+        rotation = None
+        if method.rope and rotary is not None:
+            future = torch.arange(context.T, context.T + FUTURE)
+            rotation = rotary.mean(layer, future, K.shape[-1])
         return method.score(
             ScoreContext(
-                Q=None if found is None else found.Q,
+                Q=found.Q if found is not None and sampled else None,
                 K=K,
                 V=V,
                 scale=_scale(found, K),
                 softcap=None if found is None else found.softcap,
-                weights=None if found is None else found.weights,
-                layer=order,
+                weights=found.weights if found is not None and sampled else None,
+                layer=full_layers(context).index(layer),
                 layers=len(full_layers(context)),
                 seed=options.seed,
+                watched=None if found is None else found.watched,
+                entries=entries,
+                budget=_budget(method, options),
+                window=options.window,
+                rotation=rotation,
             )
         )
     if found is None:
@@ -222,14 +313,12 @@ def _allocate(
 ) -> tuple[Lengths, str]:
     """Entries per layer and head, and the name of the budget."""
     layers = shapes(context)
-    name = options.budget or method.budget
+    name = _budget(method, options)
     if method.selection == "all":
-        return [[layer.tokens] * layer.heads for layer in layers], "all"
+        return [[layer.tokens] * layer.heads for layer in layers], name
 
     def allocate(total: int) -> Lengths:
-        if name == "uniform":
-            return budgets.uniform(total, layers)
-        return budgets.adaptive(scores, total)
+        return budgets.allocate(name, total, layers, scores)
 
     if options.tokens is not None:
         return allocate(options.tokens * sum(layer.heads for layer in layers)), name
@@ -245,6 +334,7 @@ def _fit(
     references: Mapping[int, LayerReference],
     scores: Sequence[torch.Tensor],
     lengths: Lengths,
+    rotary: Rotary | None,
     progress: Progress,
 ) -> tuple[list[RaggedHeads], dict[str, list[list[float]]]]:
     """Every layer's entries, and the fit errors of those that were compacted."""
@@ -254,31 +344,60 @@ def _fit(
     order = {layer: i for i, layer in enumerate(full_layers(context))}
     progress.start("compact", count)
     for layer in range(count):
-        found = references.get(layer)
         if layer not in order:
             layers.append(dense(context.cache, layer))
             mass = output = None
         else:
-            K, V = live_keys(context, layer)
             i = order[layer]
-            result = compact_layer(
-                method,
-                K[:, :0] if found is None else found.Q,
-                K,
-                V,
-                scores=scores[i],
-                lengths=lengths[i],
-                scale=_scale(found, K),
-                softcap=None if found is None else found.softcap,
-                weights=None if found is None else found.weights,
-                seed=options.seed,
+            result = _fit_layer(
+                context, method, options, references.get(layer), layer, scores[i], lengths[i]
             )
+            if method.rerotate and rotary is not None:
+                result = _rerotate(result, rotary, layer, context.T)
             layers.append(result.heads)
             mass, output = result.mass_error, result.output_error
         errors["mass"].append(_finite(mass))
         errors["output"].append(_finite(output))
         progress.advance()
     return layers, errors
+
+
+def _fit_layer(
+    context: Context,
+    method: Method,
+    options: Options,
+    found: LayerReference | None,
+    layer: int,
+    scores: torch.Tensor,
+    lengths: list[int],
+) -> LayerResult:
+    """One compacted layer, by the method's own fit or by `compact_layer`."""
+    K, V = live_keys(context, layer)
+    sampled = found is not None and found.watched is None
+    Q = found.Q if found is not None and sampled else K[:, :0]
+    weights = found.weights if found is not None and sampled else None
+    softcap = None if found is None else found.softcap
+    if method.fit is not None:
+        return method.fit(
+            Q, K, V, scores=scores, lengths=lengths, scale=_scale(found, K), softcap=softcap,
+            weights=weights,
+        )  # fmt: skip
+    return compact_layer(
+        method, Q, K, V, scores=scores, lengths=lengths, scale=_scale(found, K), softcap=softcap,
+        weights=weights, seed=options.seed,
+    )  # fmt: skip
+
+
+def _rerotate(result: LayerResult, rotary: Rotary, layer: int, T: int) -> LayerResult:
+    """The same entries with each head's keys turned to the last positions before `T`."""
+    lengths = result.heads.lengths
+    positions = torch.cat([torch.arange(T - t, T) for t in lengths])
+    keys = result.heads.keys
+    plain = rotary.unrotate(layer, keys, result.index.long())
+    turned = rotary.rotate(layer, plain, positions).to(keys.dtype)
+    # A key that stays where it was stays exactly what it was.
+    moved = (positions.to(keys.device) != result.index).unsqueeze(1)
+    return replace(result, heads=replace(result.heads, keys=torch.where(moved, turned, keys)))
 
 
 def _scale(found: LayerReference | None, K: torch.Tensor) -> float:

@@ -2,21 +2,26 @@
 
 `repeat` makes the model say the document again, part by part, and looks at the queries of every
 layer on the way (KVzip, arXiv 2505.23416; Attention Matching, arXiv 2602.16284, section 3).
+`context` takes the queries that the context itself had when it was read.
 One pass gives the scores of all keys from all queries; for the fits a seeded sample is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from amcli.errors import UsageError
+from amcli.matching.methods import Look, Watcher, WatchFunction
 from amcli.matching.scores import SCORE_KINDS, ScoreKind, ScoreState
+from amcli.models.cache import CompactCache
 from amcli.models.generate import CHUNK, absorb
 from amcli.models.layer import CompactLayer
-from amcli.pipeline.contexts import Context, full_layers
+from amcli.models.rotary import Rotary
+from amcli.pipeline.contexts import Context, full_layers, live_keys
 from amcli.pipeline.progress import Progress
 from amcli.prompts import REPEAT, REPEAT_FROM
 
@@ -31,10 +36,16 @@ MAX_QUERIES = 4096
 
 @dataclass(frozen=True)
 class Passage:
-    """Tokens fed after the context in one go; the queries of `ids[first:]` are references."""
+    """Tokens fed from position `start` on; the queries of `ids[first:]` are references.
+
+    start  the context's length, or earlier: the context's own tokens, read once more
+    part   positions of the context that the passage is about
+    """
 
     ids: list[int]
     first: int
+    start: int
+    part: slice
 
 
 @dataclass
@@ -45,11 +56,14 @@ class LayerReference:
              the document (1 minus what falls on the tokens fed since)
     scores   what all queries, sampled or not, paid to each key
     scale    factor of the logits; softcap as the model has it, or None
+    watched  a method's own view of them; then there is no sample and no other score
     """
 
     scores: ScoreState
     scale: float = 1.0
     softcap: float | None = None
+    watched: Watcher | None = None
+    rows: int = 0
     parts: list[torch.Tensor] = field(default_factory=list)
     shares: list[torch.Tensor] = field(default_factory=list)
 
@@ -57,6 +71,11 @@ class LayerReference:
     def Q(self) -> torch.Tensor:
         """`[H, n, d]` in the model's dtype."""
         return torch.cat(self.parts, dim=1)
+
+    @property
+    def count(self) -> int:
+        """Reference queries per KV head: those of the sample, or all that were watched."""
+        return self.rows if self.watched is not None else self.weights.shape[1]
 
     @property
     def weights(self) -> torch.Tensor:
@@ -90,12 +109,45 @@ def repeat_passages(context: Context, part: int = PART) -> list[Passage]:
             head = str(tokenizer.decode(piece[:_HEAD], skip_special_tokens=True))
             instruction = REPEAT_FROM.format(start=head.strip())
         lead = chat.first_turn(instruction)
-        passages.append(Passage(lead + piece, len(lead)))
+        # What stands before and after the document belongs to its first and last part.
+        begin = 0 if start == 0 else context.document_start + start
+        end = context.document_start + start + len(piece)
+        part_of = slice(begin, context.T if end == context.document_end else end)
+        passages.append(Passage(lead + piece, len(lead), context.T, part_of))
     return passages
 
 
-SOURCES: dict[str, Callable[[Context], list[Passage]]] = {"repeat": repeat_passages}
+def context_passages(context: Context, last: int | None = None) -> list[Passage]:
+    """The context itself, as it was read; its last tokens only, where that many are enough."""
+    start = 0 if last is None else max(0, context.T - last)
+    return [Passage(context.ids[start:], 0, start, slice(0, context.T))]
+
+
+SOURCES: dict[str, Callable[[Context], list[Passage]]] = {
+    "repeat": repeat_passages,
+    "context": context_passages,
+}
 """Ways to make reference queries, by the name that `--queries` takes."""
+
+
+class Passes:
+    """Reference passes over one context, kept for further methods and ratios.
+
+    A pass does not depend on the ratio, so a table of many cells needs few of them.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self._done: dict[Hashable, tuple[dict[int, LayerReference], float]] = {}
+
+    def get(
+        self, key: Hashable, make: Callable[[], dict[int, LayerReference]]
+    ) -> tuple[dict[int, LayerReference], float]:
+        """What `make` gave for that key, and the seconds that it took when it ran."""
+        if key not in self._done:
+            began = time.perf_counter()
+            self._done[key] = (make(), time.perf_counter() - began)
+        return self._done[key]
 
 
 def collect(
@@ -105,24 +157,43 @@ def collect(
     max_queries: int = MAX_QUERIES,
     seed: int = 0,
     kinds: Collection[ScoreKind] = SCORE_KINDS,
+    watch: WatchFunction | None = None,
+    rotary: Rotary | None = None,
     progress: Progress,
 ) -> dict[int, LayerReference]:
-    """Feeds each passage after the context and gathers the queries of every full layer.
+    """Feeds each passage and gathers the queries of every full layer.
 
-    Each passage sees the context and itself, not the others. The context's cache is left as
-    it was; `kinds` are the scores that will be asked for. Returns one `LayerReference` for
-    each index in `full_layers`.
+    Each passage sees the context before it and itself, not the others. The context's cache is
+    left as it was, but a passage that reads the whole context again needs a second one of its
+    size. `kinds` are the scores that will be asked for. `watch` makes what is shown all queries
+    instead, before RoPE too where a `rotary` is given. Returns one `LayerReference` for each
+    index in `full_layers`.
     """
-    recorder = _Recorder(context, passages, max_queries, seed, kinds)
+    recorder = _Recorder(context, passages, max_queries, seed, kinds, watch, rotary)
     progress.start("reference pass", sum(len(p.ids) for p in passages))
     for passage in passages:
         recorder.open(passage)
-        fork = context.cache.fork()
-        with fork.observe(recorder.observe):
+        cache = _cache_at(context, passage.start)
+        with cache.observe(recorder.observe):
             for ids in _chunks(passage.ids):
-                absorb(context.loaded.model, fork, ids, len(ids))
+                absorb(context.loaded.model, cache, ids, len(ids))
                 progress.advance(len(ids))
     return recorder.layers
+
+
+def _cache_at(context: Context, position: int) -> CompactCache:
+    """A cache of the context's tokens before `position`, to be written to."""
+    if position > 0:
+        fork = context.cache.fork()
+        try:
+            fork.truncate(position)
+            return fork
+        except ValueError:  # a sliding layer has forgotten what it saw then
+            pass
+    cache = CompactCache.empty(context.loaded.geometry)
+    if position > 0:
+        absorb(context.loaded.model, cache, context.ids[:position], CHUNK)
+    return cache
 
 
 def _chunks(ids: Sequence[int]) -> Iterator[Sequence[int]]:
@@ -140,9 +211,14 @@ class _Recorder:
         max_queries: int,
         seed: int,
         kinds: Collection[ScoreKind],
+        watch: WatchFunction | None,
+        rotary: Rotary | None,
     ):
+        self.context = context
         self.T = context.T
         self.kinds = kinds
+        self.watch = watch
+        self.rotary = rotary
         self.full = set(full_layers(context))
         self.layers: dict[int, LayerReference] = {}
         geometry = context.loaded.geometry
@@ -150,13 +226,13 @@ class _Recorder:
             geometry.query_heads[i] // geometry.layers[i].kv_heads for i in full_layers(context)
         )
         self.picked = _sample(passages, max(1, max_queries // group), seed)
-        self.passage = -1
-        self.first = 0
+        self.number = -1
+        self.passage = passages[0]
 
     def open(self, passage: Passage) -> None:
         """The next passage begins."""
-        self.passage += 1
-        self.first = passage.first
+        self.number += 1
+        self.passage = passage
 
     def observe(
         self,
@@ -166,29 +242,76 @@ class _Recorder:
         scaling: float | None,
         softcap: float | None,
     ) -> None:
-        """Adds the reference queries of one chunk `[1, Hq, m, d]` at one layer."""
+        """Adds the queries of one chunk `[1, Hq, m, d]` at one layer."""
         if index not in self.full:
             return
-        keys = layer.live()[0][0]  # [H, T + fed, d]
-        H, seen, d = keys.shape
+        keys = layer.live()[0][0]  # [H, seen, d], the chunk's own included
+        H, _, d = keys.shape
         m = query.shape[2]
-        before = seen - self.T - m  # tokens of the passage fed in earlier chunks
-        skip = max(0, self.first - before)
-        if skip >= m:
-            return
         scale = d**-0.5 if scaling is None else scaling
-        # Rows run over the group's query heads, then over tokens: [H, G·(m - skip), d].
-        Q = query[0].reshape(H, -1, m, d)[:, :, skip:].flatten(1, 2)
-        groups = Q.shape[1] // (m - skip)
-        limit = torch.arange(before + skip + 1, before + m + 1, device=Q.device).repeat(groups)
-        K, fed = keys[:, : self.T], keys[:, self.T :]
         reference = self.layers.get(index)
         if reference is None:
-            state = ScoreState(H, self.T, device=Q.device, kinds=self.kinds)
-            reference = self.layers[index] = LayerReference(state, scale, softcap)
-        W = reference.scores.update(Q, K, scale, softcap=softcap, fed=fed, fed_limit=limit)
-        chosen = self.picked[self.passage][before + skip : before + m].to(Q.device)
-        rows = chosen.repeat(groups).nonzero().squeeze(1)
+            # With a watcher there is nothing to score, but the sample's fields stay in place.
+            state = ScoreState(H, self.T, device=keys.device, kinds=self.kinds)
+            watched = None if self.watch is None else self.watch()
+            reference = self.layers[index] = LayerReference(state, scale, softcap, watched)
+        look = self._look(index, query[0].reshape(H, -1, m, d), keys, scale, softcap)
+        if reference.watched is None:
+            self._record(reference, look)
+        else:
+            reference.watched.update(look)
+            reference.rows += look.limit.shape[0] * look.Q.shape[1]
+
+    def _look(
+        self, index: int, Q: torch.Tensor, keys: torch.Tensor, scale: float, softcap: float | None
+    ) -> Look:
+        """The chunk `Q [H, G, m, d]` and the keys of the context and of the passage."""
+        seen, m = keys.shape[1], Q.shape[2]
+        position = torch.arange(seen - m, seen, device=Q.device)  # [m]
+        after = self.passage.start >= self.T
+        # A pass over the context's own tokens has seen only some of the keys it is to score.
+        K = keys[:, : self.T] if after else live_keys(self.context, index)[0]
+        unrotated = None
+        if self.rotary is not None:
+            unrotated = self.rotary.unrotate(index, Q, position)
+        return Look(
+            Q=Q,
+            K=K,
+            limit=(position + 1).clamp_max(self.T),
+            fed=keys[:, self.T :] if after else None,
+            fed_limit=position + 1 - self.T if after else None,
+            first=seen - m,
+            part=self.passage.part,
+            scale=scale,
+            softcap=softcap,
+            unrotated=unrotated,
+        )
+
+    def _record(self, reference: LayerReference, look: Look) -> None:
+        """Scores the reference queries among the chunk's, and keeps those of the sample."""
+        m = look.Q.shape[2]
+        before = look.first - self.passage.start  # tokens of the passage fed in earlier chunks
+        skip = max(0, self.passage.first - before)
+        if skip >= m:
+            return
+        look = replace(
+            look,
+            Q=look.Q[:, :, skip:],
+            limit=look.limit[skip:],
+            fed_limit=None if look.fed_limit is None else look.fed_limit[skip:],
+        )
+        Q, limit, fed_limit = look.rows()  # over the group's query heads, then over tokens
+        W = reference.scores.update(
+            Q,
+            look.K,
+            look.scale,
+            softcap=look.softcap,
+            limit=limit if look.fed is None else None,
+            fed=look.fed,
+            fed_limit=fed_limit,
+        )
+        chosen = self.picked[self.number][before + skip : before + m].to(Q.device)
+        rows = chosen.repeat(look.Q.shape[1]).nonzero().squeeze(1)
         reference.parts.append(Q[:, rows].clone())
         reference.shares.append(W[:, rows])
 

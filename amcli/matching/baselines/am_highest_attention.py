@@ -1,0 +1,75 @@
+"""Attention Matching with the most attended keys, as its paper has it.
+
+Zweiger et al., arXiv 2602.16284: keys by the root mean square of the reference queries' softmax
+over the context; biases by least squares clamped to `w` in [e⁻³, e³], then two projected
+gradient steps; values by least squares. See `least_squares`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from math import exp
+
+import torch
+
+from ..methods import Method, ScoreContext, register
+from ..scores import ScoreState, logsumexp
+from ..selection import top
+from ..tiles import TILE_ELEMENTS, gather_rows, normal_equations, solve_dtype
+from .least_squares import fit_layer, least_squares, row_max
+
+BETA_RANGE = (-3.0, 3.0)
+STEPS = 2
+
+
+def score(ctx: ScoreContext) -> torch.Tensor:
+    """Root mean square over the reference queries of their softmax over the context's keys."""
+    if ctx.Q is None:
+        raise ValueError("am-highest-attention needs reference queries")
+    state = ScoreState(ctx.K.shape[0], ctx.K.shape[1], device=ctx.K.device, kinds=["rms"])
+    state.update(ctx.Q, ctx.K, ctx.scale, softcap=ctx.softcap)
+    return state.scores("rms")
+
+
+def bounded_weights(G: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Clamped least squares, then STEPS projected gradient steps of length 1/‖G‖: `w [B, t]`."""
+    low, high = exp(BETA_RANGE[0]), exp(BETA_RANGE[1])
+    w = least_squares(G, b, torch.ones_like(b, dtype=torch.bool)).clamp(low, high)
+    curvature = torch.linalg.matrix_norm(G, 2).clamp_min(torch.finfo(G.dtype).tiny)  # [B]
+    for _ in range(STEPS):
+        gradient = torch.bmm(G, w.unsqueeze(2)).squeeze(2) - b
+        w = (w - gradient / curvature.unsqueeze(1)).clamp(low, high)
+    return w
+
+
+def weigh(
+    Q: torch.Tensor,
+    K: torch.Tensor,
+    scores: torch.Tensor,
+    t: int,
+    scale: float,
+    softcap: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`(index [B, t], beta [B, t])`: the best keys by score, and their biases."""
+    index = top(scores, [t] * len(scores)).index
+    highest = row_max(Q, K, scale, softcap)  # [B, n]
+    m = (logsumexp(Q, K, scale, softcap=softcap) - highest).exp().unsqueeze(-1)
+    exact = Q.to(solve_dtype(Q.device))
+    G, b = normal_equations(
+        exact, gather_rows(K, index), highest, torch.ones_like(highest), m, scale, softcap,
+        None, TILE_ELEMENTS,
+    )  # fmt: skip
+    return index, bounded_weights(G, b.squeeze(-1)).log()
+
+
+AM_HIGHEST_ATTENTION = register(
+    Method(
+        name="am-highest-attention",
+        summary="Attention Matching with the most attended keys, as its paper has it",
+        score=score,
+        selection="top",
+        values="least-squares",
+        budget="uniform",
+        fit=partial(fit_layer, weigh),
+    )
+)

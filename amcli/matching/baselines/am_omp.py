@@ -1,0 +1,167 @@
+"""Attention Matching with orthogonal matching pursuit, as its paper has it.
+
+Zweiger et al., arXiv 2602.16284, algorithm 1. Greedy pursuit on the masses alone: the next key
+is the one whose column of `Φ` has the largest product with the residual, `argmax_j rᵀΦ_j`;
+after it all weights are solved again by least squares and clamped to [1e-12, e⁷], and
+`r = m - Φ_S w`. Once the budget is full, keys whose beta is under -7 are dropped for good and
+replaced, at most three times. Values by least squares; see `least_squares`.
+
+`am-omp` is the paper's fast variant: four keys a step, weights at every second step. Between
+two solves the residual is the same, so that is the eight best columns a solve.
+
+Not as in the paper: queries are those of the uncompacted model (the paper's are "on-policy":
+layers below are compacted already) and of the repetition alone (the paper adds self-study).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from math import exp
+
+import torch
+
+from ..methods import Method, register
+from ..tiles import TILE_ELEMENTS, logits, row_size, solve_dtype, spans
+from .least_squares import fit_layer, least_squares
+
+WEIGHT_RANGE = (1e-12, exp(7.0))
+DROP_BELOW = -7.0
+REFILLS = 3
+
+PHI_ELEMENTS = 1 << 28
+"""Elements of Φ at a time (1 GiB in float32): heads go in groups of this size, and a single head
+that would be larger uses evenly spaced ones of its reference queries."""
+
+
+class Pursuit:
+    """Greedy selection of `t` columns of `Φ [B, n, T]` for the target `m [B, n]`, heads at once.
+
+    Slots may be empty: `slots [B, t + 1]` holds the chosen columns, `used` which of them are
+    real. The last slot is never used; it takes what a head has no room for.
+    """
+
+    def __init__(self, Phi: torch.Tensor, m: torch.Tensor, t: int):
+        B, n, T = Phi.shape
+        self.Phi, self.t = Phi, t
+        exact = solve_dtype(Phi.device)
+        self.m = m.to(exact)
+        self.slots = torch.zeros((B, t + 1), dtype=torch.int64, device=Phi.device)
+        self.used = torch.zeros((B, t + 1), dtype=torch.bool, device=Phi.device)
+        self.columns = torch.zeros((B, n, t + 1), dtype=exact, device=Phi.device)  # Φ_S
+        self.G = torch.zeros((B, t + 1, t + 1), dtype=exact, device=Phi.device)
+        self.b = torch.zeros((B, t + 1), dtype=exact, device=Phi.device)
+        self.w = torch.zeros((B, t + 1), dtype=exact, device=Phi.device)
+        self.taken = torch.zeros((B, T), dtype=torch.bool, device=Phi.device)
+        self.dropped = torch.zeros((B, T), dtype=torch.bool, device=Phi.device)
+
+    def run(self, keys_a_solve: int, refills: int = REFILLS) -> tuple[torch.Tensor, torch.Tensor]:
+        """`(index [B, t], w [B, t])`."""
+        self.fill(keys_a_solve)
+        for _ in range(refills):
+            if not self.drop():
+                break
+            self.fill(keys_a_solve)
+        return self.slots[:, : self.t], self.w[:, : self.t]
+
+    def fill(self, keys_a_solve: int) -> None:
+        """Take keys, `keys_a_solve` at a time, until no slot is empty."""
+        while not bool(self.used[:, : self.t].all()):
+            residual = self.m - (self.columns @ self.w.unsqueeze(2)).squeeze(2)  # [B, n]
+            r = residual.to(self.Phi.dtype).unsqueeze(1)
+            product = (r @ self.Phi).squeeze(1)  # [B, T]
+            # Dropped keys come back only when nothing else is left.
+            product = product.masked_fill(self.dropped, -torch.finfo(product.dtype).max)
+            product = product.masked_fill(self.taken, -torch.inf)
+            count = min(keys_a_solve, self.t)
+            self._take(product.topk(count, dim=1).indices)
+            self.w = least_squares(self.G, self.b, self.used).clamp(*WEIGHT_RANGE)
+            self.w = torch.where(self.used, self.w, torch.zeros_like(self.w))
+
+    def drop(self) -> bool:
+        """Empty the slots whose beta is too low; False when there is none."""
+        low = self.used & (self.w < exp(DROP_BELOW))
+        if not bool(low.any()):
+            return False
+        gone = torch.zeros_like(self.taken, dtype=torch.int8)
+        gone.scatter_add_(1, self.slots, low.to(torch.int8))
+        self.dropped |= gone > 0
+        self.taken &= gone == 0
+        self.used &= ~low
+        kept = self.used.to(self.G.dtype)
+        self.columns *= kept.unsqueeze(1)
+        self.G *= kept.unsqueeze(1) * kept.unsqueeze(2)
+        self.b *= kept
+        self.w = least_squares(self.G, self.b, self.used).clamp(*WEIGHT_RANGE) * kept
+        return True
+
+    def _take(self, picked: torch.Tensor) -> None:
+        """Put the columns `picked [B, k]` into the first empty slots, as far as there are any."""
+        k = picked.shape[1]
+        empty = ~self.used[:, : self.t]
+        # The rank of each slot: empty ones in order, then the full ones, which stand for none.
+        order = empty.to(torch.int8).sort(dim=1, descending=True, stable=True).indices[:, :k]
+        fits = empty.gather(1, order)
+        slot = torch.where(fits, order, torch.full_like(order, self.t))  # [B, k]
+        self.slots.scatter_(1, slot, picked)
+        self.used.scatter_(1, slot, torch.ones_like(fits))
+        self.used[:, self.t] = False
+        marked = torch.zeros_like(self.taken, dtype=torch.int8)
+        self.taken |= marked.scatter_add_(1, picked, fits.to(torch.int8)) > 0
+        n = self.columns.shape[1]
+        new = self.Phi.gather(2, picked.unsqueeze(1).expand(-1, n, -1)).to(self.columns.dtype)
+        new = torch.where(fits.unsqueeze(1), new, torch.zeros_like(new))  # [B, n, k]
+        self.columns.scatter_(2, slot.unsqueeze(1).expand(-1, n, -1), new)
+        self.columns[:, :, self.t] = 0.0
+        cross = self.columns.mT @ new  # [B, t + 1, k]
+        self.G.scatter_(2, slot.unsqueeze(1).expand(-1, self.t + 1, -1), cross)
+        self.G.scatter_(1, slot.unsqueeze(2).expand(-1, -1, self.t + 1), cross.mT)
+        self.b.scatter_(1, slot, (new.mT @ self.m.unsqueeze(2)).squeeze(2))
+
+
+def features(
+    Q: torch.Tensor, K: torch.Tensor, scale: float, softcap: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`(Φ [B, n, T], m [B, n])`: masses relative to each query's largest, and their sums."""
+    B, n, _ = Q.shape
+    T = K.shape[1]
+    Phi = torch.empty((B, n, T), dtype=torch.promote_types(Q.dtype, torch.float32), device=Q.device)
+    for r in spans(n, row_size(n, B * T, TILE_ELEMENTS)):
+        S = logits(Q[:, r], K, scale, softcap)
+        Phi[:, r] = S.sub_(S.amax(-1, keepdim=True)).exp_()
+    return Phi, Phi.sum(-1)
+
+
+def weigh(
+    Q: torch.Tensor,
+    K: torch.Tensor,
+    scores: torch.Tensor,
+    t: int,
+    scale: float,
+    softcap: float | None,
+    *,
+    keys_a_solve: int = 8,
+    phi_elements: int = PHI_ELEMENTS,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`(index [B, t], beta [B, t])` by the paper's pursuit; `scores` play no part."""
+    T = K.shape[1]
+    n = min(Q.shape[1], max(1, phi_elements // T))
+    Q = Q[:, torch.linspace(0, Q.shape[1] - 1, n, device=Q.device).round().long()]
+    index, beta = [], []
+    for group in spans(Q.shape[0], max(1, phi_elements // (n * T))):
+        Phi, m = features(Q[group], K[group], scale, softcap)
+        chosen, w = Pursuit(Phi, m, t).run(keys_a_solve)
+        index.append(chosen)
+        beta.append(w.log())
+    return torch.cat(index), torch.cat(beta)
+
+
+AM_OMP = register(
+    Method(
+        name="am-omp",
+        summary="Attention Matching with matching pursuit on masses, as its paper has it",
+        values="least-squares",
+        target="mass",
+        budget="uniform",
+        fit=partial(fit_layer, weigh),
+    )
+)

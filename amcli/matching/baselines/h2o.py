@@ -1,0 +1,42 @@
+"""H2O: heavy hitters, the keys that the prompt's own queries attended to most in sum.
+
+Zhang et al., "H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language
+Models", arXiv 2306.14048. Half of the budget goes to the most recent tokens, half to the
+largest accumulated mass. The paper evicts as it generates; here the mass of the whole prefill
+is accumulated and the rule applied once. The mass is not divided by the number of queries that
+could see a key, so early keys have the longer time to collect, as in the paper.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..methods import Look, ScoreContext
+from ..scores import ScoreState
+from .evicting import evict, keep
+
+
+class Mass:
+    """Softmax mass that each key got from the causal queries so far; see `ScoreState`."""
+
+    def __init__(self) -> None:
+        self.state: ScoreState | None = None
+
+    def update(self, look: Look) -> None:
+        """Adds the probabilities of some more queries."""
+        H, T, _ = look.K.shape
+        if self.state is None:
+            self.state = ScoreState(H, T, device=look.K.device, kinds=["mean"])
+        Q, limit, _ = look.rows()
+        self.state.update(Q, look.K, look.scale, softcap=look.softcap, limit=limit)
+
+
+def score(ctx: ScoreContext) -> torch.Tensor:
+    """Accumulated mass over the heads of a group; half of the entries are the last tokens."""
+    if not isinstance(ctx.watched, Mass) or ctx.watched.state is None:
+        raise ValueError("h2o watches the context's own queries, and none were given")
+    # The mean over rows is the sum but for a factor that all keys of a layer share.
+    return keep(ctx.watched.state.scores("mean"), ctx.last(ctx.entries // 2))
+
+
+H2O = evict("h2o", "H2O: largest attention mass in the prefill, and recent keys", score, watch=Mass)

@@ -1,0 +1,52 @@
+"""What SnapKV, PyramidKV and TOVA look through: the queries of the context's last tokens."""
+
+from __future__ import annotations
+
+import torch
+
+from ..methods import Look, ScoreContext
+from ..scores import ScoreState
+
+WINDOW = 64
+"""Queries kept: SnapKV's window in kvpress and in PyramidKV (its paper: 32)."""
+
+
+class LastQueries:
+    """Keeps the queries of the last WINDOW tokens, or of as many as the pass feeds it.
+
+    Q `[H, G, w, d]`, with the scale and softcap of their logits.
+    """
+
+    def __init__(self) -> None:
+        self.Q: torch.Tensor | None = None
+        self.scale = 1.0
+        self.softcap: float | None = None
+
+    def update(self, look: Look) -> None:
+        """Appends queries; the oldest fall out. A pass that is shorter keeps what it was fed."""
+        Q = look.Q if self.Q is None else torch.cat([self.Q, look.Q], dim=2)
+        self.Q = Q.clone()
+        self.scale, self.softcap = look.scale, look.softcap
+
+    def attention(self, K: torch.Tensor, count: int) -> torch.Tensor:
+        """`[H, T]`: mean softmax of the last `count` tokens' queries over a KV head's group.
+
+        The softmax is the prefill's own: over all keys up to the query's. Raises ValueError
+        when nothing was watched.
+        """
+        if self.Q is None:
+            raise ValueError("no queries were watched")
+        H, T, _ = K.shape
+        Q = self.Q[:, :, -count:]
+        _, G, w, _ = Q.shape
+        limit = torch.arange(T - w + 1, T + 1, device=K.device).repeat(G)
+        state = ScoreState(H, T, device=K.device, kinds=["mean"])
+        state.update(Q.flatten(1, 2), K, self.scale, softcap=self.softcap, limit=limit)
+        return state.scores("mean")
+
+
+def attention(ctx: ScoreContext, count: int) -> torch.Tensor:
+    """`LastQueries.attention` of the layer that `ctx` is about."""
+    if not isinstance(ctx.watched, LastQueries):
+        raise ValueError("the method watches the context's last queries, and none were given")
+    return ctx.watched.attention(ctx.K, count)

@@ -1,0 +1,142 @@
+"""The fits of Attention Matching as its paper has them, shared by both of its methods here.
+
+Zweiger et al., "Fast KV Compaction via Attention Matching", arXiv 2602.16284, section 3. The
+masses of each query are divided by its largest single one: `Φ_ij = exp(s_ij - max_j s_ij)`,
+target `m_i = Σ_j Φ_ij`, so a query with one sharp key has a target near 1 and one that spreads
+over everything a target of up to `T`, and counts for as much more. Every reference query counts
+alike; `weights` serve the reported errors only, which are those of every other method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from amcli.ragged import RaggedHeads
+
+from ..compact import LayerResult
+from ..mass import mass_error
+from ..scores import attention_stats
+from ..tiles import TILE_ELEMENTS, gather_rows, logits, row_size, solve_dtype, spans
+from ..values import fit_values, output_error
+
+_JITTER = 1e-12  # on a unit diagonal: keeps float64 from breaking down, regularises nothing
+_SAFE_JITTER = 1e-8  # for matrices that are singular in float64
+
+
+class Weigh(Protocol):
+    """Selects keys of some heads of equal length and gives their biases."""
+
+    def __call__(
+        self,
+        Q: torch.Tensor,
+        K: torch.Tensor,
+        scores: torch.Tensor,
+        t: int,
+        scale: float,
+        softcap: float | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`(index [B, t], beta [B, t])` for `Q [B, n, d]`, `K [B, T, d]`, `scores [B, T]`."""
+
+
+def least_squares(G: torch.Tensor, b: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
+    """`argmin ½wᵀGw - bᵀw` without bounds, `[B, t]`; 0 where not `used [B, t]`.
+
+    By Cholesky of `G [B, t, t]` (float64, positive semidefinite) scaled to unit diagonal.
+    """
+    diagonal = G.diagonal(dim1=1, dim2=2)
+    real = used & (diagonal > 0)
+    D = torch.where(real, diagonal, torch.ones_like(diagonal)).rsqrt()
+    pair = real.unsqueeze(2) & real.unsqueeze(1)
+    scaled = torch.where(pair, G * D.unsqueeze(2) * D.unsqueeze(1), torch.zeros_like(G))
+    scaled.diagonal(dim1=1, dim2=2).add_(torch.where(real, _JITTER, 1.0))
+    L, info = torch.linalg.cholesky_ex(scaled)
+    scaled.diagonal(dim1=1, dim2=2).add_(_SAFE_JITTER)
+    safe, _ = torch.linalg.cholesky_ex(scaled)
+    L = torch.where((info > 0).view(-1, 1, 1), safe, L)
+    rhs = torch.where(real, b * D, torch.zeros_like(b)).unsqueeze(2)
+    w: torch.Tensor = torch.cholesky_solve(rhs, L).squeeze(2) * D
+    return torch.where(used, w, torch.zeros_like(w))
+
+
+def row_max(
+    Q: torch.Tensor, K: torch.Tensor, scale: float, softcap: float | None, tile: int = TILE_ELEMENTS
+) -> torch.Tensor:
+    """The largest logit of each query over all keys, `[H, n]`."""
+    H, n, _ = Q.shape
+    parts = [
+        logits(Q[:, r], K, scale, softcap).amax(-1)
+        for r in spans(n, row_size(n, H * K.shape[1], tile))
+    ]
+    return torch.cat(parts, dim=1)
+
+
+def fit_layer(
+    weigh: Weigh,
+    Q: torch.Tensor,
+    K: torch.Tensor,
+    V: torch.Tensor,
+    *,
+    scores: torch.Tensor,
+    lengths: Sequence[int],
+    scale: float,
+    softcap: float | None,
+    weights: torch.Tensor | None,
+) -> LayerResult:
+    """Compacts one layer: `weigh` selects keys and gives their beta, then values are fitted.
+
+    Heads of equal length go together. A head that keeps all keys, or none, needs no fit.
+    Arguments and result as for `compact_layer`.
+    """
+    H, T, _ = K.shape
+    rows: list[tuple[torch.Tensor, ...]] = [()] * H
+    for t in sorted(set(lengths)):
+        heads = [h for h in range(H) if lengths[h] == t]
+        W = None if weights is None else weights[heads]
+        if t in (0, T):
+            found = _unfitted(K[heads], V[heads], t)
+        else:
+            index, beta = weigh(Q[heads], K[heads], scores[heads], t, scale, softcap)
+            order = index.argsort(dim=1)
+            index, beta = index.gather(1, order), beta.gather(1, order)
+            found = _fitted(Q[heads], K[heads], V[heads], index, beta, scale, softcap, W)
+        for i, h in enumerate(heads):
+            rows[h] = tuple(x[i] for x in found)
+    keys, values, beta, index = (torch.cat(parts) for parts in list(zip(*rows, strict=True))[:4])
+    mass, output = (torch.stack(parts) for parts in list(zip(*rows, strict=True))[4:])
+    entries = RaggedHeads(keys, values, beta.float(), tuple(int(t) for t in lengths))
+    return LayerResult(entries, index.to(torch.int32), mass.float(), output.float())
+
+
+def _unfitted(K: torch.Tensor, V: torch.Tensor, t: int) -> tuple[torch.Tensor, ...]:
+    """Heads that keep all of their keys (t = T), or none."""
+    B = K.shape[0]
+    index = torch.arange(t, device=K.device).expand(B, -1)
+    error = torch.full((B,), 0.0 if t else 1.0, device=K.device)
+    return K[:, :t], V[:, :t], torch.zeros((B, t), device=K.device), index, error, error
+
+
+def _fitted(
+    Q: torch.Tensor,
+    K: torch.Tensor,
+    V: torch.Tensor,
+    index: torch.Tensor,
+    beta: torch.Tensor,
+    scale: float,
+    softcap: float | None,
+    W: torch.Tensor | None,
+) -> tuple[torch.Tensor, ...]:
+    """`(keys, values, beta, index, mass error, output error)` with least-squares values."""
+    lse, Y = attention_stats(Q, K, V, scale, softcap=softcap)
+    keys, originals = gather_rows(K, index), gather_rows(V, index)
+    # In the precision of the solve, so that what is not regularised is not noise either.
+    exact = solve_dtype(Q.device)
+    values, _ = fit_values(
+        Q.to(exact), keys, beta.to(exact), Y.to(exact), originals, scale=scale, softcap=softcap,
+        lam=0.0,
+    )  # fmt: skip
+    mass = mass_error(Q, keys, beta.float(), lse, scale, softcap=softcap, weights=W)
+    output = output_error(Q, keys, beta.float(), values, Y, scale, softcap=softcap, weights=W)
+    return keys, values, beta, index, mass, output

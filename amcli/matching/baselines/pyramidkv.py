@@ -1,0 +1,20 @@
+"""PyramidKV: SnapKV's scores, with more entries in the lower layers than in the higher ones.
+
+Cai et al., "PyramidKV: Dynamic KV Cache Compression based on Pyramidal Information Funneling",
+arXiv 2406.02069. The entries of a layer fall linearly with its depth; see `budgets.pyramid`.
+"""
+
+from __future__ import annotations
+
+from .evicting import evict
+from .last_queries import WINDOW, LastQueries
+from .snapkv import score
+
+PYRAMIDKV = evict(
+    "pyramidkv",
+    "SnapKV with fewer entries in higher layers",
+    score,
+    watch=LastQueries,
+    window=WINDOW,
+    budget="pyramid",
+)

@@ -1,0 +1,17 @@
+"""Random eviction: what any method has to beat. Every head draws its own keys."""
+
+from __future__ import annotations
+
+import torch
+
+from ..methods import ScoreContext
+from .evicting import evict
+
+
+def score(ctx: ScoreContext) -> torch.Tensor:
+    """Uniform in [0, 1), a function of the seed and the layer alone, the same on every device."""
+    generator = torch.Generator().manual_seed((ctx.seed + 1) * 1_000_003 + ctx.layer)
+    return torch.rand(ctx.K.shape[:2], generator=generator).to(ctx.K.device)
+
+
+RANDOM = evict("random", "random keys, seeded", score)

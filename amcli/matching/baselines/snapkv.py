@@ -1,0 +1,46 @@
+"""SnapKV: what the last queries of the prompt look at, smoothed, and the last tokens themselves.
+
+Li et al., "SnapKV: LLM Knows What You are Looking for Before Generation", arXiv 2404.14469. The
+softmax of the last `w` queries is averaged over queries and the heads of a group, pooled over
+neighbours, and the `w` tokens of the window are kept (`w` = 64 and average pooling of 5 as in
+kvpress; the paper sums 32 queries and pools 7 by maximum or average).
+
+The paper's caches hold a thousand entries and more. Where the window would be most of what is
+kept, it is shrunk to `1/SHARE` of the entries, so that the scores decide over the rest.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import avg_pool1d
+
+from ..methods import ScoreContext
+from .evicting import evict, keep
+from .last_queries import WINDOW, LastQueries, attention
+
+KERNEL = 5
+"""Neighbours averaged: facts are spans, and single tokens of them are of no use."""
+
+SHARE = 4
+"""Without a window set by the user, at most every SHARE-th entry of a head is of the window."""
+
+
+def score(ctx: ScoreContext) -> torch.Tensor:
+    """Pooled mean softmax of the window's queries; the window is kept, its end first."""
+    T = ctx.K.shape[1]
+    window = min(T, ctx.window or min(WINDOW, max(1, ctx.entries // SHARE)))
+    before = attention(ctx, window)[:, : T - window]
+    # The padding counts as zeros, and the window's own probabilities stay out of the pool.
+    pooled = avg_pool1d(before, KERNEL, stride=1, padding=KERNEL // 2) if window < T else before
+    scores = torch.nn.functional.pad(pooled, (0, window))
+    # A window that a user set larger than the budget loses its oldest tokens.
+    return keep(scores, ctx.last(min(window, max(1, ctx.entries))))
+
+
+SNAPKV = evict(
+    "snapkv",
+    "SnapKV: what the last 64 queries attend to, and their own keys",
+    score,
+    watch=LastQueries,
+    window=WINDOW,
+)

@@ -1,0 +1,26 @@
+"""StreamingLLM: the first tokens, which serve as attention sinks, and the most recent ones.
+
+Xiao et al., "Efficient Streaming Language Models with Attention Sinks", arXiv 2309.17453: four
+sinks, and positions counted within the cache. Keys are stored after RoPE, so the kept ones are
+turned to the positions just before the first new token: the sinks come as close as they would
+be if nothing had stood between.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..methods import SINKS, ScoreContext
+from .evicting import evict, keep
+
+
+def score(ctx: ScoreContext) -> torch.Tensor:
+    """Later is better, the sinks best; below five entries one is left for the last token."""
+    H, T, _ = ctx.K.shape
+    position = torch.arange(T, dtype=torch.float32, device=ctx.K.device).expand(H, -1)
+    return keep(position, ctx.first(min(SINKS, max(0, ctx.entries - 1))))
+
+
+STREAMING = evict(
+    "streaming", "StreamingLLM: 4 sinks and the most recent keys", score, rerotate=True
+)

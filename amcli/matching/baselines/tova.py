@@ -1,0 +1,29 @@
+"""TOVA: what the last query attends to, averaged over all heads of a layer.
+
+Oren et al., "Transformers are Multi-State RNNs", arXiv 2401.06104. All heads of a layer keep
+the same tokens. The paper drops one token at each step; here, as in kvpress, the rule is
+applied once, when the context has been read.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..methods import ScoreContext
+from .evicting import evict, keep
+from .last_queries import LastQueries, attention
+
+
+def score(ctx: ScoreContext) -> torch.Tensor:
+    """Softmax of the last query, the mean over all heads; the last token is kept."""
+    P = attention(ctx, 1).mean(dim=0, keepdim=True)  # [1, T]
+    return keep(P.expand(ctx.K.shape[0], -1), ctx.last(1))
+
+
+TOVA = evict(
+    "tova",
+    "TOVA: what the last query attends to, over all heads",
+    score,
+    watch=LastQueries,
+    window=1,
+)
