@@ -44,7 +44,7 @@ def _heads(kinds: Sequence[str]) -> list[str]:
 
 def _cells(rows: Sequence[Row], kinds: Sequence[str]) -> list[list[str]]:
     found = {(row["method"], row["ratio"], row["kind"]): row for row in rows}
-    lines = []
+    lines: list[list[str]] = []
     for row in rows:
         if row["kind"] != "all":
             continue
@@ -78,8 +78,8 @@ def _small(estimate: Row) -> str:
 
 
 def _interval(estimate: Row | None) -> str:
-    if estimate is None:
-        return "–"
+    if estimate is None or "low" not in estimate:
+        return _number(estimate)
     return f"{estimate['value']:.3f} ({estimate['low']:.2f}–{estimate['high']:.2f})"
 
 
@@ -158,7 +158,7 @@ class LiveTable:
         """Works the row of a new cell out again, and puts it last in line to be cut."""
         kinds = list(dict.fromkeys(kind for kinds in results.questions for kind in kinds))
         wanted = ["all", *kinds] if 1 < len(kinds) <= _KINDS else ["all"]
-        rows = [results.row(method, ratio, kind, resamples=1) for kind in wanted]
+        rows = [results.row(method, ratio, kind, resamples=0) for kind in wanted]
         self._rows.pop((method, ratio), None)
         self._rows[method, ratio] = [row for row in rows if row is not None]
         self._kinds = wanted[1:]
@@ -173,12 +173,7 @@ class LiveTable:
             table.add_column(head, justify="left" if i == 0 else "right", no_wrap=True)
         room = max(3, self._screen.size.height - 4)
         for rows in list(self._rows.values())[-room:]:
-            for line in _cells([_bare(row) for row in rows], self._kinds):
+            for line in _cells(rows, self._kinds):
                 table.add_row(*(Text(cell) for cell in line))
         share = f" {self._done / self._total:.0%}" if self._total else ""
         return Group(table, Text(f"{self._document} · {self._stage}{share}", overflow="ellipsis"))
-
-
-def _bare(row: Row) -> Row:
-    """A row whose intervals are not known yet."""
-    return row

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -195,9 +195,8 @@ class _Piece:
         found = []
         for i, q in enumerate(batch):
             begin = len(q.prompt) - 1  # the column that predicts target 0
-            for column in range(max(first, begin), min(first + logits.shape[1], q.length)):
-                place = column - begin
-                found.append((i, column - first, q.targets[place], place))
+            for c in range(max(first, begin), min(first + logits.shape[1], q.length)):
+                found.append((i, c - first, q.targets[c - begin], c - begin))
         table = torch.tensor(found, dtype=torch.int64).view(-1, 4).to(logits.device)
         row, column, target, place = table.unbind(1)
         return cls(logits[row, column].float().log_softmax(-1), row, target, place)

@@ -7,25 +7,22 @@ so that a hundred questions cost the memory of one document.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 
 from amcli.errors import UsageError
 from amcli.matching import methods
 from amcli.matching import recipes as recipes  # registers the methods
-from amcli.matching.scores import ScoreKind
 from amcli.models.cache import CompactCache
 from amcli.models.generate import stream
 from amcli.models.loading import LoadedModel
-from amcli.pipeline import contexts, reference
+from amcli.pipeline import contexts
 from amcli.pipeline.compaction import Options, check, compact, shapes
 from amcli.pipeline.contexts import Context, full_layers
 from amcli.pipeline.progress import Progress
-from amcli.pipeline.reference import LayerReference, Passage
+from amcli.pipeline.reference import Passes
 from amcli.pipeline.source import Source
 from amcli.ragged import RaggedHeads
 
@@ -86,72 +83,17 @@ def stopwatch(device: torch.device) -> float:
 # ---- compacted -------------------------------------------------------------------------------
 
 
-@dataclass
-class SharedPass:
-    """Runs each reference pass of one document once, however many methods ask for it.
-
-    `compact` looks `collect` up in its module for every call; inside `with shared_pass(…)` it
-    finds this. `seconds` is how long the pass took that was asked for last.
-    """
-
-    kinds: frozenset[ScoreKind]
-    device: torch.device
-    collect: Callable[..., dict[int, LayerReference]]
-    seconds: float = 0.0
-    inside: float = 0.0
-    _passes: dict[Any, tuple[float, dict[int, LayerReference]]] = field(default_factory=dict)
-
-    def __call__(
-        self,
-        context: Context,
-        passages: Sequence[Passage],
-        *,
-        kinds: Collection[ScoreKind] = (),
-        progress: Progress,
-        **options: Any,
-    ) -> dict[int, LayerReference]:
-        """What `reference.collect` gives, from memory where the same was asked for before."""
-        wanted = self.kinds | set(kinds)
-        asked = tuple((tuple(p.ids), p.first) for p in passages)
-        # An option that is not known here is part of the question: at worst a pass is run twice.
-        key = (asked, wanted, tuple(sorted(options.items(), key=lambda item: item[0])))
-        began = stopwatch(self.device)
-        if key not in self._passes:
-            found = self.collect(
-                context, passages, kinds=tuple(sorted(wanted)), progress=progress, **options
-            )
-            self._passes[key] = (stopwatch(self.device) - began, found)
-        self.seconds, found = self._passes[key]
-        self.inside += time.perf_counter() - began
-        return found
-
-
-@contextmanager
-def shared_pass(loaded: LoadedModel, names: Sequence[str]) -> Iterator[SharedPass]:
-    """Lets all compactions of one document inside the block share their reference passes."""
-    found = [methods.get(_SCORED_AS.get(name, name)) for name in names if name != "summary"]
-    kinds = frozenset(m.score_kind for m in found if m.queries and m.score is None)
-    memory = SharedPass(kinds, loaded.device, reference.collect)
-    reference.collect = memory
-    try:
-        yield memory
-    finally:
-        reference.collect = memory.collect
-
-
 def compacted(
-    context: Context, options: Options, memory: SharedPass, progress: Progress
+    context: Context, options: Options, passes: Passes, progress: Progress
 ) -> tuple[Made, list[RaggedHeads]]:
-    """A context compacted by a registered method, and its layers."""
-    device = context.loaded.device
-    memory.seconds = memory.inside = 0.0
-    began = stopwatch(device)
-    found = compact(context, options, progress=progress)
-    spent = stopwatch(device) - began
-    seconds = {"reference": memory.seconds, "compact": max(0.0, spent - memory.inside)}
-    made = Made(
-        shared(context, found.layers), found.stored_bytes, found.full_bytes, found.budget, seconds
-    )
+    """A context compacted by a registered method, and its layers.
+
+    `passes` are this context's reference passes, so that each is run once for all methods.
+    """
+    stopwatch(context.loaded.device)  # work still under way would count as this method's
+    found = compact(context, options, progress=progress, passes=passes)
+    cache = shared(context, found.layers)
+    made = Made(cache, found.stored_bytes, found.full_bytes, found.budget, found.seconds)
     return made, found.layers
 
 
@@ -163,7 +105,7 @@ SUMMARIZE = (
 )
 
 
-def summary(context: Context, options: Options, memory: SharedPass, progress: Progress) -> Made:
+def summary(context: Context, options: Options, passes: Passes, progress: Progress) -> Made:
     """The model's own summary in place of the document, cut to the same stored bytes.
 
     The model is told how long the summary may be, writes it greedily, and reads it as it read the
@@ -201,10 +143,10 @@ def _that_fits(loaded: LoadedModel, ids: list[int], tokens: int) -> str:
     return ""
 
 
-def shuffled(context: Context, options: Options, memory: SharedPass, progress: Progress) -> Made:
+def shuffled(context: Context, options: Options, passes: Passes, progress: Progress) -> Made:
     """A control that has to fail: `highest-attention` with its values in a random order."""
     named = replace(options, method="highest-attention")
-    made, layers = compacted(context, named, memory, progress)
+    made, layers = compacted(context, named, passes, progress)
     generator = torch.Generator().manual_seed(options.seed)
     broken = list(layers)
     for i in full_layers(context):
@@ -220,21 +162,18 @@ def shuffled(context: Context, options: Options, memory: SharedPass, progress: P
     return Made(cache, made.stored_bytes, made.full_bytes, made.budget, made.seconds)
 
 
-SPECIAL: dict[str, Callable[[Context, Options, SharedPass, Progress], Made]] = {
+SPECIAL: dict[str, Callable[[Context, Options, Passes, Progress], Made]] = {
     "summary": summary,
     "shuffled": shuffled,
 }
 """What `amkv eval --method` takes besides the registered methods."""
 
 
-_SCORED_AS = {"shuffled": "highest-attention"}
-
-
-def make(context: Context, options: Options, memory: SharedPass, progress: Progress) -> Made:
+def make(context: Context, options: Options, passes: Passes, progress: Progress) -> Made:
     """A context by a method or by one of `SPECIAL`."""
     if options.method in SPECIAL:
-        return SPECIAL[options.method](context, options, memory, progress)
-    return compacted(context, options, memory, progress)[0]
+        return SPECIAL[options.method](context, options, passes, progress)
+    return compacted(context, options, passes, progress)[0]
 
 
 def ratios(name: str, wanted: Sequence[float]) -> list[float]:

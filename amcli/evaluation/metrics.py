@@ -24,19 +24,16 @@ _DIGITS = 6
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its 95% interval."""
+    """A mean with its 95% interval, where that was worked out."""
 
     value: float
-    low: float
-    high: float
+    low: float | None = None
+    high: float | None = None
 
     def record(self) -> dict[str, float]:
         """Six digits of each."""
-        return {
-            "value": round(self.value, _DIGITS),
-            "low": round(self.low, _DIGITS),
-            "high": round(self.high, _DIGITS),
-        }
+        parts = {"value": self.value, "low": self.low, "high": self.high}
+        return {k: round(v, _DIGITS) for k, v in parts.items() if v is not None}
 
 
 METRICS = ("recall", "nll", "kl", "agreement")
@@ -48,7 +45,8 @@ def estimates(
     """`recall`, `nll`, `kl` and `agreement` of questions that are grouped by document.
 
     Recall is a mean over questions (None where the suite gives no score), the others are means
-    over answer tokens, NLL and KL in nats. Documents without questions do not count.
+    over answer tokens, NLL and KL in nats. Documents without questions do not count. With no
+    `resamples` there are no intervals.
     """
     groups = [list(group) for group in documents if group]
     if not groups:
@@ -56,13 +54,17 @@ def estimates(
     scored = all(record[0] is not None for group in groups for record in group)
     table = _table(groups)  # [D, Q, 6]
     point = _means(table.sum(dim=(0, 1))[None])
-    drawn = _means(_resampled(table, [len(g) for g in groups], seed, resamples))
-    tail = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
-    bounds = torch.quantile(drawn, tail, dim=0)  # [2, 4]
-    found: dict[str, Estimate | None] = {}
-    for i, name in enumerate(METRICS):
-        estimate = Estimate(float(point[0, i]), float(bounds[0, i]), float(bounds[1, i]))
-        found[name] = None if name == "recall" and not scored else estimate
+    values = point[0].tolist()
+    found: dict[str, Estimate | None]
+    if resamples:
+        drawn = _means(_resampled(table, [len(g) for g in groups], seed, resamples))
+        tail = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
+        low, high = torch.quantile(drawn, tail, dim=0).tolist()  # [2, 4]
+        found = {m: Estimate(*v) for m, *v in zip(METRICS, values, low, high, strict=True)}
+    else:
+        found = {m: Estimate(v) for m, v in zip(METRICS, values, strict=True)}
+    if not scored:
+        found["recall"] = None
     return found
 
 

@@ -24,6 +24,7 @@ _BANDS = 4
 """Up to this many methods have their intervals drawn; more would hide each other."""
 
 _SMALLEST_KL = 1e-5
+"""Below this the axis of KL is linear, so that 0 has a place on it."""
 
 
 def require() -> None:
@@ -48,7 +49,8 @@ def draw(results: Results, path: Path) -> None:
     left.set_ylim(-0.03, 1.05)
     _panel(right, rows, "kl")
     right.set_ylabel("KL to the full context (nats per answer token)")
-    right.set_yscale("log")
+    right.set_yscale("symlog", linthresh=_SMALLEST_KL, linscale=0.4)
+    right.set_ylim(bottom=-_SMALLEST_KL / 5)
     for axes in (left, right):
         _ratio_axis(axes, rows)
     handles, labels = left.get_legend_handles_labels()
@@ -74,7 +76,6 @@ def _title(results: Results) -> str:
 
 
 def _panel(axes: Any, rows: list[dict[str, Any]], metric: str) -> None:
-    log = metric == "kl"
     methods = [m for m in dict.fromkeys(row["method"] for row in rows) if m not in (FULL, NONE)]
     for i, method in enumerate(methods):
         own = [row for row in rows if row["method"] == method and row["real_ratio"]]
@@ -82,10 +83,7 @@ def _panel(axes: Any, rows: list[dict[str, Any]], metric: str) -> None:
         if not own:
             continue
         x = [row["real_ratio"] for row in own]
-        value, low, high = (
-            [max(row[metric][part], _SMALLEST_KL) if log else row[metric][part] for row in own]
-            for part in ("value", "low", "high")
-        )
+        value, low, high = ([row[metric][p] for row in own] for p in ("value", "low", "high"))
         colour = _COLOURS[i % len(_COLOURS)]
         axes.plot(
             x, value, color=colour, marker=_MARKERS[i % len(_MARKERS)], markersize=5,
@@ -95,8 +93,8 @@ def _panel(axes: Any, rows: list[dict[str, Any]], metric: str) -> None:
             axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
     for method, dash, label in ((FULL, "-", "full context"), (NONE, (0, (1, 2)), "no context")):
         row = next((row for row in rows if row["method"] == method), None)
-        if row is None or not row[metric] or (log and method == FULL):
-            continue  # the full context's divergence from itself is 0, which no log axis shows
+        if row is None or not row[metric]:
+            continue
         axes.axhline(row[metric]["value"], color="0.35", linewidth=1.2, linestyle=dash, label=label)
 
 

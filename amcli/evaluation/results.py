@@ -17,7 +17,7 @@ from typing import Any
 
 from amcli.errors import UsageError
 from amcli.evaluation.makers import FULL, NONE
-from amcli.evaluation.metrics import METRICS, Record, estimates
+from amcli.evaluation.metrics import METRICS, RESAMPLES, Record, estimates
 from amcli.files import output_errors
 from amkv_format.atomic import create_temporary, publish
 
@@ -42,6 +42,7 @@ class Results:
     documents: list[dict[str, Any]]
     questions: list[list[str]]
     cells: dict[Key, dict[str, Any]] = field(default_factory=dict)
+    _rows: tuple[int, list[dict[str, Any]]] = field(default=(0, []), init=False)
 
     def order(self) -> list[tuple[str, float | None]]:
         """Method and ratio of all rows, anchors first."""
@@ -57,19 +58,24 @@ class Results:
         """Whether every cell has been measured."""
         return not any(self.todo(i) for i in range(len(self.documents)))
 
-    def rows(self, resamples: int | None = None) -> list[dict[str, Any]]:
+    def rows(self) -> list[dict[str, Any]]:
         """One row for each method and ratio, and for each kind of question; `all` first."""
+        if self._rows[0] != len(self.cells):  # intervals take a while: once is enough
+            self._rows = len(self.cells), self._all_rows()
+        return self._rows[1]
+
+    def _all_rows(self) -> list[dict[str, Any]]:
         kinds = list(dict.fromkeys(kind for kinds in self.questions for kind in kinds))
         found = []
         for method, ratio in self.order():
             for kind in ["all", *kinds] if len(kinds) > 1 else ["all"]:
-                row = self.row(method, ratio, kind, resamples)
+                row = self.row(method, ratio, kind)
                 if row is not None:
                     found.append(row)
         return found
 
     def row(
-        self, method: str, ratio: float | None, kind: str, resamples: int | None = None
+        self, method: str, ratio: float | None, kind: str, resamples: int = RESAMPLES
     ) -> dict[str, Any] | None:
         """The row of one method, ratio and kind over the cells there are; None without any."""
         groups: list[list[Record]] = []
@@ -82,11 +88,10 @@ class Results:
             cells.append(cell)
             prefills.append(self.documents[document]["seconds"])
             pairs = zip(kinds, cell["outcomes"], strict=True)
-            groups.append([tuple(o) for k, o in pairs if kind in ("all", k)])  # type: ignore[misc]
+            groups.append([tuple(o) for k, o in pairs if kind in ("all", k)])
         if not cells or not any(groups):
             return None
-        options = {} if resamples is None else {"resamples": resamples}
-        found = estimates(groups, self.settings["seed"], **options)
+        found = estimates(groups, self.settings["seed"], resamples)
         stored = sum(cell["stored_bytes"] for cell in cells)
         full = sum(cell["full_bytes"] for cell in cells)
         return {

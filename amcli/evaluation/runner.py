@@ -24,6 +24,7 @@ from amcli.pipeline import contexts
 from amcli.pipeline.compaction import Options
 from amcli.pipeline.contexts import Context
 from amcli.pipeline.progress import Progress
+from amcli.pipeline.reference import Passes
 from amcli.pipeline.source import Source
 
 
@@ -65,9 +66,7 @@ class Settings:
                 f"name it: amkv eval FILE --suite {suite.name}",
             )
         if suite.choice and settings.tokens is not None:
-            raise UsageError(
-                f"suite {suite.name} reads whole documents", "leave --tokens out"
-            )
+            raise UsageError(f"suite {suite.name} reads whole documents", "leave --tokens out")
         if settings.reason and not suite.choice:
             raise UsageError(f"suite {suite.name} has no multiple choice", "leave --reason out")
         return settings
@@ -169,9 +168,7 @@ def prepare(settings: Settings, loaded: LoadedModel) -> tuple[list[Document], Re
     return documents, results
 
 
-def _require_room(
-    settings: Settings, loaded: LoadedModel, document: Document, tokens: int
-) -> None:
+def _require_room(settings: Settings, loaded: LoadedModel, document: Document, tokens: int) -> None:
     limit = loaded.geometry.max_positions
     if limit is None:
         return
@@ -204,35 +201,23 @@ def run(
     save: Callable[[], None],
 ) -> None:
     """Measures the cells that `results` do not have yet; `save` is called after each."""
-    names = [name for name, _ in settings.methods]
     for index, document in enumerate(documents):
         todo = results.todo(index)
         if not todo:
             continue
         listener.document(index, document.name, results.documents[index]["tokens"])
-        with makers.shared_pass(loaded, names) as memory:
-            bench = _Bench.of(settings, loaded, document, listener)
-            results.documents[index]["seconds"] = {"prefill": round(bench.prefill, 3)}
-            for method, ratio in todo:
-                began = stopwatch(loaded.device)
-                made = bench.made(method, ratio, memory)
-                before = stopwatch(loaded.device) - began
-                listener.start("questions", 0)
-                outcomes = bench.ask(made)
-                seconds = {k: v for k, v in made.seconds.items()}
-                seconds["questions"] = stopwatch(loaded.device) - began - before
-                results.cells[index, method, ratio] = {
-                    "document": index,
-                    "method": method,
-                    "ratio": ratio,
-                    "budget": made.budget,
-                    "stored_bytes": made.stored_bytes,
-                    "full_bytes": made.full_bytes,
-                    "outcomes": [list(outcome) for outcome in outcomes],
-                    "seconds": {k: round(v, 3) for k, v in seconds.items()},
-                }
-                listener.cell(results, method, ratio)
-                save()
+        bench = _Bench.of(settings, loaded, document, listener)
+        results.documents[index]["seconds"] = {"prefill": round(bench.prefill, 3)}
+        for method, ratio in todo:
+            cell = {
+                "document": index,
+                "method": method,
+                "ratio": ratio,
+                **bench.cell(method, ratio),
+            }
+            results.cells[index, method, ratio] = cell
+            listener.cell(results, method, ratio)
+            save()
 
 
 @dataclass
@@ -244,6 +229,7 @@ class _Bench:
     context: Context
     teacher: Teacher
     full: Made
+    passes: Passes
     prefill: float
     listener: Listener
 
@@ -253,24 +239,39 @@ class _Bench:
     ) -> _Bench:
         """Prefills the document and lets the full context answer: it is the reference."""
         began = stopwatch(loaded.device)
-        context = contexts.prefill(
-            loaded, Source(document.name, document.text), progress=listener
-        )
+        context = contexts.prefill(loaded, Source(document.name, document.text), progress=listener)
         seconds = stopwatch(loaded.device) - began
         full = makers.whole(context)
         forced: list[Forced] = [tokenize(loaded, question) for question in document.questions]
         teacher = Teacher(loaded, forced, full.cache, Limits.of(loaded.device))
         teacher.measure(full.cache)
-        return cls(settings, document, context, teacher, full, seconds, listener)
+        passes = Passes(context)
+        return cls(settings, document, context, teacher, full, passes, seconds, listener)
 
-    def made(self, method: str, ratio: float | None, memory: makers.SharedPass) -> Made:
+    def cell(self, method: str, ratio: float | None) -> dict[str, Any]:
+        """What one method gives at one ratio, as the file of results has it."""
+        made = self.made(method, ratio)
+        self.listener.start("questions", 0)
+        began = stopwatch(self.context.loaded.device)
+        outcomes = self.ask(made)
+        asking = stopwatch(self.context.loaded.device) - began
+        seconds = {**made.seconds, "questions": asking}
+        return {
+            "budget": made.budget,
+            "stored_bytes": made.stored_bytes,
+            "full_bytes": made.full_bytes,
+            "outcomes": [list(outcome) for outcome in outcomes],
+            "seconds": {stage: round(spent, 3) for stage, spent in seconds.items()},
+        }
+
+    def made(self, method: str, ratio: float | None) -> Made:
         """The context of one cell."""
         if method == FULL:
             return self.full
         if method == NONE:
             return makers.nothing(self.context.loaded, self.full.full_bytes)
         options = self.settings.options(method, float(ratio or 1))
-        return makers.make(self.context, options, memory, self.listener)
+        return makers.make(self.context, options, self.passes, self.listener)
 
     def ask(self, made: Made) -> list[Record]:
         """All questions of the document."""

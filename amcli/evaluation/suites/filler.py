@@ -8,15 +8,22 @@ from random import Random
 from amcli.evaluation.suites.base import Measure
 from amcli.pocket import filler
 
-_COLOURS = """amber azure beige black blue bronze brown copper coral cream crimson golden green grey
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+_COLOURS = _words("""
+amber azure beige black blue bronze brown copper coral cream crimson golden green grey
 indigo ivory lilac maroon navy olive orange pink purple red scarlet silver teal violet white
-yellow""".split()
-_THINGS = """anchor apple arrow barrel basket beacon bell boat bottle bridge bucket candle canyon
+yellow""")
+_THINGS = _words("""
+anchor apple arrow barrel basket beacon bell boat bottle bridge bucket candle canyon
 castle chair clock cloud compass crown drum eagle falcon feather fiddle flag forest fountain garden
 glove hammer harbour helmet island jacket kettle ladder lantern maple meadow mirror mountain needle
 oven owl paddle pebble pencil piano pillow pocket pumpkin ribbon river rocket saddle sailor shovel
 spider stone table teapot temple tiger tower train tunnel turtle umbrella valley violin wagon walnut
-window""".split()
+window""")
 
 
 def keys(rng: Random, count: int) -> list[str]:

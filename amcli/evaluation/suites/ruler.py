@@ -9,6 +9,7 @@ every task can be answered by any chat model, with no example to copy the form f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from random import Random
 
 from amcli.evaluation.suites import filler
@@ -76,7 +77,7 @@ def variable_tracking(rng: Random, measure: Measure, tokens: int) -> tuple[str, 
     chain = list(names)
     [value] = filler.numbers(rng, 1, digits=5)
     facts = [f"VAR {chain[0]} = {value}."]
-    facts += [f"VAR {b} = VAR {a}." for a, b in zip(chain, chain[1:], strict=False)]
+    facts += [f"VAR {b} = VAR {a}." for a, b in pairwise(chain)]
     text = filler.hide(rng, measure, tokens, facts, sorted(_depths(rng, len(facts))))
     asked = (
         f"The text assigns values to variables. Which variables have the value {value}, directly "
