@@ -225,12 +225,15 @@ def _run(
 
 def _summary(results: Results) -> str:
     """The table, and below it what it was measured on."""
+    from amcli.evaluation.results import plural
+
     settings = results.settings
     questions = sum(map(len, results.questions))
     lengths = [document["tokens"] for document in results.documents]
+    length = " to ".join(f"{n:,}" for n in sorted({min(lengths), max(lengths)}))
     return (
         f"{table_text(results.rows())}\n\n"
-        f"{settings['suite']}: {len(lengths)} documents of {min(lengths):,} to "
-        f"{max(lengths):,} tokens, {questions:,} questions, {settings['model']}, "
+        f"{settings['suite']}: {plural(len(lengths), 'document')} of {length} tokens, "
+        f"{plural(questions, 'question')}, {settings['model']}, "
         f"{settings['dtype']}, seed {settings['seed']}"
     )

@@ -39,7 +39,7 @@ def _kinds(rows: Sequence[Row]) -> list[str]:
 
 
 def _heads(kinds: Sequence[str]) -> list[str]:
-    return ["method", "ratio", "stored", "recall", *kinds, "NLL", "KL", "top-1", "seconds"]
+    return ["method", "ratio", "real", "stored", "recall", *kinds, "NLL", "KL", "top-1", "seconds"]
 
 
 def _cells(rows: Sequence[Row], kinds: Sequence[str]) -> list[list[str]]:
@@ -50,19 +50,21 @@ def _cells(rows: Sequence[Row], kinds: Sequence[str]) -> list[list[str]]:
             continue
         same = (row["method"], row["ratio"])
         recalls = [_number(found.get((*same, kind), {}).get("recall")) for kind in kinds]
-        ratio = row["real_ratio"]
+        name: str = row["method"]
+        asked, real = row["ratio"], row["real_ratio"]
         spent = row["seconds"].get("reference", 0.0) + row["seconds"].get("compact", 0.0)
         lines.append(
             [
-                _NAMES.get(row["method"], row["method"]),
-                "–" if ratio is None else f"{ratio:.1f}×",
+                _NAMES.get(name, name),
+                "" if asked is None else f"{asked:g}×",
+                "–" if real is None else f"{real:.1f}×",
                 bytes_text(row["stored_bytes"]),
                 _interval(row["recall"]),
                 *recalls,
                 _number(row["nll"]),
                 _small(row["kl"]),
                 _number(row["agreement"]),
-                f"{spent:.1f}" if ratio is not None and row["ratio"] is not None else "",
+                "" if asked is None else f"{spent:.1f}",
             ]
         )
     return lines

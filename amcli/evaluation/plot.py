@@ -14,12 +14,15 @@ from typing import Any
 
 from amcli.errors import UsageError
 from amcli.evaluation.makers import FULL, NONE
-from amcli.evaluation.results import Results
+from amcli.evaluation.results import Results, plural
 from amcli.files import output_errors
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _DASHES = ("-", "--", "-.", ":")
+_COLUMNS = 5
+"""Of the legend."""
+
 _BANDS = 4
 """Up to this many methods have their intervals drawn; more would hide each other."""
 
@@ -42,20 +45,22 @@ def draw(results: Results, path: Path) -> None:
     figures: Any = importlib.import_module("matplotlib.figure")
     rows = [row for row in results.rows() if row["kind"] == "all"]
     scored = any(row["recall"] is not None for row in rows)
-    figure = figures.Figure(figsize=(10, 4.6), layout="constrained")
+    entries = len({row["method"] for row in rows})
+    height = 4.0 + 0.2 * -(-entries // _COLUMNS)  # the legend takes its lines from below
+    figure = figures.Figure(figsize=(10, height), layout="constrained")
     left, right = figure.subplots(1, 2)
     _panel(left, rows, "recall" if scored else "agreement")
     left.set_ylabel("recall" if scored else "top-1 agreement with the full context")
     left.set_ylim(-0.03, 1.05)
     _panel(right, rows, "kl")
-    right.set_ylabel("KL to the full context (nats per answer token)")
+    right.set_ylabel("KL to full (nats per answer token)")
     right.set_yscale("symlog", linthresh=_SMALLEST_KL, linscale=0.4)
     right.set_ylim(bottom=-_SMALLEST_KL / 5)
     for axes in (left, right):
         _ratio_axis(axes, rows)
     handles, labels = left.get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False,
+        handles, labels, loc="outside lower center", ncols=_COLUMNS, frameon=False,
         fontsize=9,
     )  # fmt: skip
     figure.suptitle(_title(results), fontsize=10)
@@ -70,8 +75,8 @@ def _title(results: Results) -> str:
     count = sum(map(len, results.questions))
     model = Path(settings["model"]).name if Path(settings["model"]).is_absolute() else None
     return (
-        f"{settings['suite']}, {model or settings['model']}: {len(lengths)} documents of about "
-        f"{mean:,} tokens, {count:,} questions"
+        f"{settings['suite']}, {model or settings['model']}: {plural(len(lengths), 'document')} "
+        f"of about {mean:,} tokens, {plural(count, 'question')}"
     )
 
 

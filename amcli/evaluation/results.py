@@ -169,6 +169,11 @@ class Results:
             mine["seconds"] = theirs["seconds"]
 
 
+def plural(count: int, noun: str) -> str:
+    """`1 document`, `2 documents`."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
 def _means(seconds: Sequence[dict[str, float]]) -> dict[str, float]:
     """Mean of each stage over all documents."""
     names = dict.fromkeys(name for stages in seconds for name in stages)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from random import Random
 
+from amcli.errors import UsageError
 from amcli.evaluation.suites import filler
 from amcli.evaluation.suites.base import Document, Measure, Question, Request, Suite, register
 
@@ -105,6 +106,8 @@ def common_words(rng: Random, measure: Measure, tokens: int) -> tuple[str, Quest
             low = middle
         else:
             high = middle - 1
+    if low == 0:
+        raise UsageError(f"a list of words does not fit into {tokens} tokens", "use --tokens 1024")
     asked = (
         f"What are the {COMMON} words that stand most often in the list above? "
         "Answer with these words only, separated by commas."
