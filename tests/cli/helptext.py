@@ -18,6 +18,7 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("chat",),
     ("inspect",),
     ("demo",),
+    ("eval",),
 )
 
 _INTRODUCTION = """\

@@ -15,12 +15,15 @@ from amcli.pocket.documents import generate
 QUESTIONS = 10
 """Of each kind, unless the user says otherwise."""
 
+_TRIES = 8  # documents drawn for one that has questions
+
 
 def documents(request: Request) -> Iterator[Document]:
     """`request.docs` registers of at most `request.tokens` tokens."""
     count = QUESTIONS if request.questions is None else request.questions
     blank = request.measure.one("\n\n")
-    for index in range(request.docs):
+    found = 0
+    for index in range(_TRIES * request.docs):
         seed = f"eval/register/{request.seed}/{request.tokens}/{index}"
         document = generate(seed, request.tokens, request.measure.count, blank)
         questioner, rng = Questioner(document), Random(f"{seed}/questions")
@@ -29,7 +32,11 @@ def documents(request: Request) -> Iterator[Document]:
             for kind in KINDS
             for found in questioner.distinct(rng, kind, count)
         )
-        yield Document(f"register {index}", document.text, asked)
+        if asked:  # a short document may state nothing that can be asked
+            yield Document(f"register {found}", document.text, asked)
+            found += 1
+        if found == request.docs:
+            return
 
 
 REGISTER = register(
