@@ -18,6 +18,9 @@ _NAMES = {"full": "full context", "none": "no context"}
 _KINDS = 5
 """Kinds of question that have columns of their own; with more, only `--json` has them."""
 
+_WIDE = 110
+"""Columns of a terminal from which on the live table has all its own."""
+
 
 def table_text(rows: Sequence[Row]) -> str:
     """The final table: a row for each method and ratio, a line of column heads first."""
@@ -171,11 +174,15 @@ class LiveTable:
         from rich.text import Text
 
         table = Table(box=None, pad_edge=False)
-        for i, head in enumerate(_heads(self._kinds)):
-            table.add_column(head, justify="left" if i == 0 else "right", no_wrap=True)
+        wide = self._screen.size.width >= _WIDE
+        kinds = self._kinds if wide else []
+        heads = _heads(kinds)
+        shown = [i for i, head in enumerate(heads) if wide or head != "stored"]
+        for i in shown:
+            table.add_column(heads[i], justify="left" if i == 0 else "right", no_wrap=True)
         room = max(3, self._screen.size.height - 4)
         for rows in list(self._rows.values())[-room:]:
-            for line in _cells(rows, self._kinds):
-                table.add_row(*(Text(cell) for cell in line))
+            for line in _cells(rows, kinds):
+                table.add_row(*(Text(line[i]) for i in shown))
         share = f" {self._done / self._total:.0%}" if self._total else ""
         return Group(table, Text(f"{self._document} · {self._stage}{share}", overflow="ellipsis"))

@@ -203,21 +203,30 @@ def run(
     """Measures the cells that `results` do not have yet; `save` is called after each."""
     for index, document in enumerate(documents):
         todo = results.todo(index)
-        if not todo:
-            continue
-        listener.document(index, document.name, results.documents[index]["tokens"])
-        bench = _Bench.of(settings, loaded, document, listener)
-        results.documents[index]["seconds"] = {"prefill": round(bench.prefill, 3)}
-        for method, ratio in todo:
-            cell = {
-                "document": index,
-                "method": method,
-                "ratio": ratio,
-                **bench.cell(method, ratio),
-            }
-            results.cells[index, method, ratio] = cell
-            listener.cell(results, method, ratio)
-            save()
+        if todo:
+            listener.document(index, document.name, results.documents[index]["tokens"])
+            # In a function of its own: a document's caches go before the next one's come.
+            _measure(settings, loaded, document, index, todo, results, listener, save)
+
+
+def _measure(
+    settings: Settings,
+    loaded: LoadedModel,
+    document: Document,
+    index: int,
+    todo: Sequence[tuple[str, float | None]],
+    results: Results,
+    listener: Listener,
+    save: Callable[[], None],
+) -> None:
+    bench = _Bench.of(settings, loaded, document, listener)
+    results.documents[index]["seconds"] = {"prefill": round(bench.prefill, 3)}
+    for method, ratio in todo:
+        found = bench.cell(method, ratio)
+        cell = {"document": index, "method": method, "ratio": ratio, **found}
+        results.cells[index, method, ratio] = cell
+        listener.cell(results, method, ratio)
+        save()
 
 
 @dataclass
