@@ -51,7 +51,16 @@ Tokens = Annotated[
     ),
 ]
 Method = Annotated[
-    str, typer.Option("--method", metavar="NAME", help="omp, highest-attention or keep.")
+    str,
+    typer.Option(
+        "--method",
+        metavar="NAME",
+        help=(
+            "omp, highest-attention (faster, weaker) or keep (everything); for comparison: "
+            "streaming, random, knorm, keydiff, snapkv, tova, h2o, expected-attention, "
+            "pyramidkv, kvzip, kvzip-uniform, am-highest-attention, am-omp."
+        ),
+    ),
 ]
 Budget = Annotated[
     str | None,
@@ -59,7 +68,10 @@ Budget = Annotated[
         "--budget",
         metavar="NAME",
         show_default=False,
-        help="How heads share the entries: adaptive or uniform. The method's own if left out.",
+        help=(
+            "How heads share the entries: adaptive, uniform, global, adakv or pyramid. The "
+            "method's own if left out."
+        ),
     ),
 ]
 Queries = Annotated[
@@ -68,7 +80,10 @@ Queries = Annotated[
         "--queries",
         metavar="NAME",
         show_default=False,
-        help="What stands for future questions: repeat (the document, said again).",
+        help=(
+            "What stands for future questions: repeat (the document, said again) or context "
+            "(the document's own). The method's own if left out."
+        ),
     ),
 ]
 

@@ -16,7 +16,7 @@ from amcli.matching import budgets, methods
 from amcli.matching.budgets import LayerShape, Lengths
 from amcli.matching.compact import LayerResult, compact_layer
 from amcli.matching.methods import FUTURE, Method, ScoreContext
-from amcli.matching.scores import ScoreKind
+from amcli.matching.scores import SCORE_KINDS, ScoreKind
 from amcli.models.rotary import Rotary
 from amcli.pipeline import reference
 from amcli.pipeline.contexts import Context, dense, full_layers, live_keys
@@ -193,7 +193,7 @@ def compact(
             "prefill the document and chat with that",
         )
     if passes is None:
-        passes = Passes(context)
+        passes = Passes(context, shared=False)
     elif passes.context is not context:
         raise ValueError("the reference passes are those of another context")
     rotary = None
@@ -226,8 +226,9 @@ def _references(
     source = options.source(method)
     if source == "none":
         return {}, 0.0
-    own_scores = method.score is not None
-    kinds: tuple[ScoreKind, ...] = () if own_scores else (method.score_kind,)
+    kinds: tuple[ScoreKind, ...] = () if method.score is not None else (method.score_kind,)
+    if passes.shared and method.watch is None:
+        kinds = SCORE_KINDS  # each costs little beside a pass of its own
     last = method.window if options.window is None else max(options.window, method.window or 0)
 
     def run() -> dict[int, LayerReference]:

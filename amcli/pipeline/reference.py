@@ -133,11 +133,13 @@ SOURCES: dict[str, Callable[[Context], list[Passage]]] = {
 class Passes:
     """Reference passes over one context, kept for further methods and ratios.
 
-    A pass does not depend on the ratio, so a table of many cells needs few of them.
+    A pass does not depend on the ratio, so a table of many cells needs few of them. `shared`
+    says that several methods will come, so that every kind of score is kept at once.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, shared: bool = True) -> None:
         self.context = context
+        self.shared = shared
         self._done: dict[Hashable, tuple[dict[int, LayerReference], float]] = {}
 
     def get(

@@ -185,8 +185,8 @@ def test_the_defaults_of_the_command_line_are_those_of_the_pipeline(amkv: Amkv) 
     assert f"[default: {Options().method}]" in help_text
     assert f"[default: {Options().seed}]" in help_text
     assert Options().method == recipes.DEFAULT
-    *first, last = methods.names()
-    assert f"{', '.join(first)} or {last}." in help_text
+    for name in methods.names():
+        assert name in help_text
 
 
 def test_completion_knows_the_commands(process: Amkv) -> None:
