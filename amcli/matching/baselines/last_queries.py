@@ -12,7 +12,7 @@ WINDOW = 64
 
 
 class LastQueries:
-    """Keeps the queries of the last WINDOW tokens, or of as many as the pass feeds it.
+    """Keeps the queries it is shown: `window` of the method bounds the pass to the last tokens.
 
     Q `[H, G, w, d]`, with the scale and softcap of their logits.
     """
@@ -23,9 +23,9 @@ class LastQueries:
         self.softcap: float | None = None
 
     def update(self, look: Look) -> None:
-        """Appends queries; the oldest fall out. A pass that is shorter keeps what it was fed."""
-        Q = look.Q if self.Q is None else torch.cat([self.Q, look.Q], dim=2)
-        self.Q = Q.clone()
+        """Appends the queries of some more tokens."""
+        # Copied, for a view would keep the queries of the whole forward pass.
+        self.Q = look.Q.clone() if self.Q is None else torch.cat([self.Q, look.Q], dim=2)
         self.scale, self.softcap = look.scale, look.softcap
 
     def attention(self, K: torch.Tensor, count: int) -> torch.Tensor:

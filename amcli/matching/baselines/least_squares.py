@@ -53,9 +53,10 @@ def least_squares(G: torch.Tensor, b: torch.Tensor, used: torch.Tensor) -> torch
     scaled = torch.where(pair, G * D.unsqueeze(2) * D.unsqueeze(1), torch.zeros_like(G))
     scaled.diagonal(dim1=1, dim2=2).add_(torch.where(real, _JITTER, 1.0))
     L, info = torch.linalg.cholesky_ex(scaled)
-    scaled.diagonal(dim1=1, dim2=2).add_(_SAFE_JITTER)
-    safe, _ = torch.linalg.cholesky_ex(scaled)
-    L = torch.where((info > 0).view(-1, 1, 1), safe, L)
+    if bool((info > 0).any()):
+        scaled.diagonal(dim1=1, dim2=2).add_(_SAFE_JITTER)
+        safe, _ = torch.linalg.cholesky_ex(scaled)
+        L = torch.where((info > 0).view(-1, 1, 1), safe, L)
     rhs = torch.where(real, b * D, torch.zeros_like(b)).unsqueeze(2)
     w: torch.Tensor = torch.cholesky_solve(rhs, L).squeeze(2) * D
     return torch.where(used, w, torch.zeros_like(w))
