@@ -1,9 +1,12 @@
 """Trains pocket: `python -m amcli.pocket.train --out FOLDER`.
 
 One CUDA device trains the published model in under 25 minutes; `--preset tiny` runs the same
-code in minutes on a CPU. Every batch is a function of the seed and the step alone, so a run can
-be cut off and resumed. The learning rate is constant after a warm-up and falls linearly to zero
-over the last part ("warm-up, stable, decay"), so `--tokens` may still be changed by a resumed run.
+code in minutes on a CPU, and `llama` and `olmo2` train models of other architectures on the same
+documents. Every batch is a function of the seed and the step alone, so a run can be cut off and
+resumed. The learning rate is constant after a warm-up and falls linearly to zero over the last
+part ("warm-up, stable, decay"), so `--tokens` may still be changed by a resumed run. `--seconds`
+plans by the clock instead: such a run ends on time, its learning rate at zero, but a second one
+differs from it by as many steps as the machine is slower or faster.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from amcli.pocket.dialogues import KINDS
 from amcli.pocket.tokens import CHAT_TEMPLATE, END, PAD, START, Sampler, special_id, train_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import Qwen3ForCausalLM
+    from transformers import PreTrainedModel
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -37,6 +40,7 @@ class Preset:
     """Shape of the model, and the plan of the run.
 
     stages  (until this many tokens, {sequence length: share of the steps})
+    arch    architecture, as `model_type` names it in a configuration of transformers
     """
 
     hidden: int
@@ -49,7 +53,14 @@ class Preset:
     learning_rate: float
     warmup_steps: int
     stages: tuple[tuple[float, dict[int, float]], ...]
+    arch: str = "qwen3"
 
+
+OTHER_STAGES = (
+    (120e6, {1024: 1.0}),
+    (220e6, {1024: 0.5, 4096: 0.5}),
+    (math.inf, {1024: 0.2, 4096: 0.4, 10240: 0.4}),
+)
 
 PRESETS = {
     "pocket": Preset(
@@ -59,6 +70,13 @@ PRESETS = {
             (220e6, {1024: 0.5, 4096: 0.5}),
             (math.inf, {1024: 0.2, 4096: 0.4, 10240: 0.4}),
         ),
+    ),
+    # No norm of queries and keys holds the logits of a Llama, hence the lower learning rate.
+    "llama": Preset(
+        256, 12, 8, 4, 384, 49152, 500_000_000, 1e-3, 300, OTHER_STAGES, "llama"
+    ),
+    "olmo2": Preset(
+        384, 7, 6, 6, 512, 49152, 500_000_000, 1.5e-3, 300, OTHER_STAGES, "olmo2"
     ),
     "tiny": Preset(
         64, 2, 4, 2, 128, 2048, 200_000, 3e-3, 20,
@@ -105,18 +123,23 @@ def sequence_length(preset: Preset, seed: int, step: int) -> int:
     return rng.choices(list(shares), list(shares.values()))[0]
 
 
-def learning_rate(preset: Preset, step: int, steps: int) -> float:
-    """Warm-up, constant, then linearly to zero over the last `DECAY` of the run."""
+def learning_rate(preset: Preset, step: int, steps: int, clock: float = 0.0) -> float:
+    """Warm-up, constant, then linearly to zero over the last `DECAY` of the run.
+
+    clock  the share that has passed of the time given to the run; the scarcer of steps and time
+           says how much of the run is left
+    """
     warm = min(1.0, (step + 1) / preset.warmup_steps)
-    left = (steps - step) / max(1.0, DECAY * steps)
+    left = min((steps - step) / max(1.0, DECAY * steps), (1.0 - clock) / DECAY)
     return preset.learning_rate * min(warm, left, 1.0)
 
 
-def build(preset: Preset, vocabulary: int) -> Qwen3ForCausalLM:
-    """A randomly initialised Qwen3 of the preset's shape, in float32."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+def build(preset: Preset, vocabulary: int) -> PreTrainedModel:
+    """A randomly initialised model of the preset's architecture and shape, in float32."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = Qwen3Config(
+    config = AutoConfig.for_model(
+        preset.arch,
         vocab_size=vocabulary,
         hidden_size=preset.hidden,
         intermediate_size=preset.intermediate,
@@ -127,8 +150,12 @@ def build(preset: Preset, vocabulary: int) -> Qwen3ForCausalLM:
         max_position_embeddings=16384,
         rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
         tie_word_embeddings=True,
+        # Some architectures name tokens of their family's vocabulary; a padding token among them
+        # would keep the embedding of ours from learning. `publish` writes the right ones.
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
     )
-    return Qwen3ForCausalLM(config)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    return model
 
 
 def weighted_loss(logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -192,7 +219,7 @@ class Run:
         from tokenizers import Tokenizer
 
         if not self.tokenizer_file.exists():
-            documents = 3000 if self.args.preset == "pocket" else 300
+            documents = 300 if self.args.preset == "tiny" else 3000
             train_tokenizer(self.args.seed, documents).save(str(self.tokenizer_file))
         self.tokenizer = Tokenizer.from_file(str(self.tokenizer_file))
         self.sampler = Sampler(self.tokenizer)
@@ -228,7 +255,11 @@ class Run:
         started = shown = time.monotonic()
         trained = 0
         for ids, weights in self.batches():
-            loss, rate = self._optimize(ids, weights, loss_of)
+            clock = (time.monotonic() - started) / self.args.seconds
+            if clock >= 1:
+                return True
+            rate = learning_rate(self.preset, self.step, self.steps, clock)
+            loss = self._optimize(ids, weights, loss_of, rate)
             self.step += 1
             trained += ids.numel()
             if self.step % 100 == 0:
@@ -262,12 +293,11 @@ class Run:
         return torch.compile(weighted_loss, dynamic=False)
 
     def _optimize(
-        self, ids: torch.Tensor, weights: torch.Tensor, loss_of: Loss
-    ) -> tuple[torch.Tensor, float]:
-        """One step of the optimizer on one batch; returns the loss and the learning rate."""
+        self, ids: torch.Tensor, weights: torch.Tensor, loss_of: Loss, rate: float
+    ) -> torch.Tensor:
+        """One step of the optimizer on one batch; returns the loss."""
         ids = ids.to(self.device, non_blocking=True).long()
         weights = weights.to(self.device, non_blocking=True)
-        rate = learning_rate(self.preset, self.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
@@ -277,14 +307,17 @@ class Run:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return loss, rate
+        return loss
 
     def evaluate(self, samples: int) -> None:
         """Logs exact recall at every length of the plan, on documents that training never sees."""
         lengths = sorted({n for _, shares in self.preset.stages for n in shares})
         self.model.eval()  # type: ignore[no-untyped-call]
         for length in lengths:
-            found = recall(self.model, self.sampler, length, samples, self.device)
+            # Every document has a length of its own; compiled for each, they would use up the
+            # recompilations, and the training lengths yet to come would run uncompiled.
+            with torch.compiler.set_stance("force_eager"):
+                found = recall(self.model, self.sampler, length, samples, self.device)
             self.write({"step": self.step, "length": length, "recall": found})
         self.model.train()
 
@@ -326,6 +359,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--preset", choices=sorted(PRESETS), default="pocket")
     parser.add_argument("--tokens", type=float, help="length of the run (default: the preset's)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="end by then, if not done")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop and keep a checkpoint")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     parser.add_argument("--workers", type=int, default=12, help="processes that make documents")
