@@ -1,0 +1,9 @@
+"""One thread to a test process: pytest-xdist already starts one process for every core."""
+
+from __future__ import annotations
+
+import os
+
+# Here, because PyTorch reads it when it is imported, and this file comes before every test
+# module. The tensors of the tests are so small that more threads would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
