@@ -1,8 +1,8 @@
 """The file of a run: settings, cells as they are finished, rows at the end.
 
 A cell is one method at one ratio on one document. The file is replaced whole after each cell, so
-a run that was stopped goes on where it was. Everything but `seconds` is a function of the
-settings: two runs differ in nothing else.
+a run that was stopped goes on where it was. Everything but `seconds` and `date` is a function of
+the settings: two runs on the same hardware and versions differ in nothing else.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,11 @@ Key = tuple[int, str, float | None]
 """Document, method, ratio asked for (None for the anchors)."""
 
 
+def today() -> str:
+    """The date in UTC, `YYYY-MM-DD`."""
+    return datetime.now(UTC).date().isoformat()
+
+
 @dataclass
 class Results:
     """What a run has found so far.
@@ -34,6 +40,7 @@ class Results:
     settings   all that numbers depend on; `methods` and `ratios` may grow from run to run
     documents  per document its name, tokens and seconds of prefill
     questions  per document the kind of each question
+    date       when the run was first started; a run that goes on keeps it
     """
 
     settings: dict[str, Any]
@@ -42,6 +49,7 @@ class Results:
     documents: list[dict[str, Any]]
     questions: list[list[str]]
     cells: dict[Key, dict[str, Any]] = field(default_factory=dict)
+    date: str = field(default_factory=today)
     _rows: tuple[int, list[dict[str, Any]]] = field(default=(0, []), init=False)
 
     def order(self) -> list[tuple[str, float | None]]:
@@ -115,6 +123,7 @@ class Results:
         found = {
             "amkv_eval": VERSION,
             "complete": complete,
+            "date": self.date,
             "settings": self.settings,
             "hardware": self.hardware,
             "tools": self.tools,
@@ -167,6 +176,7 @@ class Results:
             self.cells[cell["document"], cell["method"], cell["ratio"]] = cell
         for mine, theirs in zip(self.documents, found["documents"], strict=True):
             mine["seconds"] = theirs["seconds"]
+        self.date = found.get("date", self.date)
 
 
 def plural(count: int, noun: str) -> str:
