@@ -1,18 +1,23 @@
-"""Training: the plan, the loss, and that a run can be cut off, resumed and published."""
+"""Training: the plan, the loss, and that a run can be cut off, resumed and published.
+
+Whole runs and other architectures are tried on the tiny preset.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from pocketbox import sampler
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from amcli.models.loading import load
 from amcli.pocket import folder, train
 from amcli.pocket.dialogues import KINDS
 from amcli.pocket.train import DECAY, PRESETS, Batches, Run, arguments, learning_rate
@@ -149,3 +154,80 @@ def test_training_changes_every_weight(finished: Path) -> None:
     trained = torch.load(finished / "checkpoint.pt")["model"]
     for name, value in run.model.state_dict().items():
         assert not torch.equal(value, trained[name]), name
+
+
+# ---- the other models of this kind ---------------------------------------------------------------
+
+SHAPES = {  # architecture, parameters, layers, KV heads, queries a layer
+    "pocket": ("Qwen3ForCausalLM", 11_313_408, 9, 2, 8 * 64),
+    "llama": ("LlamaForCausalLM", 9_312_512, 12, 4, 8 * 64),
+    "olmo2": ("Olmo2ForCausalLM", 9_841_536, 7, 6, 6 * 64),
+    "tiny": ("Qwen3ForCausalLM", 410_176, 2, 2, 4 * 64),
+}
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_preset_builds_the_shape_it_says(name: str) -> None:
+    with torch.device("meta"):
+        model = train.build(PRESETS[name], 4096)
+    layer = model.model.layers[0].self_attn
+    found = (
+        type(model).__name__,
+        sum(p.numel() for p in model.parameters()),
+        len(model.model.layers),
+        layer.k_proj.out_features // 64,
+        layer.q_proj.out_features,
+    )
+    assert found == SHAPES[name]
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert model.model.embed_tokens.padding_idx is None  # every token of ours learns
+    assert model.config.max_position_embeddings == 16384
+    assert model.config.rope_parameters["rope_theta"] == 100_000
+
+
+def test_pocket_still_has_the_shape_of_its_weights() -> None:
+    published = AutoConfig.from_pretrained(folder()).to_dict()
+    with torch.device("meta"):
+        built = train.build(POCKET, published["vocab_size"]).config.to_dict()
+    written = ("architectures", "dtype", "eos_token_id", "pad_token_id", "transformers_version")
+    for name in (*written, "_name_or_path"):
+        published.pop(name, None)
+        built.pop(name, None)
+    assert built == published
+
+
+@pytest.mark.parametrize("arch", ["llama", "olmo2"])
+def test_other_architectures_learn_and_are_published(
+    arch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PRESETS, "tiny", replace(PRESETS["tiny"], arch=arch, warmup_steps=5))
+    shutil.copy(folder() / "tokenizer.json", tmp_path / "tokenizer-raw.json")
+    run = Run(arguments([*PLAN, "--out", str(tmp_path)]))
+    run.prepare()
+    ids, weights = next(iter(run.batches()))
+    steps = [run._optimize(ids, weights, train.weighted_loss, 3e-3) for _ in range(4)]
+    losses = [float(loss.detach()) for loss in steps]
+    assert losses == sorted(losses, reverse=True)
+    run.publish()
+    loaded = load(str(tmp_path / "model"))
+    assert loaded.model.config.model_type == arch
+    assert loaded.tokenizer_hash == load("pocket").tokenizer_hash
+    assert loaded.geometry.layers[0].kv_heads == PRESETS["tiny"].kv_heads
+
+
+# ---- a plan by the clock -------------------------------------------------------------------------
+
+
+def test_the_rate_falls_by_the_clock_when_time_is_scarcer() -> None:
+    rates = [learning_rate(POCKET, 500, STEPS, clock) for clock in (0.0, 0.75, 0.875, 1.0)]
+    assert rates == pytest.approx([1.5e-3, 1.5e-3, 0.75e-3, 0])
+    late = int(STEPS * 0.9)  # here the steps are scarcer
+    assert learning_rate(POCKET, late, STEPS, 0.5) == learning_rate(POCKET, late, STEPS)
+
+
+def test_a_run_out_of_time_is_complete(tmp_path: Path, finished: Path) -> None:
+    shutil.copy(finished / "tokenizer-raw.json", tmp_path)
+    run = Run(arguments([*PLAN, "--out", str(tmp_path), "--seconds", "1e-9"]))
+    run.prepare()
+    assert run.train()
+    assert run.step == 0
