@@ -18,7 +18,7 @@ from amcli.matching.compact import LayerResult, compact_layer
 from amcli.matching.methods import FUTURE, Method, ScoreContext
 from amcli.matching.scores import SCORE_KINDS, ScoreKind
 from amcli.models.rotary import Rotary
-from amcli.pipeline import reference
+from amcli.pipeline import heldout, reference
 from amcli.pipeline.contexts import Context, dense, full_layers, live_keys
 from amcli.pipeline.progress import Progress, Silent
 from amcli.pipeline.reference import LayerReference, Passes
@@ -64,9 +64,12 @@ class Options:
 class Compaction:
     """A compacted context, ready to be written or to be used.
 
-    layers   entries of every layer; sliding layers hold their raw tail
-    errors   relative errors on the reference queries, `name -> layer -> head` (`[]`: unknown)
-    seconds  time of each stage
+    layers       entries of every layer; sliding layers hold their raw tail
+    query_count  reference queries per KV head, `held_out` of which no fit has seen
+    errors       relative errors on the held-out queries, `name -> layer -> head` (`[]`: unknown)
+    attention    mean share of the attention of those queries that is on the document, `layer ->
+                 head` (`[]`: unknown)
+    seconds      time of each stage
     """
 
     context: Context
@@ -75,7 +78,9 @@ class Compaction:
     budget: str
     layers: list[RaggedHeads]
     query_count: int
+    held_out: int
     errors: dict[str, list[list[float]]]
+    attention: list[list[float]]
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -111,6 +116,7 @@ class Compaction:
             "queries": {
                 "source": self.options.source(self.method),
                 "count": self.query_count,
+                "held_out": self.held_out,
             },
             "fit_errors": self.errors,
         }
@@ -208,10 +214,20 @@ def compact(
         for order, layer in enumerate(full_layers(context))
     ]
     lengths, budget = _allocate(context, method, options, scores)
-    layers, errors = _fit(context, method, options, references, scores, lengths, rotary, progress)
+    fitted = _fit(context, method, options, references, scores, lengths, rotary, progress)
     seconds = {"reference": reference_seconds, "compact": time.perf_counter() - began}
-    count = max((r.count for r in references.values()), default=0)
-    return Compaction(context, options, method, budget, layers, count, errors, seconds)
+    return Compaction(
+        context,
+        options,
+        method,
+        budget,
+        [layer.heads for layer in fitted],
+        max((r.count for r in references.values()), default=0),
+        max(layer.held_out for layer in fitted),
+        {"mass": [layer.mass for layer in fitted], "output": [layer.output for layer in fitted]},
+        [layer.attention for layer in fitted],
+        seconds,
+    )
 
 
 def _references(
@@ -239,7 +255,7 @@ def _references(
         return reference.collect(
             context,
             passages,
-            max_queries=options.max_queries,
+            max_queries=heldout.to_sample(options.max_queries),
             seed=options.seed,
             kinds=kinds,
             watch=method.watch,
@@ -328,6 +344,17 @@ def _allocate(
     return allocate(total), name
 
 
+@dataclass(frozen=True)
+class _Fitted:
+    """One layer as stored, and per head what is known of it (`[]`: nothing); see `Compaction`."""
+
+    heads: RaggedHeads
+    held_out: int = 0
+    mass: list[float] = field(default_factory=list)
+    output: list[float] = field(default_factory=list)
+    attention: list[float] = field(default_factory=list)
+
+
 def _fit(
     context: Context,
     method: Method,
@@ -337,30 +364,23 @@ def _fit(
     lengths: Lengths,
     rotary: Rotary | None,
     progress: Progress,
-) -> tuple[list[RaggedHeads], dict[str, list[list[float]]]]:
-    """Every layer's entries, and the fit errors of those that were compacted."""
+) -> list[_Fitted]:
+    """Every layer's entries; sliding layers as they are."""
     count = len(context.loaded.geometry.layers)
-    layers: list[RaggedHeads] = []
-    errors: dict[str, list[list[float]]] = {"mass": [], "output": []}
     order = {layer: i for i, layer in enumerate(full_layers(context))}
+    fitted = []
     progress.start("compact", count)
     for layer in range(count):
-        if layer not in order:
-            layers.append(dense(context.cache, layer))
-            mass = output = None
-        else:
+        if layer in order:
             i = order[layer]
-            result = _fit_layer(
-                context, method, options, references.get(layer), layer, scores[i], lengths[i]
+            found = references.get(layer)
+            fitted.append(
+                _fit_layer(context, method, options, found, layer, scores[i], lengths[i], rotary)
             )
-            if method.rerotate and rotary is not None:
-                result = _rerotate(result, rotary, layer, context.T)
-            layers.append(result.heads)
-            mass, output = result.mass_error, result.output_error
-        errors["mass"].append(_finite(mass))
-        errors["output"].append(_finite(output))
+        else:
+            fitted.append(_Fitted(dense(context.cache, layer)))
         progress.advance()
-    return layers, errors
+    return fitted
 
 
 def _fit_layer(
@@ -371,22 +391,39 @@ def _fit_layer(
     layer: int,
     scores: torch.Tensor,
     lengths: list[int],
-) -> LayerResult:
-    """One compacted layer, by the method's own fit or by `compact_layer`."""
+    rotary: Rotary | None,
+) -> _Fitted:
+    """One compacted layer, by the method's own fit or by `compact_layer`, and its errors."""
     K, V = live_keys(context, layer)
-    sampled = found is not None and found.watched is None
-    Q = found.Q if found is not None and sampled else K[:, :0]
-    weights = found.weights if found is not None and sampled else None
-    softcap = None if found is None else found.softcap
+    fit = held = None
+    if found is not None and found.watched is None:
+        geometry = context.loaded.geometry
+        group = geometry.query_heads[layer] // geometry.layers[layer].kv_heads
+        fit, held = heldout.split(found, group, options.seed)
+    Q = K[:, :0] if fit is None else fit.Q
+    weights = None if fit is None else fit.weights
+    scale, softcap = _scale(found, K), None if found is None else found.softcap
     if method.fit is not None:
-        return method.fit(
-            Q, K, V, scores=scores, lengths=lengths, scale=_scale(found, K), softcap=softcap,
-            weights=weights,
+        result = method.fit(
+            Q, K, V, scores=scores, lengths=lengths, scale=scale, softcap=softcap, weights=weights
+        )
+    else:
+        result = compact_layer(
+            method, Q, K, V, scores=scores, lengths=lengths, scale=scale, softcap=softcap,
+            weights=weights, seed=options.seed,
         )  # fmt: skip
-    return compact_layer(
-        method, Q, K, V, scores=scores, lengths=lengths, scale=_scale(found, K), softcap=softcap,
-        weights=weights, seed=options.seed,
-    )  # fmt: skip
+    if method.rerotate and rotary is not None:
+        result = _rerotate(result, rotary, layer, context.T)
+    if held is None:  # known only where everything or nothing was kept
+        return _Fitted(result.heads, 0, _finite(result.mass_error), _finite(result.output_error))
+    mass, output = heldout.errors(held, K, V, result.heads, scale=scale, softcap=softcap)
+    return _Fitted(
+        result.heads,
+        held.Q.shape[1],
+        _finite(mass),
+        _finite(output),
+        _finite(held.weights.float().mean(1)),
+    )
 
 
 def _rerotate(result: LayerResult, rotary: Rotary, layer: int, T: int) -> LayerResult:
@@ -405,8 +442,8 @@ def _scale(found: LayerReference | None, K: torch.Tensor) -> float:
     return float(K.shape[-1] ** -0.5) if found is None else found.scale
 
 
-def _finite(values: torch.Tensor | None) -> list[float]:
-    """Six digits of each head's error; nothing where it is unknown."""
-    if values is None or not bool(values.isfinite().all()):
+def _finite(values: torch.Tensor) -> list[float]:
+    """Six digits of each head's number; nothing where it is unknown."""
+    if not bool(values.isfinite().all()):
         return []
     return [float(f"{v:.6g}") for v in values.tolist()]
