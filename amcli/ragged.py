@@ -54,6 +54,16 @@ class RaggedHeads:
         return tuple(accumulate(self.lengths, initial=0))
 
     @property
+    def key_dim(self) -> int:
+        """Numbers of a key."""
+        return self.keys.shape[1]
+
+    @property
+    def value_dim(self) -> int:
+        """Numbers of a value."""
+        return self.values.shape[1]
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the tensors: what the entries cost in memory and on disk."""
         tensors = (self.keys, self.values) + (() if self.beta is None else (self.beta,))
@@ -64,6 +74,10 @@ class RaggedHeads:
         for start, length in zip(self.offsets, self.lengths, strict=False):
             rows = slice(start, start + length)
             yield self.keys[rows], self.values[rows], None if self.beta is None else self.beta[rows]
+
+    def unpack(self) -> RaggedHeads:
+        """The entries as numbers, which they are; see `quantize.QuantizedHeads`."""
+        return self
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> RaggedHeads:
         """The same entries on another device, keys and values in `dtype`; beta stays float32."""

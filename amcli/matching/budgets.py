@@ -39,13 +39,17 @@ Lengths = list[list[int]]
 
 @dataclass(frozen=True)
 class LayerShape:
-    """One compacted layer: KV heads, tokens `T`, dims of a key and a value, bytes per number."""
+    """One compacted layer: KV heads, tokens `T`, dims of a key and a value, bytes per number.
+
+    packed  bytes of the key and value of one entry as stored, where that is not the model's dtype
+    """
 
     heads: int
     tokens: int
     key_dim: int
     value_dim: int
     itemsize: int
+    packed: int | None = None
 
     @property
     def full_bytes(self) -> int:
@@ -54,7 +58,8 @@ class LayerShape:
 
     def entry_bytes(self, beta: bool = True) -> int:
         """Bytes of one stored entry, its bias included unless the method has none."""
-        return (self.key_dim + self.value_dim) * self.itemsize + (BETA_BYTES if beta else 0)
+        numbers = (self.key_dim + self.value_dim) * self.itemsize
+        return (numbers if self.packed is None else self.packed) + (BETA_BYTES if beta else 0)
 
 
 def allocate(

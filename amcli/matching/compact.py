@@ -8,18 +8,18 @@ longest head.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from amcli.ragged import RaggedHeads
 
 from .mass import fit_beta, mass_error
-from .methods import LAMBDA_OF, Method
+from .methods import LAMBDA_OF, Method, Rounding
 from .scores import attention_stats
 from .selection import CANDIDATE_CAP, Selection, omp, top
 from .tiles import TILE_ELEMENTS, gather_rows, hide, working_dtype
-from .values import Rest, fit_values
+from .values import Rest, fit_values, output_error
 
 FIT_LIMIT = 512
 """Entries of one head that the fits may change. A longer head has its best FIT_LIMIT entries
@@ -61,6 +61,7 @@ def compact_layer(
     softcap: float | None = None,
     weights: torch.Tensor | None = None,
     seed: int = 0,
+    rounding: Rounding | None = None,
     tile: int = TILE_ELEMENTS,
     fit_limit: int = FIT_LIMIT,
     gram_elements: int = GRAM_ELEMENTS,
@@ -73,11 +74,22 @@ def compact_layer(
     `K` and `V`, beta in float32 (None for a method without one). `tile` and `gram_elements`
     bound the memory; raise the latter on a large GPU to work more heads at once.
 
+    With `rounding` all keys and values come back rounded, in float32: keys are rounded as soon as
+    they are selected, so that the fits make up for what that loses, values at the end.
+
     Raises ValueError when shapes, lengths and method do not fit each other.
     """
     H, T, _ = K.shape
     _check(method, Q, K, V, scores, lengths, weights)
+    s = _Settings(scale, softcap, seed, tile, fit_limit, rounding)
     done = {h: _whole(K[h], V[h]) for h in range(H) if lengths[h] == T}
+    if rounding is not None and done:
+        whole = list(done)
+        W = None if weights is None else weights[whole]
+        found = round_whole(rounding, Q[whole], K[whole], V[whole], scale, softcap, W, tile)
+        names = ("keys", "values", "mass_error", "output_error")
+        for h, *parts in zip(whole, *found, strict=True):
+            done[h] = replace(done[h], **dict(zip(names, parts, strict=True)))
     done |= {h: _empty(K[h], V[h]) for h in range(H) if lengths[h] == 0 < T}
     for bucket in _buckets(lengths, T, method, fit_limit, gram_elements):
         part = _compact_bucket(
@@ -88,10 +100,34 @@ def compact_layer(
             scores[bucket],
             None if weights is None else weights[bucket],
             [lengths[h] for h in bucket],
-            _Settings(scale, softcap, seed, tile, fit_limit),
+            s,
         )
         done |= dict(zip(bucket, part, strict=True))
     return _join([done[h] for h in range(H)], lengths, method.has_beta)
+
+
+def round_whole(
+    rounding: Rounding,
+    Q: torch.Tensor,
+    K: torch.Tensor,
+    V: torch.Tensor,
+    scale: float,
+    softcap: float | None,
+    weights: torch.Tensor | None,
+    tile: int = TILE_ELEMENTS,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`(keys [H, T, d], values [H, T, dv], mass error [H], output error [H])` of heads that keep
+    every key and lose only what `rounding` loses; errors are nan with no queries."""
+    keys, values = rounding.round_keys(K), rounding.round_values(V)
+    if Q.shape[1] == 0:
+        unknown = keys.new_full((K.shape[0],), torch.nan)
+        return keys, values, unknown, unknown
+    lse, Y = attention_stats(Q, K, V, scale, softcap=softcap, tile=tile)
+    mass = mass_error(Q, keys, None, lse, scale, softcap=softcap, weights=weights, tile=tile)
+    output = output_error(
+        Q, keys, None, values, Y, scale, softcap=softcap, weights=weights, tile=tile
+    )
+    return keys, values, mass, output
 
 
 @dataclass(frozen=True)
@@ -101,6 +137,7 @@ class _Settings:
     seed: int
     tile: int
     fit_limit: int
+    rounding: Rounding | None
 
 
 @dataclass(frozen=True)
@@ -144,13 +181,19 @@ def _compact_bucket(
     if Q.shape[1] == 0:  # a method that wants no queries: nothing to fit, nothing to measure
         unknown = scores.new_full((len(lengths),), torch.nan)
         chosen = top(scores, lengths)
-        return _split(chosen, gather_rows(K, chosen.index), gather_rows(V, chosen.index), None,
-                      unknown, unknown)  # fmt: skip
+        keys, values = gather_rows(K, chosen.index), gather_rows(V, chosen.index)
+        if s.rounding is not None:
+            keys, values = s.rounding.round_keys(keys), s.rounding.round_values(values)
+        return _split(chosen, keys, values, None, unknown, unknown)
     lse, Y = attention_stats(Q, K, V, s.scale, softcap=s.softcap, tile=s.tile)
     order = _select(method, Q, K, scores, W, lengths, lse, Y, s)
     keys, values = gather_rows(K, order.index), gather_rows(V, order.index)  # [B, t_max, d]
-    rest = _rest(Q, keys, values, order.mask, s)
     t = min(s.fit_limit, keys.shape[1])
+    if s.rounding is not None:
+        # Values in float32, or a half-precision fit would be rounded twice.
+        keys, values = s.rounding.round_keys(keys), values.float()
+        values[:, t:] = s.rounding.round_values(values[:, t:])
+    rest = _rest(Q, keys, values, order.mask, s)
     mask = order.mask[:, :t]
     beta: torch.Tensor | None = None
     if method.mass == "nnls":
@@ -167,6 +210,12 @@ def _compact_bucket(
         Q, keys[:, :t], beta, Y, values[:, :t], scale=s.scale, softcap=s.softcap, weights=W,
         mask=mask, rest=rest, lam=LAMBDA_OF[method.values], tile=s.tile,
     )  # fmt: skip
+    if s.rounding is not None:
+        C_v = s.rounding.round_values(C_v)
+        output = output_error(
+            Q, keys[:, :t], beta, C_v, Y, s.scale, softcap=s.softcap, weights=W, mask=mask,
+            rest=rest, tile=s.tile,
+        )  # fmt: skip
     values = torch.cat([C_v, values[:, t:]], dim=1)
     if beta is not None:
         beta = torch.nn.functional.pad(beta, (0, keys.shape[1] - t))

@@ -128,6 +128,20 @@ SINKS = 4
 """First tokens that methods with sinks always keep."""
 
 
+class Rounding(Protocol):
+    """Gives entries back as they will be read from where they are stored in few bits.
+
+    Both take and return `[..., dim]` and treat every row alike; float32 comes back. Rounding
+    twice gives the same as once.
+    """
+
+    def round_keys(self, keys: torch.Tensor) -> torch.Tensor:
+        """Keys as they will be read back."""
+
+    def round_values(self, values: torch.Tensor) -> torch.Tensor:
+        """Values as they will be read back."""
+
+
 class LayerFit(Protocol):
     """Replaces `compact_layer` for a method that selects and fits in its own way."""
 
@@ -142,6 +156,7 @@ class LayerFit(Protocol):
         scale: float,
         softcap: float | None,
         weights: torch.Tensor | None,
+        rounding: Rounding | None = None,
     ) -> LayerResult:
         """As `compact_layer`, which says what the arguments are."""
 

@@ -1,0 +1,70 @@
+"""Compaction of entries that will be stored in few bits: what comes back is what will be read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from synthetic_heads import heads
+from test_matching_compact import errors, run
+
+from amcli.matching import recipes  # noqa: F401 - registers the methods
+from amcli.matching.budgets import LayerShape, entries_for_ratio, stored_bytes, uniform
+from amcli.matching.methods import get
+from amcli.quantize import QUANTIZERS
+
+LENGTHS = [60, 0, 17, 120]
+
+
+@pytest.mark.parametrize("store", QUANTIZERS)
+@pytest.mark.parametrize(
+    "name", ["omp", "highest-attention", "snapkv", "am-highest-attention", "am-omp"]
+)
+def test_entries_come_back_as_they_will_be_read(name: str, store: str) -> None:
+    quantizer = QUANTIZERS[store]
+    h = heads(H=4, T=120, n=150, dtype=torch.bfloat16)
+    h = replace(h, W=torch.ones_like(h.W))
+    if name.startswith("am-"):
+        fit = get(name).fit
+        assert fit is not None
+        result = fit(
+            h.Q, h.K, h.V, scores=h.Q.new_zeros(4, 120), lengths=LENGTHS, scale=h.scale,
+            softcap=None, weights=h.W, rounding=quantizer,
+        )  # fmt: skip
+    else:
+        result = run(h, name, LENGTHS, rounding=quantizer, fit_limit=32)
+    stored = quantizer.pack(result.heads).unpack()
+    assert torch.equal(stored.keys, result.heads.keys)
+    assert torch.equal(stored.values, result.heads.values)
+    mass, output = errors(h, result, h.Q)
+    assert result.mass_error.tolist() == pytest.approx(mass, rel=1e-2, abs=1e-4)
+    assert result.output_error.tolist() == pytest.approx(output, rel=1e-2, abs=1e-4)
+    # The head that keeps every key loses only the rounding.
+    assert 0 < result.mass_error[3] < (0.03 if store == "int8" else 0.4)
+    assert 0 < result.output_error[3] < (0.03 if store == "int8" else 0.4)
+
+
+def test_fits_make_up_for_rounded_keys() -> None:
+    """Fitted to what is stored, the mass is nearer than when rounding comes after the fit."""
+    h = heads(H=6, T=200, n=300)
+    h = replace(h, W=torch.ones_like(h.W))
+    quantizer = QUANTIZERS["int4"]
+    lengths = [40] * 6
+    after = run(h, "omp", lengths)
+    after = replace(after, heads=quantizer.pack(after.heads).unpack())
+    before = run(h, "omp", lengths, rounding=quantizer)
+    late, early = errors(h, after, h.Q), errors(h, before, h.Q)
+    assert sum(early[0]) < 0.8 * sum(late[0])
+    assert sum(early[1]) < sum(late[1])
+
+
+def test_the_ratio_counts_codes_scales_and_biases() -> None:
+    quantizer = QUANTIZERS["int4"]
+    layers = [LayerShape(2, 1000, 128, 128, 2, packed=quantizer.entry_bytes(128, 128))]
+    assert layers[0].entry_bytes() == 64 + 64 + 8 + 8 + 4
+    entries = entries_for_ratio(20, layers)
+    lengths = uniform(entries, layers)
+    ratio = layers[0].full_bytes / stored_bytes(lengths, layers)
+    assert 20 <= ratio < 20.2
+    assert entries == int(layers[0].full_bytes / 20 / 148)
