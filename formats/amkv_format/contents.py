@@ -16,6 +16,15 @@ _EXPONENT: Final = {
     "F16": (0x7C00, 0x0400),
 }
 _CHUNK: Final = 32 * 2**10
+_HALF_EXPONENTS, _HALF_LOWEST, _HALF_SIGNS = (
+    int.from_bytes(mask.to_bytes(2, "little") * (_CHUNK // 2), "little")
+    for mask in (*_EXPONENT["F16"], 0x8000)
+)
+# Byte -> 1 where it holds a code that is not allowed, else 0.
+_BAD_CODES: Final = {
+    "I8": bytes(int(byte == 0x80) for byte in range(256)),
+    "U8": bytes(int(byte & 15 == 0 or byte >> 4 == 0) for byte in range(256)),
+}
 _INT32: Final = "i" if array("i").itemsize == 4 else "l"
 
 
@@ -38,6 +47,28 @@ def first_non_finite(view: memoryview, dtype: str) -> int | None:
         if hits := ((lanes & exponent) + lowest) & sign:
             lowest_hit = (hits & -hits).bit_length() - 1
             return (start + lowest_hit // 8) // item
+    return None
+
+
+def first_bad_scale(view: memoryview) -> int | None:
+    """Index of the first little-endian F16 that is negative (-0 too), NaN or infinite, or None."""
+    for start in range(0, len(view), _CHUNK):
+        lanes = int.from_bytes(view[start : start + _CHUNK], "little")
+        if hits := (((lanes & _HALF_EXPONENTS) + _HALF_LOWEST) | lanes) & _HALF_SIGNS:
+            return (start + ((hits & -hits).bit_length() - 1) // 8) // 2
+    return None
+
+
+def first_bad_code(view: memoryview, dtype: str) -> int | None:
+    """Index of the first byte with a code outside its range, or None.
+
+    I8: -128. U8: a byte of two codes of four bits, either of them 0.
+    """
+    bad = _BAD_CODES[dtype]
+    for start in range(0, len(view), _CHUNK):
+        at = bytes(view[start : start + _CHUNK]).translate(bad).find(1)
+        if at >= 0:
+            return start + at
     return None
 
 

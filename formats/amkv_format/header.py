@@ -17,7 +17,14 @@ from amkv_format import limits
 from amkv_format.errors import Code, FormatError
 from amkv_format.jsontext import canonical_json, parse_json
 
-ITEM_BYTES: Final[Mapping[str, int]] = {"F32": 4, "I32": 4, "BF16": 2, "F16": 2}
+ITEM_BYTES: Final[Mapping[str, int]] = {
+    "F32": 4,
+    "I32": 4,
+    "BF16": 2,
+    "F16": 2,
+    "I8": 1,
+    "U8": 1,
+}
 """The dtypes that the format uses, and the bytes of one element."""
 
 # Words with single dots or dashes between: no separator, no `..`, nothing hidden, ASCII only.
@@ -27,7 +34,7 @@ _METADATA: Final = "__metadata__"
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor before it has a place: `dtype` is one of F32, I32, BF16, F16."""
+    """A tensor before it has a place: `dtype` is a key of ITEM_BYTES."""
 
     name: str
     dtype: str

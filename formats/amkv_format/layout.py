@@ -14,8 +14,15 @@ from amkv_format.manifest import Layer, Outline
 
 TOKEN_IDS: Final = "token_ids"
 STORAGE_DTYPES: Final = ("F32", "BF16", "F16")
+PARTS: Final = ("keys", "values", "keys.scale", "values.scale", "beta", "positions")
+"""What a layer's tensors are."""
+
 EXTENSION: Final = "ext."
 """Tensors under this prefix are hashed and otherwise left alone."""
+
+
+SCALE_BLOCK: Final = 32
+"""Numbers of a row that share a scale, at most."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,8 @@ class _Wanted:
 
 
 def layer_tensor(layer: int, part: str) -> str:
-    """The name of a layer's tensor; `part` is keys, values, beta or positions."""
+    """The name of a layer's tensor; `part` is keys, values, keys.scale, values.scale, beta or
+    positions."""
     return f"layers.{layer}.{part}"
 
 
@@ -54,22 +62,41 @@ def check_tensors(outline: Outline, tensors: Mapping[str, TensorSpec]) -> None:
 def compaction_ratio(outline: Outline, tensors: Mapping[str, TensorSpec]) -> float:
     """Full KV bytes of the full-attention layers over the bytes stored for them.
 
-    Both in the file's storage dtype; stored bytes are keys, values, beta and positions.
-    1.0 when the model has no full-attention layer. Raises FormatError (ratio-mismatch) when
-    nothing at all is stored.
+    Full bytes are in the file's storage dtype, or in the model's where entries are codes; stored
+    bytes are all tensors of these layers. 1.0 when the model has no full-attention layer. Raises
+    FormatError (ratio-mismatch) when nothing at all is stored.
     """
     full = stored = 0
     for i, layer in enumerate(outline.layers):
         if layer.type != "full":
             continue
-        row = (layer.key_dim + layer.value_dim) * ITEM_BYTES[tensors[layer_tensor(i, "keys")].dtype]
-        full += outline.logical_length * layer.kv_heads * row
-        for part in ("keys", "values", "beta", "positions"):
+        full += full_bytes(outline, tensors, i)
+        for part in PARTS:
             if info := tensors.get(layer_tensor(i, part)):
                 stored += info.nbytes
     if full and not stored:
         raise FormatError(Code.RATIO, "no entry is stored for any full-attention layer")
     return full / stored if full else 1.0
+
+
+def full_bytes(outline: Outline, tensors: Mapping[str, TensorSpec], index: int) -> int:
+    """Bytes of a layer's keys and values before compaction; a sliding layer's tail as it is."""
+    layer = outline.layers[index]
+    rows = layer.rows if layer.window else outline.logical_length * layer.kv_heads
+    size = ITEM_BYTES[tensors[layer_tensor(index, "keys")].dtype]
+    if coded(outline, layer):
+        size = outline.model_bytes
+    return rows * (layer.key_dim + layer.value_dim) * size
+
+
+def coded(outline: Outline, layer: Layer) -> bool:
+    """Whether the keys and values of a layer are codes with scales."""
+    return outline.store != "native" and layer.type == "full"
+
+
+def scale_block(dim: int) -> int:
+    """Numbers of a row of `dim` that share a scale: its largest divisor up to SCALE_BLOCK."""
+    return next(b for b in range(min(dim, SCALE_BLOCK), 0, -1) if dim % b == 0)
 
 
 def payload_hash(tensors: Mapping[str, TensorSpec], digests: Mapping[str, str]) -> str:
@@ -87,14 +114,21 @@ def payload_hash(tensors: Mapping[str, TensorSpec], digests: Mapping[str, str]) 
 def _wanted(outline: Outline) -> Iterator[tuple[str, _Wanted]]:
     yield TOKEN_IDS, _Wanted((outline.logical_length,), ("I32",), True)
     for i, layer in enumerate(outline.layers):
-        yield from _wanted_of_layer(i, layer, compacted=outline.kind == "compact")
+        yield from _wanted_of_layer(i, layer, outline)
 
 
-def _wanted_of_layer(i: int, layer: Layer, compacted: bool) -> Iterator[tuple[str, _Wanted]]:
+def _wanted_of_layer(i: int, layer: Layer, outline: Outline) -> Iterator[tuple[str, _Wanted]]:
     rows = layer.rows
-    yield layer_tensor(i, "keys"), _Wanted((rows, layer.key_dim), STORAGE_DTYPES, True)
-    yield layer_tensor(i, "values"), _Wanted((rows, layer.value_dim), STORAGE_DTYPES, True)
-    if compacted and layer.type == "full":
+    for part, dim in (("keys", layer.key_dim), ("values", layer.value_dim)):
+        name = layer_tensor(i, part)
+        if not coded(outline, layer):
+            yield name, _Wanted((rows, dim), STORAGE_DTYPES, True)
+            continue
+        packed = outline.store == "int4"
+        width, dtype = (dim // 2, "U8") if packed else (dim, "I8")
+        yield name, _Wanted((rows, width), (dtype,), True)
+        yield f"{name}.scale", _Wanted((rows, dim // scale_block(dim)), ("F16",), True)
+    if outline.kind == "compact" and layer.type == "full":
         yield layer_tensor(i, "beta"), _Wanted((rows,), ("F32",), False)
         yield layer_tensor(i, "positions"), _Wanted((rows,), ("I32",), False)
 
@@ -114,10 +148,11 @@ def _compare(info: TensorSpec, want: _Wanted) -> None:
 def _check_one_dtype(outline: Outline, tensors: Mapping[str, TensorSpec]) -> None:
     dtypes = {
         tensors[layer_tensor(i, part)].dtype
-        for i in range(len(outline.layers))
+        for i, layer in enumerate(outline.layers)
         for part in ("keys", "values")
+        if not coded(outline, layer)
     }
-    if len(dtypes) != 1:
+    if len(dtypes) > 1:
         raise FormatError(
             Code.TENSOR_MISMATCH, f"keys and values mix the dtypes {', '.join(sorted(dtypes))}"
         )

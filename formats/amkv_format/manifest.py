@@ -17,13 +17,22 @@ from amkv_format.errors import Code, FormatError
 from amkv_format.fields import Fields, integer, items, number
 
 FORMAT: Final = "amkv"
-VERSION: Final = "1.0"
-KNOWN_FEATURES: Final[frozenset[str]] = frozenset()
-"""What `features_required` may name; version 1.0 knows no feature."""
+VERSION: Final = "1.1"
+STORES: Final[Mapping[str, str | None]] = {
+    "native": None,
+    "int8": "store-int8",
+    "int4": "store-int4",
+}
+"""How entries may be stored, each with the feature that it requires."""
+
+KNOWN_FEATURES: Final = frozenset(feature for feature in STORES.values() if feature)
+"""What `features_required` may name."""
 
 KINDS: Final = ("prefill", "compact")
 LAYER_TYPES: Final = ("full", "sliding")
-MODEL_DTYPES: Final = ("float32", "bfloat16", "float16")
+MODEL_DTYPES: Final[Mapping[str, int]] = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""What a model may compute in, and the bytes of a number."""
+
 BOUNDARIES: Final = ("raw", "in_user_turn", "turn_closed")
 
 _VERSION: Final = re.compile(r"(0|[1-9][0-9]{0,4})\.(0|[1-9][0-9]{0,4})")
@@ -53,9 +62,15 @@ class Layer:
 
 @dataclass(frozen=True)
 class Outline:
-    """What a checked manifest says about the tensors of its file."""
+    """What a checked manifest says about the tensors of its file.
+
+    store        how the entries of full layers are stored: a key of STORES
+    model_bytes  of a number in the model's dtype
+    """
 
     kind: str
+    store: str
+    model_bytes: int
     logical_length: int
     layers: tuple[Layer, ...]
     ratio: float | None
@@ -63,7 +78,7 @@ class Outline:
 
 
 def check_manifest(manifest: object) -> Outline:
-    """Checks every field that version 1.0 defines.
+    """Checks every field that this version defines.
 
     Raises FormatError: `format-unknown`, `version-unsupported`, `feature-unsupported`, or one
     of the `field-` codes.
@@ -82,7 +97,9 @@ def check_manifest(manifest: object) -> Outline:
     for name in tools.keys():  # noqa: SIM118 - Fields is no mapping
         tools.text(name)
     ratio = root.number("ratio") if kind == "compact" else None
-    return Outline(kind, length, layers, ratio, root.sha256("payload_hash"))
+    store = _store(root, kind, layers)
+    number_bytes = MODEL_DTYPES[root.object("model").text("dtype")]
+    return Outline(kind, store, number_bytes, length, layers, ratio, root.sha256("payload_hash"))
 
 
 def _check_identity(root: Fields) -> None:
@@ -209,6 +226,24 @@ def _check_compaction(root: Fields, layers: tuple[Layer, ...]) -> None:
         _check_fit_errors(root.object("fit_errors"), layers)
 
 
+def _store(root: Fields, kind: str, layers: tuple[Layer, ...]) -> str:
+    """How entries are stored; a feature must be required exactly when it is used."""
+    store = root.choice("store", STORES) if kind == "compact" and "store" in root else "native"
+    feature, required = STORES[store], set(root.array("features_required"))
+    if required != ({feature} if feature else set()):
+        raise FormatError(
+            Code.FIELD_CONFLICT,
+            f"store is {store}, features_required is {', '.join(sorted(required)) or 'empty'}",
+        )
+    for i, layer in enumerate(layers):
+        odd = layer.key_dim % 2 or layer.value_dim % 2
+        if store == "int4" and layer.type == "full" and odd:
+            raise FormatError(
+                Code.FIELD_CONFLICT, f"model.layers[{i}] has an odd head dimension, store is int4"
+            )
+    return store
+
+
 def _check_fit_errors(errors: Fields, layers: tuple[Layer, ...]) -> None:
     """Each entry has one list a layer: empty, or one number a KV head."""
     for name in errors.keys():  # noqa: SIM118 - Fields is no mapping
@@ -223,11 +258,15 @@ def _check_fit_errors(errors: Fields, layers: tuple[Layer, ...]) -> None:
 def complete(manifest: Mapping[str, Any], payload_hash: str, ratio: float | None) -> dict[str, Any]:
     """A copy of `manifest` with what a writer knows better than its caller.
 
-    `format`, `version` and `payload_hash` are set; `features_required`, `created` and, when
-    given, `ratio` are filled in where they are absent.
+    `format`, `version` and `payload_hash` are set; `features_required` (what the `store` calls
+    for), `created` and, when given, `ratio` are filled in where they are absent.
     """
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    defaults: dict[str, Any] = {"features_required": [], "created": now}
+    feature = STORES.get(str(manifest.get("store", "native")))
+    defaults: dict[str, Any] = {
+        "features_required": [feature] if feature else [],
+        "created": now,
+    }
     if ratio is not None:
         defaults["ratio"] = ratio
     fixed = {"format": FORMAT, "version": VERSION, "payload_hash": payload_hash}

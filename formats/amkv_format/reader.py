@@ -25,6 +25,7 @@ from amkv_format.layout import (
     TOKEN_IDS,
     check_tensors,
     compaction_ratio,
+    full_bytes,
     payload_hash,
 )
 from amkv_format.manifest import Layer, Outline, check_manifest
@@ -104,6 +105,16 @@ class AmkvFile:
         """Full KV bytes of the full-attention layers over the bytes stored for them."""
         return compaction_ratio(self._outline, self.tensors)
 
+    @property
+    def store(self) -> str:
+        """How entries of full layers are stored: `native`, `int8` or `int4`."""
+        return self._outline.store
+
+    @property
+    def full_bytes(self) -> int:
+        """Bytes of all keys and values before compaction, tails of sliding layers as they are."""
+        return sum(full_bytes(self._outline, self.tensors, i) for i in range(len(self.layers)))
+
     def read(self, name: str) -> memoryview:
         """The bytes of a tensor, little-endian, as a read-only view that copies nothing.
 
@@ -132,7 +143,8 @@ class AmkvFile:
         """Checks what `open` has not looked at; raises FormatError.
 
         Always: that the manifest is canonical, token ids, positions and beta. With `deep` also
-        the payload hash, and that every key and value is finite; this reads the whole file.
+        the payload hash, that every key, value and scale is finite, and that codes are in their
+        range; this reads the whole file.
         """
         if self._text != canonical_json(self.manifest):
             raise FormatError(Code.MANIFEST_CANONICAL, "the manifest is not in canonical form")
@@ -149,7 +161,10 @@ class AmkvFile:
             )
         for part in ("keys", "values"):
             for name in self._named(part):
-                self._check_finite(name)
+                if self.tensors[name].dtype in ("I8", "U8"):
+                    self._check_codes(name)
+                else:
+                    self._check_finite(name)
 
     def close(self) -> None:
         """Lets go of the mapping; views that are still in use keep it alive."""
@@ -191,6 +206,21 @@ class AmkvFile:
                 Code.NOT_FINITE,
                 f"{name} holds NaN or infinity at element {at}",
                 info.offset + at * ITEM_BYTES[info.dtype],
+            )
+
+    def _check_codes(self, name: str) -> None:
+        codes, scales = self.tensors[name], self.tensors[f"{name}.scale"]
+        at = contents.first_bad_code(self.read(name), codes.dtype)
+        if at is not None:
+            raise FormatError(
+                Code.CODE, f"{name} holds a code outside its range at byte {at}", codes.offset + at
+            )
+        at = contents.first_bad_scale(self.read(scales.name))
+        if at is not None:
+            raise FormatError(
+                Code.SCALE,
+                f"{scales.name} is negative, NaN or infinite at element {at}",
+                scales.offset + at * ITEM_BYTES[scales.dtype],
             )
 
     def _check_range(self, name: str, low: int, high: int, code: Code) -> None:

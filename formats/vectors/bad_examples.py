@@ -41,6 +41,10 @@ BAD_FIELDS: list[tuple[str, str, Any, str]] = [
     ("requested-both", "requested", {"ratio": 2, "tokens": 4}, "field-conflict"),
     ("seed-negative", "seed", -1, "field-value"),
     ("fit-errors-short", "fit_errors", {"mass": [[0.5], []]}, "field-conflict"),
+    ("store-unknown", "store", "int2", "field-value"),
+    ("store-number", "store", 8, "field-type"),
+    ("store-without-feature", "store", "int8", "field-conflict"),
+    ("feature-without-store", "features_required", ["store-int4"], "field-conflict"),
     ("stored-other-split", "stored", [[1, 4], [3]], "tensor-mismatch"),
 ]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-ITEM_BYTES = {"F32": 4, "I32": 4, "BF16": 2, "F16": 2}
+ITEM_BYTES = {"F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1}
 
 Tensors = dict[str, tuple[str, list[int], bytes]]
 
@@ -180,3 +180,36 @@ def compact(**changes: Any) -> Example:
     return example(
         "compact", [[1, 3], [3]], [FULL, SLIDING], **{"beta": True, "positions": True} | changes
     )
+
+
+def coded(store: str, kv: dict[str, Any] | None = None, **changes: Any) -> Example:
+    """`compact`, but with entries of the full layer as codes; the sliding layer is F16."""
+    full = FULL if kv is None else kv
+    it = example(
+        "compact", [[1, 3], [3]], [full, SLIDING], **{"dtype": "F16", "beta": True} | changes
+    )
+    rows, nbytes = 4, 0
+    for part in ("keys", "values"):
+        dim = full["key_dim" if part == "keys" else "value_dim"]
+        b = max(n for n in range(1, min(dim, 32) + 1) if dim % n == 0)
+        blocks = rows * dim // b
+        scales = struct.pack(f"<{blocks}e", *((1 + i % 5) / 16 for i in range(blocks)))
+        width = dim if store == "int8" else dim // 2
+        low = [1 + (3 * i + dim) % 15 for i in range(rows * width)]
+        high = [1 + (5 * i + 2) % 15 for i in range(rows * width)]
+        if store == "int8":
+            data = bytes((17 * i) % 255 - 127 & 255 for i in range(rows * width))
+        else:
+            data = bytes(a | b << 4 for a, b in zip(low, high, strict=True))
+        # Bytes last, behind everything that has to be aligned.
+        del it.tensors[f"layers.0.{part}"]
+        it.tensors[f"layers.0.{part}.scale"] = ("F16", [rows, dim // b], scales)
+        codes = ("I8" if store == "int8" else "U8", [rows, width], data)
+        it.tensors[f"layers.0.{part}"] = codes
+        nbytes += len(data) + len(scales)
+    it.tensors = dict(sorted(it.tensors.items(), key=lambda t: -ITEM_BYTES[t[1][0]]))
+    it.manifest |= {"version": "1.1", "store": store, "features_required": [f"store-{store}"]}
+    it.manifest["model"]["dtype"] = "float16"
+    whole = 6 * full["kv_heads"] * (full["key_dim"] + full["value_dim"]) * 2
+    it.manifest["ratio"] = round(whole / (nbytes + 4 * rows), 4)
+    return it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from building import FULL, SLIDING, Example, compact, example, floats, prefill
+from building import FULL, SLIDING, Example, coded, compact, example, floats, layer, prefill
 
 
 def good_examples() -> Iterator[tuple[str, str, Example]]:
@@ -57,3 +57,13 @@ def good_variants() -> Iterator[tuple[str, str, Example]]:
     it.manifest |= {"document_start": 2, "document_end": 5, "boundary": "in_user_turn"}
     it.manifest["tokenizer"]["template_hash"] = "sha256:" + "2" * 64
     yield "chat-template", "the document stands inside the first user turn", it
+    yield "store-int8", "entries as bytes with scales, the sliding layer as it is", coded("int8")
+    yield "store-int4", "two codes to a byte; keys are read back turned", coded("int4")
+    wide = layer("full", 2, 80, 64, None)
+    yield "store-int4-blocks", "blocks of 20 and of 32, keys turned by 16", coded("int4", wide)
+    it = compact()
+    it.manifest |= {"version": "1.1", "store": "native"}
+    yield "store-native", "the store named, though it is the usual one", it
+    it = example("compact", [[3]], [SLIDING])
+    it.manifest |= {"version": "1.1", "store": "int8", "features_required": ["store-int8"]}
+    yield "store-all-sliding", "a store of codes without a layer that has any", it

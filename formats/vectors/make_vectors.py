@@ -1,4 +1,4 @@
-"""Makes the example files of format version 1.0: `good/`, `bad/`, and their index `vectors.json`.
+"""Makes the example files of format version 1.1: `good/`, `bad/`, and their index `vectors.json`.
 
     python formats/vectors/make_vectors.py            rewrites them
     python formats/vectors/make_vectors.py --check    fails if a byte differs
@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bad_codes import bad_codes, bad_stores
 from bad_examples import bad_containers, bad_contents, bad_manifests, bad_tensors, bad_verify
 from good_examples import good_examples
 
@@ -40,8 +41,8 @@ def render() -> dict[str, bytes]:
             }
         )
     stages = (
-        ("open", (bad_containers, bad_tensors, bad_manifests, bad_contents)),
-        ("verify", (bad_verify,)),
+        ("open", (bad_containers, bad_tensors, bad_manifests, bad_contents, bad_stores)),
+        ("verify", (bad_verify, bad_codes)),
     )
     for stage, makers in stages:
         for make in makers:

@@ -69,6 +69,7 @@ def tensors(
     stored: list[list[int]],
     dtype: str = "BF16",
     extras: bool = True,
+    store: str = "native",
 ) -> Tensors:
     """Every tensor the manifest calls for; with `extras` also beta and positions."""
     size = 4 if dtype == "F32" else 2
@@ -80,6 +81,9 @@ def tensors(
         for part in ("key", "value"):
             dim = spec[f"{part}_dim"]
             shape = (rows, dim)
+            if store != "native" and spec["type"] == "full":
+                result += codes(layer_tensor(i, part + "s"), rows, dim, store)
+                continue
             data = bytes((i + 3 * j) % 100 // 2 for j in range(rows * dim * size))
             result.append((TensorSpec(layer_tensor(i, part + "s"), dtype, shape), data))
         if extras and kind == "compact" and spec["type"] == "full":
@@ -88,6 +92,17 @@ def tensors(
             data = struct.pack(f"<{rows}i", *(j % (length + 1) - 1 for j in range(rows)))
             result.append((TensorSpec(layer_tensor(i, "positions"), "I32", (rows,)), data))
     return result
+
+
+def codes(name: str, rows: int, dim: int, store: str) -> Tensors:
+    """Keys or values as codes, and their scales; head dimensions up to 32."""
+    kind, width = ("I8", dim) if store == "int8" else ("U8", dim // 2)
+    data = bytes(0x11 + (37 * j) % 15 for j in range(rows * width))
+    scales = struct.pack(f"<{rows}e", *(j % 5 / 4 for j in range(rows)))
+    return [
+        (TensorSpec(name, kind, (rows, width)), data),
+        (TensorSpec(f"{name}.scale", "F16", (rows, 1)), scales),
+    ]
 
 
 def sample(kind: str = "compact", dtype: str = "BF16") -> tuple[dict[str, Any], Tensors]:

@@ -28,7 +28,13 @@ def samples(draw: st.DrawFn) -> tuple[dict[str, Any], Tensors]:
     if full and not any(full):
         stored[[spec["type"] for spec in layers].index("full")][0] = 1
     dtype = draw(st.sampled_from(("F32", "BF16", "F16")))
+    store = draw(st.sampled_from(("native", "int8", "int4"))) if kind == "compact" else "native"
+    if store == "int4":
+        for spec in layers:
+            spec |= {"key_dim": 2 * spec["key_dim"], "value_dim": 2 * spec["value_dim"]}
     described = manifest(kind, length, layers, stored)
+    if store != "native" or draw(st.booleans()):
+        described["store"] = store
     printable = st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="/\\")
     described["x_extra"] = draw(
         st.recursive(
@@ -47,4 +53,4 @@ def samples(draw: st.DrawFn) -> tuple[dict[str, Any], Tensors]:
     described["source"]["name"] = draw(
         st.text(printable, min_size=1, max_size=20).filter(lambda name: name not in (".", ".."))
     )
-    return described, tensors(kind, length, layers, stored, dtype, draw(st.booleans()))
+    return described, tensors(kind, length, layers, stored, dtype, draw(st.booleans()), store)

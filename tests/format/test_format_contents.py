@@ -50,3 +50,26 @@ def test_integers_outside_a_range(values: list[int], low: int) -> None:
     expected = next(((i, v) for i, v in enumerate(values) if not low <= v <= low + 100), None)
     assert contents.first_outside(data, low, low + 100) == expected
     assert list(contents.int32(data)) == values
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    data=st.binary(max_size=64).map(lambda data: data[: len(data) // 2 * 2]), at=st.integers(0, 3)
+)
+def test_scales_that_are_negative_or_not_finite(data: bytes, at: int) -> None:
+    data = bytes(32768 * at) + data  # in a later chunk too
+    values = [v for (v,) in struct.iter_unpack("<e", data)]
+    bad = [not math.isfinite(v) or math.copysign(1, v) < 0 for v in values]
+    assert contents.first_bad_scale(memoryview(data)) == (bad.index(True) if any(bad) else None)
+
+
+@settings(max_examples=200, deadline=None)
+@given(codes=st.binary(max_size=40), at=st.integers(0, 2))
+def test_codes_outside_their_range(codes: bytes, at: int) -> None:
+    data = b"\x77" * (32768 * at) + codes
+    signed = [code for (code,) in struct.iter_unpack("<b", data)]
+    expected = signed.index(-128) if -128 in signed else None
+    assert contents.first_bad_code(memoryview(data), "I8") == expected
+    zero = [byte % 16 == 0 or byte // 16 == 0 for byte in data]
+    expected = zero.index(True) if any(zero) else None
+    assert contents.first_bad_code(memoryview(data), "U8") == expected

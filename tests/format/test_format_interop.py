@@ -15,7 +15,14 @@ from safetensors.torch import save_file
 from amkv_format import AmkvFile, FormatError, canonical_json, write_file
 
 INDEX = json.loads((VECTORS / "vectors.json").read_text(encoding="utf-8"))
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I32": torch.int32}
+DTYPES = {
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "I32": torch.int32,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+}
 
 
 def as_tensor(file: AmkvFile, name: str) -> torch.Tensor:

@@ -13,7 +13,16 @@ from format_strategies import samples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from amkv_format import ITEM_BYTES, AmkvFile, FormatError, TensorSpec, Writer, write_file, writer
+from amkv_format import (
+    ITEM_BYTES,
+    VERSION,
+    AmkvFile,
+    FormatError,
+    TensorSpec,
+    Writer,
+    write_file,
+    writer,
+)
 
 
 @settings(
@@ -38,6 +47,7 @@ def test_round_trip_of_any_manifest_and_any_chunks(
     with AmkvFile.open(path) as file:
         file.verify()
         assert file.manifest == complete
+        assert file.store == described.get("store", "native")
         assert complete.items() >= described.items()
         assert {name: bytes(file.read(name)) for name in file.tensors} == {
             spec.name: data for spec, data in contents
@@ -49,7 +59,7 @@ def test_what_the_writer_fills_in_and_what_it_leaves(tmp_path: Path) -> None:
     described, contents = sample()
     complete = write_file(tmp_path / "a.amkv", described, contents)
     assert complete["format"] == "amkv"
-    assert complete["version"] == "1.0"
+    assert complete["version"] == VERSION
     assert complete["features_required"] == []
     assert complete["created"].endswith("Z")
     again = write_file(tmp_path / "b.amkv", complete, contents)
