@@ -1,7 +1,7 @@
 """Artifacts as torch tensors: writes `.amkv` files and reads them back.
 
-Joins `amkv_format` (bytes) and `RaggedHeads` (tensors), and turns what can go wrong with files
-into errors a user understands. Knows nothing of models or methods.
+Joins `amkv_format` (bytes) and the entries of layers (tensors), and turns what can go wrong with
+files into errors a user understands. Knows nothing of models or methods.
 """
 
 from __future__ import annotations
@@ -15,10 +15,18 @@ import torch
 
 from amcli.errors import ArtifactError
 from amcli.files import open_artifact, output_errors
+from amcli.quantize import QUANTIZERS, Entries, Packed, QuantizedHeads
 from amcli.ragged import RaggedHeads
 from amkv_format import TOKEN_IDS, AmkvFile, FormatError, TensorSpec, Writer, layer_tensor
 
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_DTYPES = {
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "I32": torch.int32,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _WRITE_CHUNK = 1 << 22  # elements copied from the device at a time
 
@@ -34,6 +42,7 @@ class Artifact:
         self.logical_length: int = file.logical_length
         self.layers = file.layers
         self.ratio: float = file.ratio
+        self.store: str = file.store
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Artifact:
@@ -53,30 +62,29 @@ class Artifact:
         except FormatError as error:
             raise ArtifactError(f"{self.path} is not a valid .amkv file: {error}") from error
 
-    def heads(self, layer: int) -> RaggedHeads:
-        """The entries of one layer, on the CPU, in the dtype of the file."""
-        beta = layer_tensor(layer, "beta")
-        return RaggedHeads(
-            self._tensor(layer_tensor(layer, "keys")),
-            self._tensor(layer_tensor(layer, "values")),
-            self._tensor(beta) if beta in self._file.tensors else None,
-            tuple(self.layers[layer].stored),
-        )
+    def heads(self, layer: int) -> Entries:
+        """The entries of one layer, on the CPU, as they are in the file: numbers or codes."""
+        name = layer_tensor(layer, "beta")
+        beta = self._tensor(name) if name in self._file.tensors else None
+        stored = tuple(self.layers[layer].stored)
+        keys, values = layer_tensor(layer, "keys"), layer_tensor(layer, "values")
+        if f"{keys}.scale" not in self._file.tensors:
+            return RaggedHeads(self._tensor(keys), self._tensor(values), beta, stored)
+        turned = QUANTIZERS[self.store].rotate
+        return QuantizedHeads(self._packed(keys, turned), self._packed(values, False), beta, stored)
 
     @property
     def payload_bytes(self) -> int:
-        """Bytes of all keys, values and biases, sliding-window layers included."""
+        """Bytes of all keys, values, scales and biases, sliding-window layers included."""
         return sum(t.nbytes for name, t in self._file.tensors.items() if name != TOKEN_IDS)
 
     @property
     def full_bytes(self) -> int:
-        """Bytes the same layers would take uncompacted, in the dtype of the file."""
-        total = 0
-        for i, layer in enumerate(self.layers):
-            size = _DTYPES[self._file.tensors[layer_tensor(i, "keys")].dtype].itemsize
-            rows = self.logical_length * layer.kv_heads if layer.window is None else layer.rows
-            total += rows * (layer.key_dim + layer.value_dim) * size
-        return total
+        """Bytes the same layers would take uncompacted."""
+        return self._file.full_bytes
+
+    def _packed(self, name: str, rotated: bool) -> Packed:
+        return Packed(self._tensor(name), self._tensor(f"{name}.scale"), rotated)
 
     def _tensor(self, name: str) -> torch.Tensor:
         info = self._file.tensors[name]
@@ -92,17 +100,18 @@ def write_artifact(
     path: str | os.PathLike[str],
     manifest: Mapping[str, Any],
     token_ids: Sequence[int],
-    layers: Sequence[RaggedHeads],
+    layers: Sequence[Entries],
     *,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Writes one artifact whole or not at all; returns the manifest as it is in the file.
 
-    Raises UsageError when the file exists (and not `overwrite`) or its folder does not,
-    OutOfMemoryError when the disk is full, OutputError for anything else the system refuses.
+    The manifest's `store` has to say what entries as codes are. Raises UsageError when the file
+    exists (and not `overwrite`) or its folder does not, OutOfMemoryError when the disk is full,
+    OutputError for anything else the system refuses.
     """
     tensors = list(_tensors(token_ids, layers))
-    specs = [TensorSpec(name, _name(x.dtype), tuple(x.shape)) for name, x in tensors]
+    specs = [TensorSpec(name, _NAMES[x.dtype], tuple(x.shape)) for name, x in tensors]
     with output_errors(path), Writer(path, specs, overwrite=overwrite) as writer:
         for name, tensor in tensors:
             for part in torch.split(tensor.reshape(-1), _WRITE_CHUNK):
@@ -111,15 +120,15 @@ def write_artifact(
 
 
 def _tensors(
-    token_ids: Sequence[int], layers: Sequence[RaggedHeads]
+    token_ids: Sequence[int], layers: Sequence[Entries]
 ) -> Iterator[tuple[str, torch.Tensor]]:
     yield TOKEN_IDS, torch.tensor(list(token_ids), dtype=torch.int32)
     for i, heads in enumerate(layers):
-        yield layer_tensor(i, "keys"), heads.keys
-        yield layer_tensor(i, "values"), heads.values
+        for name, part in (("keys", heads.keys), ("values", heads.values)):
+            if isinstance(part, Packed):
+                yield layer_tensor(i, name), part.codes
+                yield layer_tensor(i, f"{name}.scale"), part.scale
+            else:
+                yield layer_tensor(i, name), part
         if heads.beta is not None:
             yield layer_tensor(i, "beta"), heads.beta
-
-
-def _name(dtype: torch.dtype) -> str:
-    return "I32" if dtype == torch.int32 else _NAMES[dtype]

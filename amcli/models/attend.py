@@ -16,7 +16,7 @@ import torch
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
-from amcli.ragged import RaggedHeads
+from amcli.quantize import Entries
 
 MAX_SCORES = 64 * 2**20
 """Score elements a tile may hold: 256 MiB in float32."""
@@ -27,7 +27,7 @@ _TILE_ROWS = 1024
 
 def attend(
     query: torch.Tensor,
-    prefix: RaggedHeads | None,
+    prefix: Entries | None,
     keys: torch.Tensor,
     values: torch.Tensor,
     *,
@@ -40,7 +40,8 @@ def attend(
     """Attention of the newest `m` tokens; returns `[B, m, Hq, dv]` in the dtype of `query`.
 
     query    `[B, Hq, m, d]`, post-RoPE; its rows are the last `m` of the `n` live tokens
-    prefix   entries every query sees, shared by the batch, or None
+    prefix   entries every query sees, shared by the batch, or None; codes become numbers here, a
+             few heads at a time, and go again
     keys     `[B, H, n, d]`, values `[B, H, n, dv]`; `Hq` is a multiple of `H`
     scaling  of `q·k`; `d ** -0.5` when None
     softcap  `s -> softcap * tanh(s / softcap)` on the scaled logit, before beta
@@ -151,7 +152,7 @@ def _flash(q: torch.Tensor, values: torch.Tensor) -> bool:
 
 def _explicit(
     q: torch.Tensor,
-    prefix: RaggedHeads | None,
+    prefix: Entries | None,
     keys: torch.Tensor,
     values: torch.Tensor,
     scaling: float,

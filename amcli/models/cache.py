@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache
 from amcli.errors import ModelMismatchError
 from amcli.models.geometry import ModelGeometry
 from amcli.models.layer import CompactLayer, Observer, crop_target
-from amcli.ragged import RaggedHeads
+from amcli.quantize import Entries
 
 
 class CompactCache(Cache):
@@ -67,7 +67,7 @@ class CompactCache(Cache):
                 "pass, truncate() the cache first",
             )
 
-    def set_prefix(self, layer: int, prefix: RaggedHeads, logical_length: int) -> None:
+    def set_prefix(self, layer: int, prefix: Entries, logical_length: int) -> None:
         """See `CompactLayer.set_prefix`."""
         self.layers[layer].set_prefix(prefix, logical_length)
 

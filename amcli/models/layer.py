@@ -14,7 +14,7 @@ import torch
 from transformers.cache_utils import CacheLayerMixin
 
 from amcli.models.geometry import LayerGeometry
-from amcli.ragged import RaggedHeads
+from amcli.quantize import Entries
 
 LINK = "_amkv_layer"
 """Attribute on the returned keys by which the attention function finds the layer."""
@@ -49,7 +49,7 @@ class CompactLayer(CacheLayerMixin):
         self.is_croppable = not self.is_sliding  # a sliding layer forgets what it would need
         self.index = index
         self.observers: list[Observer] = [] if observers is None else observers
-        self.prefix: RaggedHeads | None = None
+        self.prefix: Entries | None = None
         self.prefix_length = 0
         self.length = 0
         self.pending = False  # updated, but not yet seen by the attention function
@@ -146,8 +146,8 @@ class CompactLayer(CacheLayerMixin):
             )
         return self._recent(0)
 
-    def set_prefix(self, prefix: RaggedHeads, logical_length: int) -> None:
-        """Let `prefix` stand for the first `logical_length` tokens.
+    def set_prefix(self, prefix: Entries, logical_length: int) -> None:
+        """Let `prefix` stand for the first `logical_length` tokens; codes stay codes.
 
         Live tokens it covers are dropped and their memory freed; later ones stay. On an empty
         layer the logical length becomes `logical_length`. Raises ValueError for a sliding layer,
@@ -157,12 +157,12 @@ class CompactLayer(CacheLayerMixin):
         if self.is_sliding:
             raise ValueError(f"layer {self.index} has a sliding window and takes no prefix")
         if len(prefix.lengths) != shape.kv_heads or (
-            (prefix.keys.shape[1], prefix.values.shape[1]) != (shape.key_dim, shape.value_dim)
+            (prefix.key_dim, prefix.value_dim) != (shape.key_dim, shape.value_dim)
         ):
             raise ValueError(
                 f"layer {self.index} has {shape.kv_heads} heads of {shape.key_dim} and "
-                f"{shape.value_dim}, the prefix {len(prefix.lengths)} of {prefix.keys.shape[1]} "
-                f"and {prefix.values.shape[1]}"
+                f"{shape.value_dim}, the prefix {len(prefix.lengths)} of {prefix.key_dim} "
+                f"and {prefix.value_dim}"
             )
         later = max(0, self.length - logical_length)
         if later > self._end or (self._end and logical_length > self.length):

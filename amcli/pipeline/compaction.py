@@ -22,7 +22,7 @@ from amcli.pipeline import heldout, reference
 from amcli.pipeline.contexts import Context, dense, full_layers, live_keys
 from amcli.pipeline.progress import Progress, Silent
 from amcli.pipeline.reference import LayerReference, Passes
-from amcli.ragged import RaggedHeads
+from amcli.quantize import NATIVE, STORES, Entries, quantizer_of
 
 DEFAULT_RATIO = 20.0
 
@@ -36,6 +36,7 @@ class Options:
     queries        a key of `reference.SOURCES`, or None for the method's own
     window         most recent tokens that snapkv and pyramidkv look from and keep; None: 64, or
                    fewer where that would be more than a quarter of a head's entries
+    store          how entries are stored, one of `quantize.STORES`
     """
 
     ratio: float | None = None
@@ -46,6 +47,7 @@ class Options:
     seed: int = 0
     max_queries: int = reference.MAX_QUERIES
     window: int | None = None
+    store: str = NATIVE
 
     def source(self, method: Method) -> str:
         """Where a method's queries come from: `none`, or a key of `reference.SOURCES`."""
@@ -76,7 +78,7 @@ class Compaction:
     options: Options
     method: Method
     budget: str
-    layers: list[RaggedHeads]
+    layers: list[Entries]
     query_count: int
     held_out: int
     errors: dict[str, list[list[float]]]
@@ -90,7 +92,7 @@ class Compaction:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes stored for the compacted layers, biases included."""
+        """Bytes stored for the compacted layers, scales and biases included."""
         return sum(self.layers[i].nbytes for i in full_layers(self.context))
 
     @property
@@ -109,6 +111,7 @@ class Compaction:
             **self.context.manifest(),
             "kind": "compact",
             "stored": [list(heads.lengths) for heads in self.layers],
+            "store": self.options.store,
             "method": {"name": self.method.name},
             "budget": {"name": self.budget},
             "requested": self.options.requested(self.method),
@@ -123,14 +126,15 @@ class Compaction:
         return write_artifact(path, manifest, self.context.ids, self.layers, overwrite=overwrite)
 
 
-def shapes(context: Context) -> list[LayerShape]:
-    """Shapes of the layers that can be compacted, in order."""
-    layers = context.loaded.geometry.layers
-    size = context.loaded.dtype.itemsize
-    return [
-        LayerShape(layers[i].kv_heads, context.T, layers[i].key_dim, layers[i].value_dim, size)
-        for i in full_layers(context)
-    ]
+def shapes(context: Context, store: str = NATIVE) -> list[LayerShape]:
+    """Shapes of the layers that can be compacted, in order, with entries stored as `store`."""
+    quantizer, size = quantizer_of(store), context.loaded.dtype.itemsize
+    found = []
+    for layer in (context.loaded.geometry.layers[i] for i in full_layers(context)):
+        dims = layer.key_dim, layer.value_dim
+        packed = None if quantizer is None else quantizer.entry_bytes(*dims)
+        found.append(LayerShape(layer.kv_heads, context.T, *dims, size, packed))
+    return found
 
 
 def check(options: Options, T: int | None = None) -> Method:
@@ -155,6 +159,8 @@ def check(options: Options, T: int | None = None) -> Method:
     if options.budget is not None and options.budget not in budgets.NAMES:
         known = ", ".join(budgets.NAMES)
         raise UsageError(f"unknown budget {options.budget!r}", f"budgets: {known}")
+    if options.store not in STORES:
+        raise UsageError(f"unknown store {options.store!r}", f"stores: {', '.join(STORES)}")
     _check_queries(options, method)
     if method.selection == "all" and (options.tokens or (options.ratio or 1) != 1):
         raise UsageError(
@@ -197,6 +203,13 @@ def compact(
         raise UsageError(
             f"{context.loaded.id} has only sliding-window layers: nothing to compact",
             "prefill the document and chat with that",
+        )
+    quantizer = quantizer_of(options.store)
+    odd = [d for x in shapes(context) for d in (x.key_dim, x.value_dim) if d % 2]
+    if quantizer is not None and quantizer.bits == 4 and odd:
+        raise UsageError(
+            f"--store {options.store} wants even head dimensions, {context.loaded.id} has {odd[0]}",
+            "use --store int8",
         )
     if passes is None:
         passes = Passes(context, shared=False)
@@ -274,7 +287,7 @@ def _budget(method: Method, options: Options) -> str:
 
 def _planned(context: Context, method: Method, options: Options) -> list[int]:
     """Entries per head of each layer, before scores are known; see `budgets.planned`."""
-    layers = shapes(context)
+    layers = shapes(context, options.store)
     if method.selection == "all":
         return [layer.tokens for layer in layers]
     if options.tokens is not None:
@@ -329,7 +342,7 @@ def _allocate(
     context: Context, method: Method, options: Options, scores: Sequence[torch.Tensor]
 ) -> tuple[Lengths, str]:
     """Entries per layer and head, and the name of the budget."""
-    layers = shapes(context)
+    layers = shapes(context, options.store)
     name = _budget(method, options)
     if method.selection == "all":
         return [[layer.tokens] * layer.heads for layer in layers], name
@@ -348,7 +361,7 @@ def _allocate(
 class _Fitted:
     """One layer as stored, and per head what is known of it (`[]`: nothing); see `Compaction`."""
 
-    heads: RaggedHeads
+    heads: Entries
     held_out: int = 0
     mass: list[float] = field(default_factory=list)
     output: list[float] = field(default_factory=list)
@@ -403,22 +416,27 @@ def _fit_layer(
     Q = K[:, :0] if fit is None else fit.Q
     weights = None if fit is None else fit.weights
     scale, softcap = _scale(found, K), None if found is None else found.softcap
+    quantizer = quantizer_of(options.store)
+    # Keys that are turned after the fit are rounded after that, once.
+    rounding = None if method.rerotate else quantizer
     if method.fit is not None:
         result = method.fit(
-            Q, K, V, scores=scores, lengths=lengths, scale=scale, softcap=softcap, weights=weights
-        )
+            Q, K, V, scores=scores, lengths=lengths, scale=scale, softcap=softcap,
+            weights=weights, rounding=rounding,
+        )  # fmt: skip
     else:
         result = compact_layer(
             method, Q, K, V, scores=scores, lengths=lengths, scale=scale, softcap=softcap,
-            weights=weights, seed=options.seed,
+            weights=weights, seed=options.seed, rounding=rounding,
         )  # fmt: skip
     if method.rerotate and rotary is not None:
         result = _rerotate(result, rotary, layer, context.T)
+    heads: Entries = result.heads if quantizer is None else quantizer.pack(result.heads)
     if held is None:  # known only where everything or nothing was kept
-        return _Fitted(result.heads, 0, _finite(result.mass_error), _finite(result.output_error))
-    mass, output = heldout.errors(held, K, V, result.heads, scale=scale, softcap=softcap)
+        return _Fitted(heads, 0, _finite(result.mass_error), _finite(result.output_error))
+    mass, output = heldout.errors(held, K, V, heads.unpack(), scale=scale, softcap=softcap)
     return _Fitted(
-        result.heads,
+        heads,
         held.Q.shape[1],
         _finite(mass),
         _finite(output),

@@ -155,10 +155,10 @@ def restore(artifact: Artifact, loaded: LoadedModel) -> Context:
         heads = artifact.heads(i).to(loaded.device, loaded.dtype)
         if layer.type == "full" and artifact.kind == "compact":
             cache.set_prefix(i, heads, T)
-        else:
-            n = heads.lengths[0]
-            keys = heads.keys.view(layer.kv_heads, n, -1)
-            cache.set_live(i, keys, heads.values.view(layer.kv_heads, n, -1), T)
+        else:  # numbers, whatever the store: a reader of files refuses codes here
+            live, n = heads.unpack(), heads.lengths[0]
+            keys = live.keys.view(layer.kv_heads, n, -1)
+            cache.set_live(i, keys, live.values.view(layer.kv_heads, n, -1), T)
     return Context(
         loaded,
         cache,
