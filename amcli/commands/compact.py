@@ -97,6 +97,7 @@ def compact(
     method: Method = "omp",
     budget: Budget = None,
     queries: Queries = None,
+    store: opt.Store = "native",
     seed: opt.Seed = 0,
     output: opt.Output = None,
     model: opt.Model = None,
@@ -132,7 +133,7 @@ def compact(
         from amcli.pipeline import compaction, contexts
 
         wanted: dict[str, Any] = {"ratio": ratio, "tokens": tokens, "method": method, "seed": seed}
-        wanted |= {"budget": budget, "queries": queries}
+        wanted |= {"budget": budget, "queries": queries, "store": store}
         options = compaction.Options(**{k: v for k, v in wanted.items() if v is not None})
         compaction.check(options, given.tokens)
         if isinstance(given.content, Source):
@@ -221,6 +222,7 @@ def _report(
         "budget": result.budget,
         "queries": manifest["queries"],
         "requested": manifest["requested"],
+        "store": manifest["store"],
         "seed": manifest["seed"],
         "ratio": round(result.ratio, 4),
         "full_bytes": result.full_bytes,
@@ -235,5 +237,8 @@ def _report(
         f"{bytes_text(result.full_bytes)} → {bytes_text(result.stored_bytes)}, "
         f"{result.ratio:.1f}× smaller, in {seconds_text(watch.total)}"
     )
-    console.note(f"{context.T:,} tokens are now {mean:,.0f} entries a head ({low:,} to {high:,})")
+    bits = "" if manifest["store"] == "native" else f", each number in {manifest['store']}"
+    console.note(
+        f"{context.T:,} tokens are now {mean:,.0f} entries a head ({low:,} to {high:,}){bits}"
+    )
     console.note(f"next: {typed('amkv', 'chat', '--context', path)}")

@@ -103,6 +103,7 @@ def evaluate(
             help="What stands for future questions. Each method's own if left out.",
         ),
     ] = None,
+    store: opt.Store = "native",
     reason: Annotated[
         bool,
         typer.Option(
@@ -168,7 +169,7 @@ def evaluate(
         settings = runner.Settings.of(
             base.get(suite), method, ratio,  # type: ignore[arg-type]
             path=file, docs=docs, questions=questions, tokens=tokens, seed=seed,
-            budget=budget, queries=queries, reason=reason,
+            budget=budget, queries=queries, store=store, reason=reason,
         )  # fmt: skip
         loaded = load(progress, spec, device, dtype)
         progress.start("make documents", 0)
@@ -230,10 +231,11 @@ def _summary(results: Results) -> str:
     settings = results.settings
     questions = sum(map(len, results.questions))
     lengths = [document["tokens"] for document in results.documents]
+    stored = "" if settings["store"] == "native" else f", entries in {settings['store']}"
     length = " to ".join(f"{n:,}" for n in sorted({min(lengths), max(lengths)}))
     return (
         f"{table_text(results.rows())}\n\n"
         f"{settings['suite']}: {plural(len(lengths), 'document')} of {length} tokens, "
         f"{plural(questions, 'question')}, {settings['model']}, "
-        f"{settings['dtype']}, seed {settings['seed']}"
+        f"{settings['dtype']}{stored}, seed {settings['seed']}"
     )

@@ -13,7 +13,7 @@ from amcli.commands import options as opt
 from amcli.commands.summary import fit_errors, stored_range
 from amcli.console import Console, bytes_text
 from amcli.files import open_artifact
-from amkv_format import ITEM_BYTES, TOKEN_IDS, AmkvFile, layer_tensor
+from amkv_format import TOKEN_IDS, AmkvFile
 
 
 def inspect(
@@ -48,7 +48,8 @@ def describe(artifact: AmkvFile, path: Path) -> dict[str, Any]:
         "tokenizer": manifest["tokenizer"],
         "file_bytes": path.stat().st_size,
         "stored_bytes": sum(t.nbytes for n, t in artifact.tensors.items() if n != TOKEN_IDS),
-        "full_bytes": _full_bytes(artifact),
+        "full_bytes": artifact.full_bytes,
+        "store": artifact.store,
         "ratio": round(artifact.ratio, 4),
         "stored_per_head": {"min": low, "mean": mean, "max": high},
         "layers": [_layer(artifact, i) for i in range(len(artifact.layers))],
@@ -82,16 +83,6 @@ def _layer(artifact: AmkvFile, index: int) -> dict[str, Any]:
     }
 
 
-def _full_bytes(artifact: AmkvFile) -> int:
-    """Bytes of all keys and values before compaction, sliding windows as they are."""
-    total = 0
-    for i, layer in enumerate(artifact.layers):
-        rows = artifact.logical_length * layer.kv_heads if layer.window is None else layer.rows
-        item = ITEM_BYTES[artifact.tensors[layer_tensor(i, "keys")].dtype]
-        total += rows * (layer.key_dim + layer.value_dim) * item
-    return total
-
-
 def _text(record: dict[str, Any]) -> Iterator[str]:
     """The record for people, in 80 columns."""
     for label, value in _facts(record):
@@ -118,7 +109,8 @@ def _facts(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
         for name, found in record["fit_errors"].items():
             line = f"{name}: median {found['median']:.2g}, largest {found['max']:.2g}"
             yield "fit error", line
-    yield "bytes", f"{record['stored_bytes']:,} stored of {record['full_bytes']:,} in full"
+    how = "" if record["store"] == "native" else f", as {record['store']}"
+    yield "bytes", f"{record['stored_bytes']:,} stored of {record['full_bytes']:,} in full{how}"
     yield "", f"{record['file_bytes']:,} ({bytes_text(record['file_bytes'])}) in the file"
     yield "created", f"{record['created']} by amkv {tools['amkv']}"
     others = ", ".join(f"{name} {number}" for name, number in tools.items() if name != "amkv")

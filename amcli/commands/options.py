@@ -51,6 +51,15 @@ def whole(option: str, example: str, least: int = 0) -> Callable[[object], int]:
     return read
 
 
+Store = Annotated[
+    str,
+    typer.Option(
+        "--store",
+        metavar="NAME",
+        help="How entries are stored: native (the model's dtype), int8, or int4. Fewer bits, more "
+        "entries at the same ratio.",
+    ),
+]
 Model = Annotated[
     str | None,
     typer.Option(

@@ -24,6 +24,7 @@ from amcli.pipeline.contexts import Context, full_layers
 from amcli.pipeline.progress import Progress
 from amcli.pipeline.reference import Passes
 from amcli.pipeline.source import Source
+from amcli.quantize import Entries, quantizer_of
 from amcli.ragged import RaggedHeads
 
 FULL, NONE = "full", "none"
@@ -51,11 +52,11 @@ class Made:
         return self.full_bytes / self.stored_bytes if self.stored_bytes else None
 
 
-def shared(context: Context, layers: Sequence[RaggedHeads] | None = None) -> CompactCache:
+def shared(context: Context, layers: Sequence[Entries] | None = None) -> CompactCache:
     """A cache with the entries of full layers as a prefix; those it holds live when None."""
     cache = context.cache.fork()
     for i in full_layers(context):
-        heads = contexts.dense(context.cache, i) if layers is None else layers[i]
+        heads: Entries = contexts.dense(context.cache, i) if layers is None else layers[i]
         if context.T:
             cache.set_prefix(i, heads, context.T)
     return cache
@@ -85,7 +86,7 @@ def stopwatch(device: torch.device) -> float:
 
 def compacted(
     context: Context, options: Options, passes: Passes, progress: Progress
-) -> tuple[Made, list[RaggedHeads]]:
+) -> tuple[Made, list[Entries]]:
     """A context compacted by a registered method, and its layers.
 
     `passes` are this context's reference passes, so that each is run once for all methods.
@@ -114,7 +115,9 @@ def summary(context: Context, options: Options, passes: Passes, progress: Progre
     loaded = context.loaded
     began = stopwatch(loaded.device)
     full_bytes = sum(shape.full_bytes for shape in shapes(context))
-    tokens = int(context.T / float(options.ratio or 1))  # no biases: bytes go by the token
+    cost = sum(x.heads * x.entry_bytes(beta=False) for x in shapes(context, options.store))
+    bought = full_bytes / cost if cost else context.T  # bytes go by the token: no biases
+    tokens = min(context.T, int(bought / float(options.ratio or 1)))
     opening = len(loaded.chat.open_document("").ids)
     room = max(0, tokens - opening)
     asked = loaded.chat.first_turn(SUMMARIZE.format(words=max(1, room * 3 // 4)))
@@ -129,9 +132,20 @@ def summary(context: Context, options: Options, passes: Passes, progress: Progre
             progress.advance()
     text = _that_fits(loaded, ids, tokens)
     brief = contexts.prefill(loaded, Source("summary", text))
-    stored = sum(shape.full_bytes for shape in shapes(brief))
+    layers = _stored(brief, options.store)
+    stored = sum(layers[i].nbytes for i in full_layers(brief))
     seconds = {"reference": 0.0, "compact": stopwatch(loaded.device) - began}
-    return Made(shared(brief), stored, full_bytes, "uniform", seconds)
+    return Made(shared(brief, layers), stored, full_bytes, "uniform", seconds)
+
+
+def _stored(context: Context, store: str) -> list[Entries]:
+    """All entries of a context that was not compacted, as `store` keeps them."""
+    quantizer, full = quantizer_of(store), set(full_layers(context))
+    layers: list[Entries] = []
+    for i in range(len(context.loaded.geometry.layers)):
+        heads = contexts.dense(context.cache, i)
+        layers.append(heads if quantizer is None or i not in full else quantizer.pack(heads))
+    return layers
 
 
 def _that_fits(loaded: LoadedModel, ids: list[int], tokens: int) -> str:
@@ -148,9 +162,9 @@ def shuffled(context: Context, options: Options, passes: Passes, progress: Progr
     named = replace(options, method="highest-attention")
     made, layers = compacted(context, named, passes, progress)
     generator = torch.Generator().manual_seed(options.seed)
-    broken = list(layers)
+    broken: list[Entries] = list(layers)
     for i in full_layers(context):
-        heads = layers[i]
+        heads = layers[i].unpack()
         order = torch.cat(
             [
                 start + torch.randperm(t, generator=generator)

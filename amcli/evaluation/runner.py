@@ -26,6 +26,7 @@ from amcli.pipeline.contexts import Context
 from amcli.pipeline.progress import Progress
 from amcli.pipeline.reference import Passes
 from amcli.pipeline.source import Source
+from amcli.quantize import NATIVE
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Settings:
     methods      each with the ratios it is measured at
     docs, tokens, questions   see `suites.base.Request`; None: the suite's own
     budget, queries           see `pipeline.compaction.Options`; None: the method's own
+    store                     how every method's entries are stored
     """
 
     suite: Suite
@@ -47,6 +49,7 @@ class Settings:
     budget: str | None = None
     queries: str | None = None
     reason: bool = False
+    store: str = NATIVE
 
     @classmethod
     def of(
@@ -73,7 +76,9 @@ class Settings:
 
     def options(self, method: str, ratio: float) -> Options:
         """What `compact` is asked for one cell."""
-        options = Options(ratio=ratio, method=method, budget=self.budget, seed=self.seed)
+        options = Options(
+            ratio=ratio, method=method, budget=self.budget, seed=self.seed, store=self.store
+        )
         return options if self.queries is None else replace(options, queries=self.queries)
 
     @property
@@ -115,6 +120,7 @@ class Settings:
             "seed": self.seed,
             "budget": self.budget,
             "queries": self.queries,
+            "store": self.store,
             "methods": [[name, list(ratios)] for name, ratios in self.methods],
         }
 
