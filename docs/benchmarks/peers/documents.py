@@ -60,6 +60,8 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=3, help="documents of each length")
     parser.add_argument("--questions", type=int, default=20, help="of each kind and document")
     args = parser.parse_args()
+    if not args.out.parent.is_dir():
+        parser.error(f"the folder {args.out.parent} does not exist")
     sampler = Sampler(Tokenizer.from_file(str(folder() / "tokenizer.json")))
     tokenizer = AutoTokenizer.from_pretrained(folder())
     chat = ChatTemplate(tokenizer)

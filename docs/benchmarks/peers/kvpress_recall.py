@@ -28,17 +28,23 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-from kvpress import (
-    AdaKVPress,
-    BasePress,
-    CompactorPress,
-    ExpectedAttentionPress,
-    KVPressTextGenerationPipeline,
-    KVzipPress,
-    SnapKVPress,
-)
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+try:
+    import torch
+    from kvpress import (
+        AdaKVPress,
+        BasePress,
+        CompactorPress,
+        ExpectedAttentionPress,
+        KVPressTextGenerationPipeline,
+        KVzipPress,
+        SnapKVPress,
+    )
+    from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+except ModuleNotFoundError as missing:
+    raise SystemExit(
+        f"error: no module {missing.name!r} here\n"
+        "hint: make kvpress's environment with setup.sh, and use its python: FOLDER/bin/python"
+    ) from missing
 
 BLANK = "\n\n"
 NO_LIMIT = 1 << 30
@@ -223,6 +229,27 @@ def measure(
     return row | cell.row()
 
 
+def chosen(
+    documents: Sequence[dict[str, Any]], length: int, first: int | None, questions: int | None
+) -> list[dict[str, Any]]:
+    """The first documents of a length, each with the first questions of every kind.
+
+    Raises ValueError where there is no document of that length.
+    """
+    if length not in (known := {d["length"] for d in documents}):
+        raise ValueError(f"no document of length {length}, only of {sorted(known)}")
+    found = []
+    for document in [d for d in documents if d["length"] == length][:first]:
+        seen: Counter[str] = Counter()
+        kept = []
+        for question in document["questions"]:
+            seen[question["kind"]] += 1
+            if questions is None or seen[question["kind"]] <= questions:
+                kept.append(question)
+        found.append(document | {"questions": kept})
+    return found
+
+
 def circumstances(folder: Path, given: dict[str, Any], seed: int) -> dict[str, Any]:
     """When, on what, with what and about what this was measured."""
     cpu = Path("/proc/cpuinfo")
@@ -278,43 +305,77 @@ def resume(path: Path, result: dict[str, Any]) -> dict[str, Any]:
     return result | {"rows": earlier["rows"]}
 
 
+def count(text: str) -> int:
+    """A whole number of at least 1, as argparse wants it."""
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
+
+
 def arguments() -> argparse.Namespace:
     """Command line of the measurement."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--documents", type=Path, required=True, help="from documents.py")
     parser.add_argument("--json", type=Path, required=True, help="result; rows in it are kept")
     parser.add_argument("--model", type=Path, default=WEIGHTS, help="folder of the model")
-    parser.add_argument("--lengths", type=int, nargs="+", help="only documents of these lengths")
-    parser.add_argument("--methods", nargs="+", choices=PRESSES, default=list(PRESSES))
-    parser.add_argument("--first", type=int, help="only the first N documents of a length")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lengths", type=count, nargs="+", help="only documents of these lengths")
+    parser.add_argument(
+        "--methods", nargs="+", choices=PRESSES, default=list(PRESSES), metavar="NAME",
+        help=f"only these, quoted: {', '.join(map(repr, PRESSES))}",
+    )  # fmt: skip
+    parser.add_argument("--first", type=count, help="only the first N documents of a length")
+    parser.add_argument("--questions", type=count, help="only the first N of a kind and document")
+    parser.add_argument("--seed", type=int, default=0, help="of what a press draws at random")
     return parser.parse_args()
 
 
-def main() -> None:
+def read(path: Path) -> dict[str, Any]:
+    """The documents and questions that `documents.py` wrote; ValueError for anything else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or "empty_context_ids" not in found:
+        raise ValueError(f"{path} is not what documents.py writes")
+    return found
+
+
+def run(args: argparse.Namespace) -> None:
     """Measures every cell that the result file lacks; writes the file after each of them."""
-    args = arguments()
-    logging.getLogger("kvpress").setLevel(logging.ERROR)
-    given = json.loads(args.documents.read_text(encoding="utf-8"))
+    given = read(args.documents)
+    if not (args.model / "config.json").exists():
+        raise ValueError(f"{args.model} is not the folder of a model")
+    if not args.json.parent.is_dir():
+        raise ValueError(f"the folder {args.json.parent} does not exist")
+    result = resume(args.json, circumstances(args.model, given, args.seed) | {"ids_equal": True})
+    lengths = args.lengths or list(dict.fromkeys(d["length"] for d in given["documents"]))
+    documents = {n: chosen(given["documents"], n, args.first, args.questions) for n in lengths}
     peer = Peer(args.model, args.seed)
     for document in given["documents"]:
         peer.same_ids(document["text"], document["context_ids"], document["questions"])
         peer.same_ids("", given["empty_context_ids"], document["questions"])
-    result = resume(args.json, circumstances(args.model, given, args.seed) | {"ids_equal": True})
     rows = result["rows"]
     done = {(row["length"], row["method"], row["kept"]) for row in rows}
-    lengths = args.lengths or dict.fromkeys(d["length"] for d in given["documents"])
     with torch.inference_mode():
         for length, method, kept in cells(lengths, args.methods):
             if (length, method, kept) in done:
                 continue
-            documents = [d for d in given["documents"] if d["length"] == length][: args.first]
             nothing = given["empty_context_ids"]
-            rows.append(measure(peer, documents, nothing, method, kept))
+            rows.append(measure(peer, documents[length], nothing, method, kept))
             print(json.dumps(rows[-1]), flush=True)
             rows.sort(key=lambda row: row["length"])
             args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(table(rows))
+
+
+def main() -> None:
+    """Command line: one line for what a user can put right, no traceback."""
+    args = arguments()
+    logging.getLogger("kvpress").setLevel(logging.ERROR)
+    try:
+        run(args)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 if __name__ == "__main__":
