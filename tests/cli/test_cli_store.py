@@ -1,0 +1,70 @@
+"""--store as it is typed, and what inspect and chat make of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from amkv_format import AmkvFile
+from conftest import Amkv
+
+
+@pytest.mark.parametrize("store", ["int8", "int4"])
+def test_a_context_in_few_bits(amkv: Amkv, full: Path, store: str) -> None:
+    native = json.loads(amkv("compact", full, "--ratio", "8", "--json", "-o", "n.amkv").out)
+    done = amkv("compact", full, "--ratio", "8", "--store", store, "--json")
+    made = json.loads(done.out)
+    assert (native["store"], made["store"]) == ("native", store)
+    assert f", each number in {store}" in done.err
+    assert made["ratio"] == pytest.approx(native["ratio"], rel=0.02)
+    assert made["stored_per_head"]["mean"] > 2.5 * native["stored_per_head"]["mean"]
+    with AmkvFile.open("doc.amkv") as file:
+        file.verify()
+        assert file.store == store
+        inside = sum(t.nbytes for name, t in file.tensors.items() if name != "token_ids")
+        assert made["stored_bytes"] == inside
+
+    record = json.loads(amkv("inspect", "doc.amkv", "--json").out)
+    for name in ("store", "ratio", "full_bytes", "stored_bytes"):
+        assert record[name] == made[name], name
+    text = amkv("inspect", "doc.amkv").out
+    assert max(map(len, text.splitlines())) <= 80
+    assert f"in full, as {store}\n" in text
+    answer = amkv("chat", "-c", "doc.amkv", "-p", "Where is it?")
+    assert answer.code == 0
+    assert answer.out.strip()
+
+
+def test_a_store_that_there_is_not(amkv: Amkv, full: Path) -> None:
+    done = amkv("compact", full, "--store", "int5")
+    assert done.code == 2
+    assert "unknown store 'int5'" in done.err
+    assert "native, int8, int4" in done.err
+    assert not Path("doc.amkv").exists()
+
+
+def test_eval_measures_what_is_stored(amkv: Amkv) -> None:
+    words = (
+        "eval",
+        "--docs",
+        "1",
+        "--questions",
+        "2",
+        "--tokens",
+        "200",
+        "--method",
+        "keep,summary",
+    )
+    words += ("--ratio", "8", "--store", "int8", "-o", "r.json")
+    record = json.loads(amkv(*words, "--json").out)
+    assert record["settings"]["store"] == "int8"
+    rows = {row["method"]: row for row in record["rows"] if row["kind"] == "all"}
+    assert rows["full"]["real_ratio"] == 1
+    assert rows["keep"]["real_ratio"] == pytest.approx(512 / 136, rel=1e-3)
+    assert rows["keep"]["kl"]["value"] < 0.01
+    assert rows["summary"]["stored_bytes"] % 136 == 0
+    other = amkv(*words[:-4], "-o", "r.json")
+    assert other.code == 2
+    assert "store int8 there, native here" in other.err
