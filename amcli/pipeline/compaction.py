@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,13 +18,20 @@ from amcli.matching.compact import LayerResult, compact_layer
 from amcli.matching.methods import FUTURE, Method, ScoreContext
 from amcli.matching.scores import SCORE_KINDS, ScoreKind
 from amcli.models.rotary import Rotary
-from amcli.pipeline import heldout, reference
+from amcli.pipeline import budget_file, heldout, reference
+from amcli.pipeline.budget_file import BudgetFile
 from amcli.pipeline.contexts import Context, dense, full_layers, live_keys
 from amcli.pipeline.progress import Progress, Silent
 from amcli.pipeline.reference import LayerReference, Passes
 from amcli.quantize import NATIVE, STORES, Entries, quantizer_of
 
+if TYPE_CHECKING:
+    from amcli.pipeline.fidelity import Reached
+
 DEFAULT_RATIO = 20.0
+
+FILE = "file"
+"""What a budget that was read from a file is called."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class Options:
     """What the user asked for.
 
     ratio, tokens  full bytes over stored bytes, or mean entries per KV head: at most one
-    budget         one of `budgets.NAMES`, or None for the method's own
+    budget         one of `budgets.NAMES`, the path of a budget file, or None for the method's own
     queries        a key of `reference.SOURCES`, or None for the method's own
     window         most recent tokens that snapkv and pyramidkv look from and keep; None: 64, or
                    fewer where that would be more than a quarter of a head's entries
@@ -72,6 +79,8 @@ class Compaction:
     attention    mean share of the attention of those queries that is on the document, `layer ->
                  head` (`[]`: unknown)
     seconds      time of each stage
+    fidelity     what a search for the ratio has found, if there was one
+    file         the file that gave the budget, if it was one
     """
 
     context: Context
@@ -84,6 +93,8 @@ class Compaction:
     errors: dict[str, list[list[float]]]
     attention: list[list[float]]
     seconds: dict[str, float] = field(default_factory=dict)
+    fidelity: Reached | None = None
+    file: BudgetFile | None = None
 
     @property
     def full_bytes(self) -> int:
@@ -105,16 +116,27 @@ class Compaction:
         for i in full_layers(self.context):
             self.context.cache.set_prefix(i, self.layers[i], self.context.T)
 
+    @property
+    def requested(self) -> dict[str, float | int]:
+        """What was asked for; with a fidelity, the ratio is the one that was found."""
+        requested = self.options.requested(self.method)
+        if self.fidelity is not None:
+            requested["fidelity"] = self.fidelity.asked
+        return requested
+
     def save(self, path: Path, overwrite: bool) -> dict[str, Any]:
         """Writes the artifact of kind `compact`; returns its manifest."""
+        budget: dict[str, Any] = {"name": self.budget}
+        if self.file is not None:
+            budget |= {"file": self.file.path.name, "sha256": self.file.sha256}
         manifest = {
             **self.context.manifest(),
             "kind": "compact",
             "stored": [list(heads.lengths) for heads in self.layers],
             "store": self.options.store,
             "method": {"name": self.method.name},
-            "budget": {"name": self.budget},
-            "requested": self.options.requested(self.method),
+            "budget": budget,
+            "requested": self.requested,
             "seed": self.options.seed,
             "queries": {
                 "source": self.options.source(self.method),
@@ -123,7 +145,25 @@ class Compaction:
             },
             "fit_errors": self.errors,
         }
+        if self.fidelity is not None:
+            manifest["fidelity"] = self.fidelity.record()
         return write_artifact(path, manifest, self.context.ids, self.layers, overwrite=overwrite)
+
+    def save_budget(self, path: Path, overwrite: bool) -> None:
+        """Writes how the entries were shared out as a budget file; see `budget_file.write`."""
+        model = self.context.loaded.fingerprint()["model"]
+        about = {
+            "model": {k: model[k] for k in ("id", "revision", "architecture", "config_hash")},
+            "method": self.method.name,
+            "budget": self.budget,
+            "queries": self.options.source(self.method),
+            "seed": self.options.seed,
+            "ratio": round(self.ratio, 4),
+            "tokens": self.context.T,
+            "source": self.context.source,
+        }
+        lengths = {i: list(self.layers[i].lengths) for i in full_layers(self.context)}
+        budget_file.write(path, lengths, about, overwrite=overwrite)
 
 
 def shapes(context: Context, store: str = NATIVE) -> list[LayerShape]:
@@ -156,9 +196,7 @@ def check(options: Options, T: int | None = None) -> Method:
             f"--tokens {options.tokens:,} is more than the context has ({T:,})",
             f"use a number up to {T}",
         )
-    if options.budget is not None and options.budget not in budgets.NAMES:
-        known = ", ".join(budgets.NAMES)
-        raise UsageError(f"unknown budget {options.budget!r}", f"budgets: {known}")
+    _budget_file(options)
     if options.store not in STORES:
         raise UsageError(f"unknown store {options.store!r}", f"stores: {', '.join(STORES)}")
     _check_queries(options, method)
@@ -167,6 +205,23 @@ def check(options: Options, T: int | None = None) -> Method:
             f"method {method.name!r} keeps every key", "leave --ratio out, or use --ratio 1"
         )
     return method
+
+
+def _budget_file(options: Options) -> BudgetFile | None:
+    """The file that gives the budget, if it is one: a name wins over a file of that name.
+
+    Raises UsageError for what is neither, and for a file that is no budget.
+    """
+    if options.budget is None or options.budget in budgets.NAMES:
+        return None
+    path = Path(options.budget)
+    if not path.exists():
+        known = ", ".join(budgets.NAMES)
+        raise UsageError(
+            f"unknown budget {options.budget!r}: no such name, and no such file",
+            f"budgets: {known}, or a file that --save-budget wrote",
+        )
+    return BudgetFile.read(path)
 
 
 def _check_queries(options: Options, method: Method) -> None:
@@ -204,6 +259,9 @@ def compact(
             f"{context.loaded.id} has only sliding-window layers: nothing to compact",
             "prefill the document and chat with that",
         )
+    file = None if method.selection == "all" else _budget_file(options)
+    if file is not None:
+        file.require_fit(context.loaded.id, full_layers(context), shapes(context))
     quantizer = quantizer_of(options.store)
     odd = [d for x in shapes(context) for d in (x.key_dim, x.value_dim) if d % 2]
     if quantizer is not None and quantizer.bits == 4 and odd:
@@ -221,12 +279,12 @@ def compact(
     references, reference_seconds = _references(context, method, options, rotary, passes, progress)
 
     began = time.perf_counter()
-    planned = _planned(context, method, options)
+    planned = _planned(context, method, options, file)
     scores = [
         _scores(context, method, options, references.get(layer), layer, planned[order], rotary)
         for order, layer in enumerate(full_layers(context))
     ]
-    lengths, budget = _allocate(context, method, options, scores)
+    lengths, budget = _allocate(context, method, options, scores, file)
     fitted = _fit(context, method, options, references, scores, lengths, rotary, progress)
     seconds = {"reference": reference_seconds, "compact": time.perf_counter() - began}
     return Compaction(
@@ -240,6 +298,7 @@ def compact(
         {"mass": [layer.mass for layer in fitted], "output": [layer.output for layer in fitted]},
         [layer.attention for layer in fitted],
         seconds,
+        file=file,
     )
 
 
@@ -285,7 +344,9 @@ def _budget(method: Method, options: Options) -> str:
     return "all" if method.selection == "all" else options.budget or method.budget
 
 
-def _planned(context: Context, method: Method, options: Options) -> list[int]:
+def _planned(
+    context: Context, method: Method, options: Options, file: BudgetFile | None
+) -> list[int]:
     """Entries per head of each layer, before scores are known; see `budgets.planned`."""
     layers = shapes(context, options.store)
     if method.selection == "all":
@@ -295,6 +356,9 @@ def _planned(context: Context, method: Method, options: Options) -> list[int]:
     else:
         ratio = float(options.requested(method)["ratio"])
         total = budgets.entries_for_ratio(ratio, layers, beta=method.has_beta)
+    if file is not None:
+        given = file.allocate(total, layers)
+        return [sum(heads) // max(1, len(heads)) for heads in given]
     return budgets.planned(_budget(method, options), total, layers)
 
 
@@ -339,15 +403,21 @@ def _scores(
 
 
 def _allocate(
-    context: Context, method: Method, options: Options, scores: Sequence[torch.Tensor]
+    context: Context,
+    method: Method,
+    options: Options,
+    scores: Sequence[torch.Tensor],
+    file: BudgetFile | None,
 ) -> tuple[Lengths, str]:
     """Entries per layer and head, and the name of the budget."""
     layers = shapes(context, options.store)
-    name = _budget(method, options)
+    name = FILE if file is not None else _budget(method, options)
     if method.selection == "all":
         return [[layer.tokens] * layer.heads for layer in layers], name
 
     def allocate(total: int) -> Lengths:
+        if file is not None:
+            return file.allocate(total, layers)
         return budgets.allocate(name, total, layers, scores)
 
     if options.tokens is not None:
