@@ -11,6 +11,7 @@ from amcli.errors import ModelMismatchError
 from amcli.models.cache import CompactCache
 from amcli.models.geometry import LayerGeometry, ModelGeometry
 from amcli.models.layer import CompactLayer
+from amcli.quantize import QUANTIZERS
 from amcli.ragged import RaggedHeads
 
 T = 21
@@ -289,3 +290,16 @@ def test_reset_forgets_the_prefix_too() -> None:
     want = tiny.logits(tiny.build("qwen3"), tiny.ids(4), tiny.empty("qwen3"))
     got = tiny.logits(tiny.build("qwen3"), tiny.ids(4), cache)
     torch.testing.assert_close(got, want, atol=0, rtol=0)
+
+
+def test_a_prefix_of_codes_is_a_prefix() -> None:
+    numbers = RaggedHeads.dense(torch.randn(2, 4, 8), torch.randn(2, 4, 8))
+    codes = QUANTIZERS["int8"].pack(numbers)
+    cache = tiny.empty("qwen3")
+    for i in range(len(cache)):
+        cache.set_prefix(i, codes, 9)
+    assert cache.get_seq_length() == 9
+    assert cache.nbytes() == len(cache) * codes.nbytes == len(cache) * 8 * 2 * (8 + 2)
+    narrow = QUANTIZERS["int8"].pack(RaggedHeads.dense(torch.ones(2, 4, 6), torch.ones(2, 4, 8)))
+    with pytest.raises(ValueError, match="the prefix 2 of 6 and 8"):
+        cache.set_prefix(0, narrow, 9)
