@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Amkv
 from helptext import documented
 
 from amkv_format import AmkvFile
+from conftest import Amkv
 
 ROOT = Path(__file__).parents[2]
 GOOD = sorted((ROOT / "formats" / "vectors" / "good").glob("*.amkv"))
