@@ -41,7 +41,7 @@ def block_size(d: int) -> int:
 
 
 def hadamard(x: torch.Tensor) -> torch.Tensor:
-    """The orthonormal Walsh-Hadamard transform of `x [..., d]` float32; its own inverse.
+    """The orthonormal Walsh-Hadamard transform of floats `x [..., d]`; its own inverse.
 
     Over groups of the largest power of two that divides `d`, in natural order. Sums and
     differences of neighbours at distance 1, 2, 4, ..., then one factor.
@@ -95,16 +95,22 @@ class Packed:
 
     def unpack(self) -> torch.Tensor:
         """`[N, d]` float32."""
-        N, d = self.shape
-        codes = self.codes
-        if codes.dtype == torch.uint8:
-            codes = torch.stack((codes & 15, codes >> 4), dim=-1).to(torch.int8) - 8
-        # An int8 times an 11-bit significand: exact in float32.
-        x = codes.reshape(*self.scale.shape, block_size(d)).float() * self.scale.float().unsqueeze(
-            -1
-        )
-        x = x.reshape(N, d)
+        x = self.stored()
         return hadamard(x) if self.rotated else x
+
+    def stored(self) -> torch.Tensor:
+        """`[N, d]` float32 as stored: still transformed, where rows were `rotated`."""
+        N, d = self.shape
+        if self.codes.dtype == torch.uint8:
+            x = torch.empty((N, d // 2, 2), device=self.codes.device)
+            x[..., 0] = self.codes & 15
+            x[..., 1] = self.codes >> 4
+            x.sub_(8)
+        else:
+            x = self.codes.float()
+        # A code times an 11-bit significand: exact in float32.
+        blocks = x.view(*self.scale.shape, block_size(d))
+        return blocks.mul_(self.scale.float().unsqueeze(-1)).view(N, d)
 
 
 @dataclass(frozen=True)
@@ -154,11 +160,17 @@ class QuantizedHeads:
         beta = 0 if self.beta is None else self.beta.numel() * self.beta.element_size()
         return self.keys.nbytes + self.values.nbytes + beta
 
+    @property
+    def rotated(self) -> bool:
+        """Whether `heads` gives transformed keys, which want transformed queries."""
+        return self.keys.rotated
+
     def heads(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
         """`(keys [t_h, d], values [t_h, dv], beta [t_h] or None)` in head order, float32.
 
-        A few heads at a time are dequantised: few steps on short ones, bounded memory on long
-        ones.
+        Keys are as stored: where `rotated`, multiply them with `hadamard(q)` instead of `q`. There
+        are far fewer queries than keys. A few heads at a time are dequantised: few steps on short
+        ones, bounded memory on long ones.
         """
         room = _UNPACK_ELEMENTS // max(1, self.key_dim + self.value_dim)
         first = 0
@@ -166,26 +178,23 @@ class QuantizedHeads:
             last = first + 1
             while last < len(self.lengths) and sum(self.lengths[first : last + 1]) <= room:
                 last += 1
-            yield from self._unpack(first, last).heads()
+            rows = slice(self.offsets[first], self.offsets[last])
+            yield from RaggedHeads(
+                self.keys.rows(rows).stored(),
+                self.values.rows(rows).stored(),
+                None if self.beta is None else self.beta[rows],
+                self.lengths[first:last],
+            ).heads()
             first = last
 
     def unpack(self) -> RaggedHeads:
-        """The entries as numbers, float32."""
-        return self._unpack(0, len(self.lengths))
+        """The entries as numbers, float32: bit for bit what they were rounded to."""
+        return RaggedHeads(self.keys.unpack(), self.values.unpack(), self.beta, self.lengths)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> QuantizedHeads:
         """The same entries on another device; codes are codes, whatever the `dtype`."""
         beta = None if self.beta is None else self.beta.to(device=device)
         return QuantizedHeads(self.keys.to(device), self.values.to(device), beta, self.lengths)
-
-    def _unpack(self, first: int, last: int) -> RaggedHeads:
-        rows = slice(self.offsets[first], self.offsets[last])
-        return RaggedHeads(
-            self.keys.rows(rows).unpack(),
-            self.values.rows(rows).unpack(),
-            None if self.beta is None else self.beta[rows],
-            self.lengths[first:last],
-        )
 
 
 Entries = RaggedHeads | QuantizedHeads

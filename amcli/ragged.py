@@ -75,6 +75,11 @@ class RaggedHeads:
             rows = slice(start, start + length)
             yield self.keys[rows], self.values[rows], None if self.beta is None else self.beta[rows]
 
+    @property
+    def rotated(self) -> bool:
+        """Never; see `quantize.QuantizedHeads`."""
+        return False
+
     def unpack(self) -> RaggedHeads:
         """The entries as numbers, which they are; see `quantize.QuantizedHeads`."""
         return self

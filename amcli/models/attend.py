@@ -16,7 +16,7 @@ import torch
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
-from amcli.quantize import Entries
+from amcli.quantize import Entries, hadamard
 
 MAX_SCORES = 64 * 2**20
 """Score elements a tile may hold: 256 MiB in float32."""
@@ -169,18 +169,22 @@ def _explicit(
     out = q.new_empty(B, H, g, m, values.shape[-1])
     sinks = None if sinks is None else sinks.reshape(H, g)
     if prefix is None:
-        _softmax_heads(q, keys, values, None, scaling, softcap, sinks, seen, out)
+        _softmax_heads(q, None, keys, values, None, scaling, softcap, sinks, seen, out)
         return out
+    exact = torch.promote_types(q.dtype, torch.float32)
+    turned = hadamard(q.to(exact)) if prefix.rotated else None
     for h, entries in enumerate(prefix.heads()):
         head = slice(h, h + 1)
         sink = None if sinks is None else sinks[head]
-        parts = (q[:, head], keys[:, head], values[:, head])
+        asking = None if turned is None else turned[:, head]
+        parts = (q[:, head], asking, keys[:, head], values[:, head])
         _softmax_heads(*parts, entries, scaling, softcap, sink, seen, out[:, head])
     return out
 
 
 def _softmax_heads(
     q: torch.Tensor,
+    turned: torch.Tensor | None,
     keys: torch.Tensor,
     values: torch.Tensor,
     entries: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None,
@@ -190,7 +194,10 @@ def _softmax_heads(
     seen: _Seen,
     out: torch.Tensor,
 ) -> None:
-    """Fill `out [B, h, g, m, dv]` for `h` KV heads; `entries` only when `h` is 1."""
+    """Fill `out [B, h, g, m, dv]` for `h` KV heads; `entries` only when `h` is 1.
+
+    `turned`: queries for the entries' keys, shape as `q`, where those want other ones.
+    """
     B, h, g, _, d = q.shape
     exact = torch.promote_types(q.dtype, torch.float32)
     keys, values = keys.to(exact), values.to(exact)  # [B, h, n, d], [B, h, n, dv]
@@ -200,7 +207,10 @@ def _softmax_heads(
     C_v = values.new_empty(0, values.shape[-1]) if C_v is None else C_v.to(exact)  # [t, dv]
     for tile in seen.tiles(B * h * g, extra_columns=t + 1):
         rows = q[..., tile.rows, :].flatten(2, 3).to(exact) * scaling  # [B, h, g * r, d]
-        past = _cap(rows @ C_k.T, softcap)  # [B, h, g * r, t]
+        asking = rows
+        if turned is not None:
+            asking = turned[..., tile.rows, :].flatten(2, 3).to(exact) * scaling
+        past = _cap(asking @ C_k.T, softcap)  # [B, h, g * r, t]
         if beta is not None:
             past = past + beta
         now = _cap(rows @ keys[:, :, tile.columns].mT, softcap)  # [B, h, g * r, c]

@@ -120,7 +120,9 @@ def test_attention_over_codes_is_attention_over_their_numbers(name: str, store: 
     for i in full_layers(context):
         coded.set_prefix(i, found.layers[i], context.T)
         plain.set_prefix(i, found.layers[i].unpack(), context.T)
-    assert torch.equal(logits(context, coded), logits(context, plain))
+    # In 4 bits the queries are transformed, not the keys back: the same up to float32.
+    most = 0.0 if store == "int8" else 2e-5
+    torch.testing.assert_close(logits(context, coded), logits(context, plain), atol=most, rtol=0)
     sliding = set(range(len(found.layers))) - set(full_layers(context))
     assert not any(isinstance(found.layers[i], QuantizedHeads) for i in sliding)
     assert (name in ("gemma3_text", "gpt_oss")) == bool(sliding)
