@@ -191,7 +191,7 @@ def test_heads_are_those_of_the_whole(name: str, lengths: tuple[int, ...]) -> No
 
 
 def test_long_heads_are_unpacked_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("amcli.quantize._UNPACK_ELEMENTS", 128 * 4)
+    monkeypatch.setattr("amcli.quantize._UNPACK_ELEMENTS", {"cpu": 128 * 4})
     stored = QUANTIZERS["int8"].pack(
         RaggedHeads(torch.ones(9, 64), torch.ones(9, 64), None, (6, 2, 1))
     )
