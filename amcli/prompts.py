@@ -6,3 +6,7 @@ They stand here alone because pocket is trained on the same words.
 REPEAT = "Repeat the previous context."
 REPEAT_FROM = "Repeat the part of the previous context that begins with: {start}"
 ASK = "Ask a question about the context."
+ASK_FROM = (
+    "Ask a question about the part of the previous context that begins with: {start}\n"
+    "Write the question only."
+)

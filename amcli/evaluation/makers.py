@@ -20,7 +20,7 @@ from amcli.models.generate import stream
 from amcli.models.loading import LoadedModel
 from amcli.pipeline import contexts
 from amcli.pipeline.compaction import Options, check, compact, shapes
-from amcli.pipeline.contexts import Context, full_layers
+from amcli.pipeline.contexts import Context, full_layers, shared
 from amcli.pipeline.progress import Progress
 from amcli.pipeline.reference import Passes
 from amcli.pipeline.source import Source
@@ -50,16 +50,6 @@ class Made:
     def ratio(self) -> float | None:
         """Full over stored bytes; None where nothing is stored."""
         return self.full_bytes / self.stored_bytes if self.stored_bytes else None
-
-
-def shared(context: Context, layers: Sequence[Entries] | None = None) -> CompactCache:
-    """A cache with the entries of full layers as a prefix; those it holds live when None."""
-    cache = context.cache.fork()
-    for i in full_layers(context):
-        heads: Entries = contexts.dense(context.cache, i) if layers is None else layers[i]
-        if context.T:
-            cache.set_prefix(i, heads, context.T)
-    return cache
 
 
 def whole(context: Context) -> Made:

@@ -14,7 +14,6 @@ import torch
 from amcli.errors import UsageError
 from amcli.evaluation import makers, scorers
 from amcli.evaluation.forcing import Forced, Limits, Outcome, Teacher, tokenize
-from amcli.evaluation.generating import answers
 from amcli.evaluation.makers import FULL, NONE, Made, stopwatch
 from amcli.evaluation.metrics import Record
 from amcli.evaluation.results import Results
@@ -25,6 +24,7 @@ from amcli.pipeline.compaction import Options
 from amcli.pipeline.contexts import Context
 from amcli.pipeline.progress import Progress
 from amcli.pipeline.reference import Passes
+from amcli.pipeline.replies import answers
 from amcli.pipeline.source import Source
 from amcli.quantize import NATIVE
 

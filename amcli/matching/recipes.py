@@ -11,6 +11,7 @@ OMP = register(
     Method(
         name="omp",
         summary="matching pursuit on mass and outputs, exact biases, shrunk values (default)",
+        source="auto",
     )
 )
 
@@ -19,6 +20,7 @@ HIGHEST_ATTENTION = register(
         name="highest-attention",
         summary="the most attended keys, exact biases, shrunk values; much faster than omp",
         score_kind="rms",
+        source="auto",
         selection="top",
     )
 )

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +90,10 @@ class BudgetFile:
             f"the model {_counted(here)} to compact",
             f"save one with this model: amkv compact DOC --model {model} --save-budget FILE",
         )
+
+    def made_elsewhere(self, model: Mapping[str, Any]) -> bool:
+        """Whether the file says that it was made with another model than that of a manifest."""
+        return bool(self.model.get("config_hash") != model["config_hash"])
 
     def allocate(self, total: int, layers: Sequence[LayerShape]) -> Lengths:
         """`total` entries by these shares; see `scaled`."""

@@ -30,6 +30,13 @@ if TYPE_CHECKING:
 
 DEFAULT_RATIO = 20.0
 
+AUTO = "auto"
+"""Queries by need: `repeat`, and `self-study` too where few keys are kept."""
+
+SCARCE = 24.0
+"""Keys for one entry from which on `auto` adds self-study: where not all that a document says can
+be kept, it matters what will be asked; below, it costs time and changes little."""
+
 FILE = "file"
 """What a budget that was read from a file is called."""
 
@@ -40,7 +47,7 @@ class Options:
 
     ratio, tokens  full bytes over stored bytes, or mean entries per KV head: at most one
     budget         one of `budgets.NAMES`, the path of a budget file, or None for the method's own
-    queries        a key of `reference.SOURCES`, or None for the method's own
+    queries        names of `reference.SOURCES`, joined by `+`; `auto`; None for the method's own
     window         most recent tokens that snapkv and pyramidkv look from and keep; None: 64, or
                    fewer where that would be more than a quarter of a head's entries
     store          how entries are stored, one of `quantize.STORES`
@@ -57,7 +64,7 @@ class Options:
     store: str = NATIVE
 
     def source(self, method: Method) -> str:
-        """Where a method's queries come from: `none`, or a key of `reference.SOURCES`."""
+        """Where a method's queries come from: `none`, `auto`, or names of `reference.SOURCES`."""
         return (self.queries or method.source) if method.queries else "none"
 
     def requested(self, method: Method) -> dict[str, float | int]:
@@ -226,9 +233,8 @@ def _budget_file(options: Options) -> BudgetFile | None:
 
 def _check_queries(options: Options, method: Method) -> None:
     """Raises UsageError for queries or a window that the method cannot use."""
-    if options.queries is not None and options.queries not in reference.SOURCES:
-        known = ", ".join(reference.SOURCES)
-        raise UsageError(f"unknown reference queries {options.queries!r}", f"queries: {known}")
+    if options.queries not in (None, AUTO):
+        reference.sources(str(options.queries))
     if method.watch is not None and options.queries not in (None, method.source):
         raise UsageError(
             f"method {method.name!r} is defined by its own queries ({method.source}), "
@@ -276,10 +282,12 @@ def compact(
     rotary = None
     if method.rope or method.rerotate:
         rotary = Rotary(context.loaded.model, context.loaded.geometry)
+    planned = _planned(context, method, options, file)
+    if options.source(method) == AUTO:
+        options = replace(options, queries=_by_need(context, planned))
     references, reference_seconds = _references(context, method, options, rotary, passes, progress)
 
     began = time.perf_counter()
-    planned = _planned(context, method, options, file)
     scores = [
         _scores(context, method, options, references.get(layer), layer, planned[order], rotary)
         for order, layer in enumerate(full_layers(context))
@@ -323,7 +331,7 @@ def _references(
         if source == "context" and method.window is not None:
             passages = reference.context_passages(context, last)
         else:
-            passages = reference.SOURCES[source](context)
+            passages = reference.passages(context, source, options.seed, progress)
         return reference.collect(
             context,
             passages,
@@ -338,6 +346,16 @@ def _references(
     watched = method.watch is not None
     sample = None if watched else (options.seed, options.max_queries)
     return passes.get((source, method.watch, last if watched else None, kinds, sample), run)
+
+
+def _by_need(context: Context, planned: Sequence[int]) -> str:
+    """The sources that `auto` stands for, with `planned` entries a head in each layer."""
+    layers = shapes(context)
+    entries = sum(t * layer.heads for t, layer in zip(planned, layers, strict=True))
+    keys = sum(layer.tokens * layer.heads for layer in layers)
+    if context.loaded.chat.raw or keys < SCARCE * entries:
+        return "repeat"
+    return "repeat+self-study"
 
 
 def _budget(method: Method, options: Options) -> str:

@@ -19,6 +19,7 @@ from amcli.models.generate import CHUNK, absorb
 from amcli.models.loading import LoadedModel
 from amcli.pipeline.progress import Progress, Silent
 from amcli.pipeline.source import Source
+from amcli.quantize import Entries
 from amcli.ragged import RaggedHeads
 
 POSITIONS_FOR_ANSWERS = 64
@@ -121,6 +122,19 @@ def dense(cache: CompactCache, layer: int) -> RaggedHeads:
     """What a layer holds live, of a cache of one sequence: the tail in a sliding layer."""
     keys, values = cache.live(layer)
     return RaggedHeads.dense(keys[0], values[0])
+
+
+def shared(context: Context, layers: Sequence[Entries] | None = None) -> CompactCache:
+    """A cache with the entries of full layers as a prefix, which all rows of a batch share.
+
+    `layers` are the entries, those that the context holds live when None.
+    """
+    cache = context.cache.fork()
+    for i in full_layers(context):
+        heads: Entries = dense(context.cache, i) if layers is None else layers[i]
+        if context.T:
+            cache.set_prefix(i, heads, context.T)
+    return cache
 
 
 def load_context(

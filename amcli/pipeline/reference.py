@@ -2,12 +2,14 @@
 
 `repeat` makes the model say the document again, part by part, and looks at the queries of every
 layer on the way (KVzip, arXiv 2505.23416; Attention Matching, arXiv 2602.16284, section 3).
-`context` takes the queries that the context itself had when it was read.
+`self-study` has it ask itself questions and answer them (see `self_study`). `context` takes the
+queries that the context itself had when it was read. Names joined by `+` are mixtures.
 One pass gives the scores of all keys from all queries; for the fits a seeded sample is kept.
 """
 
 from __future__ import annotations
 
+import difflib
 import time
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +25,7 @@ from amcli.models.layer import CompactLayer
 from amcli.models.rotary import Rotary
 from amcli.pipeline.contexts import Context, full_layers, live_keys
 from amcli.pipeline.progress import Progress
+from amcli.pipeline.self_study import dialogues, question_count, study
 from amcli.prompts import REPEAT, REPEAT_FROM
 
 PART = 2048
@@ -38,14 +41,17 @@ MAX_QUERIES = 4096
 class Passage:
     """Tokens fed from position `start` on; the queries of `ids[first:]` are references.
 
-    start  the context's length, or earlier: the context's own tokens, read once more
-    part   positions of the context that the passage is about
+    start   the context's length, or earlier: the context's own tokens, read once more
+    part    positions of the context that the passage is about
+    source  what it comes from, a key of `SOURCES`; weight: factor of its scores
     """
 
     ids: list[int]
     first: int
     start: int
     part: slice
+    source: str = "repeat"
+    weight: float = 1.0
 
 
 @dataclass
@@ -123,11 +129,56 @@ def context_passages(context: Context, last: int | None = None) -> list[Passage]
     return [Passage(context.ids[start:], 0, start, slice(0, context.T))]
 
 
-SOURCES: dict[str, Callable[[Context], list[Passage]]] = {
-    "repeat": repeat_passages,
-    "context": context_passages,
+def study_passages(context: Context, seed: int, progress: Progress) -> list[Passage]:
+    """Questions that the model asked itself and its answers, several to a conversation.
+
+    Questions are references as well as answers: what they mention is looked up on the way.
+    """
+    document = context.document_end - context.document_start
+    exchanges = study(context, question_count(document), seed=seed, progress=progress)
+    limit = context.loaded.geometry.max_positions
+    room = PART if limit is None else min(PART, limit - context.T)
+    whole = slice(0, context.T)
+    return [
+        Passage(ids[:room], 0, context.T, whole, "self-study")
+        for ids in dialogues(context, exchanges, room)
+    ]
+
+
+SOURCES: dict[str, Callable[[Context, int, Progress], list[Passage]]] = {
+    "repeat": lambda context, seed, progress: repeat_passages(context),
+    "self-study": study_passages,
+    "context": lambda context, seed, progress: context_passages(context),
 }
-"""Ways to make reference queries, by the name that `--queries` takes."""
+"""Ways to make reference queries, by the names that `--queries` takes."""
+
+MIXED_WEIGHT = {"repeat": 0.5}
+"""Factor of a source's scores beside others: what is asked about goes before what is only there."""
+
+
+def sources(name: str) -> tuple[str, ...]:
+    """The sources of a mixture such as `repeat+self-study`. Raises UsageError for others."""
+    found = tuple(dict.fromkeys(part.strip() for part in name.split("+")))
+    for part in found:
+        if part not in SOURCES:
+            near = difflib.get_close_matches(part, SOURCES, n=1, cutoff=0.5)
+            meant = f"did you mean {near[0]!r}? " if near else ""
+            raise UsageError(
+                f"unknown reference queries {part!r}",
+                f"{meant}queries: {', '.join(SOURCES)}, or a mixture such as repeat+self-study",
+            )
+    return found
+
+
+def passages(context: Context, name: str, seed: int, progress: Progress) -> list[Passage]:
+    """What is fed for a source or a mixture of them. Raises UsageError as the sources do."""
+    names = sources(name)
+    found = []
+    for source in names:
+        weight = MIXED_WEIGHT.get(source, 1.0) if len(names) > 1 else 1.0
+        made = SOURCES[source](context, seed, progress)
+        found += [replace(passage, source=source, weight=weight) for passage in made]
+    return found
 
 
 class Passes:
@@ -303,11 +354,13 @@ class _Recorder:
             fed_limit=None if look.fed_limit is None else look.fed_limit[skip:],
         )
         Q, limit, fed_limit = look.rows()  # over the group's query heads, then over tokens
+        weight = self.passage.weight
         W = reference.scores.update(
             Q,
             look.K,
             look.scale,
             softcap=look.softcap,
+            weights=None if weight == 1 else Q.new_full(Q.shape[:2], weight, dtype=torch.float32),
             limit=limit if look.fed is None else None,
             fed=look.fed,
             fed_limit=fed_limit,
@@ -315,15 +368,25 @@ class _Recorder:
         chosen = self.picked[self.number][before + skip : before + m].to(Q.device)
         rows = chosen.repeat(look.Q.shape[1]).nonzero().squeeze(1)
         reference.parts.append(Q[:, rows].clone())
-        reference.shares.append(W[:, rows])
+        reference.shares.append(W[:, rows] / weight)
 
 
 def _sample(passages: Sequence[Passage], count: int, seed: int) -> list[torch.Tensor]:
-    """For each passage a mask over its tokens: a seeded sample of `count` reference tokens."""
+    """For each passage a mask over its tokens: a seeded sample of `count` reference tokens.
+
+    Sources have equal shares of the sample, however many tokens each has.
+    """
     masks = [torch.zeros(len(p.ids), dtype=torch.bool) for p in passages]
-    places = [(i, j) for i, p in enumerate(passages) for j in range(p.first, len(p.ids))]
     generator = torch.Generator().manual_seed(seed)
-    for k in torch.randperm(len(places), generator=generator)[:count].tolist():
-        i, j = places[k]
-        masks[i][j] = True
+    places: dict[str, list[tuple[int, int]]] = {}
+    for i, p in enumerate(passages):
+        places.setdefault(p.source, []).extend((i, j) for j in range(p.first, len(p.ids)))
+    left = count
+    # The smallest first: what it cannot use goes to the others.
+    for number, group in enumerate(sorted(places.values(), key=len)):
+        share = min(len(group), left // (len(places) - number))
+        left -= share
+        for k in torch.randperm(len(group), generator=generator)[:share].tolist():
+            i, j = group[k]
+            masks[i][j] = True
     return masks

@@ -8,7 +8,7 @@ import torch
 
 from amcli.evaluation import makers
 from amcli.evaluation.forcing import Forced, Limits, Teacher, end_token, tokenize
-from amcli.evaluation.generating import answers
+from amcli.pipeline.replies import answers
 from amcli.evaluation.scorers import chosen_letter, score
 from amcli.evaluation.suites.base import Question
 from amcli.models.generate import stream

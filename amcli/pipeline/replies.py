@@ -1,13 +1,13 @@
-"""Greedy answers to many questions at once, each with its own stop.
+"""Replies to many prompts at once, each right after the same context and with its own stop.
 
-Questions differ in length, and padding in front of them would shift a sliding window. So all
-rows advance in lockstep: a row whose question is not over yet takes its next token from the
-question, any other row the token that it found likeliest. That is exact for every model.
+Prompts differ in length, and padding in front of them would shift a sliding window. So all
+rows advance in lockstep: a row whose prompt is not over yet takes its next token from the
+prompt, any other row the token that it found. That is exact for every model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from amcli.models.cache import CompactCache
 from amcli.models.loading import LoadedModel
 
 ROWS = 32
-"""Questions answered at a time."""
+"""Prompts replied to at a time."""
 
 _LOOK = 16  # steps between looks at whether all rows are done: each look waits for the device
 
@@ -26,29 +26,45 @@ def answers(
     cache: CompactCache,
     prompts: Sequence[Sequence[int]],
     max_tokens: Sequence[int],
+    *,
+    temperature: float = 0.0,
+    seed: int = 0,
+    rows: int = ROWS,
+    advance: Callable[[int], None] = lambda prompts: None,
 ) -> list[str]:
-    """The text of the greedy answer to each prompt after a context, control tokens left out.
+    """The text of the reply to each prompt after a context, control tokens left out.
 
-    prompts     token ids, each fed right after the context
-    max_tokens  longest answer of each
+    prompts      token ids, each fed right after the context
+    max_tokens   longest reply of each
+    temperature  0: the likeliest token each time; above: sampled, the same for the same seed,
+                 device and `rows`
+    advance      called with the number of prompts that have been replied to since
     """
     found: dict[int, str] = {}
+    generator = torch.Generator(device=loaded.device).manual_seed(seed)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for start in range(0, len(order), ROWS):
-        rows = order[start : start + ROWS]
-        limits = [max_tokens[i] for i in rows]
-        tokens = _lockstep(loaded, cache, [list(prompts[i]) for i in rows], limits)
-        for i, ids in zip(rows, tokens, strict=True):
+    for start in range(0, len(order), rows):
+        batch = order[start : start + rows]
+        limits = [max_tokens[i] for i in batch]
+        given = [list(prompts[i]) for i in batch]
+        tokens = _lockstep(loaded, cache, given, limits, temperature, generator)
+        for i, ids in zip(batch, tokens, strict=True):
             text = loaded.tokenizer.decode(ids, skip_special_tokens=True)
             found[i] = str(text).strip()
+        advance(len(batch))
     return [found[i] for i in range(len(prompts))]
 
 
 def _lockstep(
-    loaded: LoadedModel, cache: CompactCache, prompts: list[list[int]], limits: list[int]
+    loaded: LoadedModel,
+    cache: CompactCache,
+    prompts: list[list[int]],
+    limits: list[int],
+    temperature: float,
+    generator: torch.Generator,
 ) -> Iterator[list[int]]:
     stops = loaded.chat.stop_ids
-    columns = _columns(loaded, cache, prompts, limits)
+    columns = _columns(loaded, cache, prompts, limits, temperature, generator)
     for prompt, limit, row in zip(prompts, limits, columns, strict=True):
         answer = row[len(prompt) : len(prompt) + limit]
         end = next((k for k, token in enumerate(answer) if token in stops), len(answer))
@@ -57,7 +73,12 @@ def _lockstep(
 
 @torch.no_grad()
 def _columns(
-    loaded: LoadedModel, cache: CompactCache, prompts: list[list[int]], limits: list[int]
+    loaded: LoadedModel,
+    cache: CompactCache,
+    prompts: list[list[int]],
+    limits: list[int],
+    temperature: float,
+    generator: torch.Generator,
 ) -> list[list[int]]:
     """Every row's prompt and what follows it, with whatever comes after a stop token."""
     model: Any = loaded.model
@@ -76,7 +97,7 @@ def _columns(
         logits = model(
             input_ids=ids[-1], past_key_values=fork, use_cache=True, logits_to_keep=1
         ).logits
-        token = logits[:, -1].argmax(-1)
+        token = _next(logits[:, -1], temperature, generator)
         answering = lengths <= column
         if column < longest:
             token = torch.where(answering, token, given[:, column])
@@ -86,3 +107,11 @@ def _columns(
             break
     fork.require_attended()
     return [[int(t) for t in row] for row in torch.cat(ids, dim=1).tolist()]
+
+
+def _next(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> torch.Tensor:
+    """One token a row `[B]` from `logits [B, V]`."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    shares = (logits.float() / temperature).softmax(-1)
+    return torch.multinomial(shares, 1, generator=generator).squeeze(1)

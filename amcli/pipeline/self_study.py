@@ -1,0 +1,137 @@
+"""Self-study: the model asks itself questions about the context, and answers them.
+
+Repeating a document exercises the way from what stands before to what comes next. Questions also
+go other ways (from a value back to its subject, from one fact to another), and answers name what
+questions are about: their queries are those that later conversations will have (Eyuboglu et al.,
+arXiv 2506.06266; Zweiger et al., arXiv 2602.16284). Questions come from the model and the context
+alone. Everything is sampled from one seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from amcli.errors import UsageError
+from amcli.models.cache import CompactCache
+from amcli.pipeline.contexts import Context, shared
+from amcli.pipeline.progress import Progress, Silent
+from amcli.pipeline.replies import answers
+from amcli.prompts import ASK, ASK_FROM
+
+TOKENS_PER_QUESTION = 4
+"""One question for this many tokens of the document, within LEAST and MOST."""
+LEAST, MOST = 32, 384
+
+TEMPERATURE = 1.0
+"""Of the questions; answers are greedy."""
+
+QUESTION_TOKENS = 64
+ANSWER_TOKENS = 64
+
+ROUND = 64
+"""Questions asked at a time."""
+
+_VARIED = 0.5  # a round with fewer new questions than this makes the model look elsewhere
+_START = 12  # tokens by which a part of the document is named
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A question that the model asked, and its answer to it."""
+
+    question: str
+    answer: str
+
+
+def question_count(document_tokens: int) -> int:
+    """How many questions are asked about a document of that length."""
+    return max(LEAST, min(MOST, document_tokens // TOKENS_PER_QUESTION))
+
+
+def study(
+    context: Context, count: int, *, seed: int = 0, progress: Progress | None = None
+) -> list[Exchange]:
+    """Different questions about a context, `count` at most, with the answers to them.
+
+    The instruction is the same for all, so that what is asked is up to the model; should it ask
+    the same again and again, it is pointed to one part of the document after another. Raises
+    UsageError for a model without a chat template, which does not follow instructions.
+    """
+    loaded = context.loaded
+    if loaded.chat.raw:
+        raise UsageError(
+            f"{loaded.id} has no chat template, so it cannot be told to ask questions",
+            "use --queries repeat, or an instruction-tuned model",
+        )
+    progress = progress or Silent()
+    cache = shared(context)
+    progress.start("questions about it", 2 * count)
+    questions = _questions(context, cache, count, seed, progress)
+    prompts = [loaded.chat.first_turn(question) for question in questions]
+    room = _room(context, max((len(p) for p in prompts), default=0))
+    replies = answers(
+        loaded, cache, prompts, [min(ANSWER_TOKENS, room)] * len(prompts), rows=ROUND,
+        advance=progress.advance,
+    )  # fmt: skip
+    pairs = zip(questions, replies, strict=True)
+    return [Exchange(question, answer) for question, answer in pairs if answer]
+
+
+def _questions(
+    context: Context, cache: CompactCache, count: int, seed: int, progress: Progress
+) -> list[str]:
+    """Questions in rounds, each worded differently from all before it."""
+    loaded = context.loaded
+    found: dict[str, None] = {}
+    varied = True
+    for number, start in enumerate(range(0, count, ROUND)):
+        size = min(ROUND, count - start)
+        asked = [ASK] * size if varied else _pointing(context, size, start, count)
+        prompts = [loaded.chat.first_turn(instruction) for instruction in asked]
+        room = _room(context, max(len(p) for p in prompts))
+        said = answers(
+            loaded, cache, prompts, [min(QUESTION_TOKENS, room)] * size, rows=ROUND,
+            temperature=TEMPERATURE, seed=seed * 1_000_003 + number, advance=progress.advance,
+        )  # fmt: skip
+        before = len(found)
+        found.update(dict.fromkeys(question for question in said if question))
+        varied = varied and len(found) - before >= _VARIED * size
+    return list(found)
+
+
+def _pointing(context: Context, size: int, start: int, count: int) -> list[str]:
+    """Instructions that name parts of the document, evenly spread over it."""
+    document = context.ids[context.document_start : context.document_end]
+    step = max(1, len(document) // count)
+    starts = [i * step for i in range(start, start + size)]
+    decode = context.loaded.tokenizer.decode
+    heads = [decode(document[i : i + _START], skip_special_tokens=True) for i in starts]
+    return [ASK_FROM.format(start=str(head).strip()) for head in heads]
+
+
+def _room(context: Context, prompt: int) -> int:
+    """Tokens that fit behind a prompt; UsageError when hardly any do."""
+    limit = context.loaded.geometry.max_positions
+    room = QUESTION_TOKENS if limit is None else limit - context.T - prompt
+    if room < 8:
+        raise UsageError(
+            f"the model's {limit:,} positions leave no room for questions about a context of "
+            f"{context.T:,} tokens",
+            "shorten the document, or choose a model with a longer context with --model",
+        )
+    return room
+
+
+def dialogues(context: Context, exchanges: Sequence[Exchange], tokens: int) -> list[list[int]]:
+    """The exchanges as conversations after the context, each of about `tokens` ids at most."""
+    chat = context.loaded.chat
+    found: list[list[int]] = []
+    for exchange in exchanges:
+        answer = chat.answer_ids(exchange.answer)
+        turn = chat.next_turn(exchange.question) + answer
+        if found and len(found[-1]) + len(turn) <= tokens:
+            found[-1] += turn
+        else:
+            found.append(chat.first_turn(exchange.question) + answer)
+    return found
