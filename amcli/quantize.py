@@ -104,7 +104,7 @@ class Packed:
         """`[N, d]` float32 as stored: still transformed, where rows were `rotated`."""
         N, d = self.shape
         if self.codes.dtype == torch.uint8:
-            x = torch.empty((N, d // 2, 2), device=self.codes.device)
+            x = self.scale.new_empty((N, d // 2, 2), dtype=torch.float32)
             x[..., 0] = self.codes & 15
             x[..., 1] = self.codes >> 4
             x.sub_(8)
