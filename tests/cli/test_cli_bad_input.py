@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Amkv
 
 from amcli.pocket import folder as pocket_folder
+from conftest import Amkv
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pexpect  # type: ignore[import-untyped]
 import pytest
-from conftest import Amkv
 
 from amcli.commands.conversation import answer
 from amcli.commands.shared import open_context
@@ -18,6 +17,7 @@ from amcli.models import generate
 from amcli.pipeline.progress import Silent
 from amcli.pipeline.session import Session
 from amcli.pocket.dialogues import Question
+from conftest import Amkv
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 LONG = "Repeat the previous context."

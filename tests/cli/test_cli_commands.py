@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import Amkv
 
 from amcli.matching import methods, recipes
 from amcli.pipeline.compaction import Options
 from amkv_format import AmkvFile
+from conftest import Amkv
 
 
 def test_the_three_commands_of_the_mission_in_a_folder_with_nothing_but_the_document(

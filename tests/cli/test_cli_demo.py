@@ -9,7 +9,6 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from conftest import Amkv
 from helptext import documented
 
 from amcli.commands import shared
@@ -18,6 +17,7 @@ from amcli.pocket import example
 from amcli.pocket.dialogues import KINDS, Question
 from amcli.pocket.documents import Document
 from amkv_format import AmkvFile
+from conftest import Amkv
 
 
 @pytest.fixture(autouse=True)

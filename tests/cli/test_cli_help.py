@@ -7,8 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-from conftest import Amkv
 from helptext import COMMANDS, TARGET, help_document
+
+from conftest import Amkv
 
 HEAVY = ("torch", "transformers", "numpy", "rich")
 

@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Amkv
 
 import amkv_format.writer
 from amcli.pipeline import compaction, contexts
+from conftest import Amkv
 
 
 def test_no_permission_is_seen_before_the_model_is_loaded(

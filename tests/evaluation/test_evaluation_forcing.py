@@ -8,12 +8,12 @@ import torch
 
 from amcli.evaluation import makers
 from amcli.evaluation.forcing import Forced, Limits, Teacher, end_token, tokenize
-from amcli.pipeline.replies import answers
 from amcli.evaluation.scorers import chosen_letter, score
 from amcli.evaluation.suites.base import Question
 from amcli.models.generate import stream
 from amcli.models.loading import LoadedModel
 from amcli.pipeline.contexts import Context, prefill
+from amcli.pipeline.replies import answers
 
 QUESTIONS = [
     Question("Where is it?", "a very long answer that nobody gives", "x"),
