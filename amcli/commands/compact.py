@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from amcli.commands import options as opt
+from amcli.commands import receipt
 from amcli.commands.shared import (
     PREFILL_ENDING,
     Stopwatch,
@@ -21,8 +22,8 @@ from amcli.commands.shared import (
     typed,
     work,
 )
-from amcli.commands.summary import fit_errors, stored_range
-from amcli.console import Console, bytes_text, seconds_text
+from amcli.commands.summary import stored_range
+from amcli.console import Console
 from amcli.errors import UsageError
 from amcli.files import EXTENSION, looks_like_artifact, open_artifact, require_writable
 from amcli.pipeline.source import STDIN, Source
@@ -50,6 +51,29 @@ Tokens = Annotated[
         help="Instead of a ratio: entries kept per KV head, on average.",
     ),
 ]
+
+
+def _share(value: object) -> float:
+    found = opt.number("--fidelity", "0.99")(value)
+    if not 0 < found <= 1:
+        raise UsageError(
+            f"--fidelity {found:g} is not a share: above 0, and at most 1",
+            "for example --fidelity 0.99",
+        )
+    return found
+
+
+Fidelity = Annotated[
+    float | None,
+    typer.Option(
+        "--fidelity",
+        metavar="F",
+        parser=_share,
+        show_default=False,
+        help="Instead of a ratio: the smallest context whose likeliest next token is the full "
+        "one's in a share F of held-out places, such as 0.99. Takes several compactions.",
+    ),
+]
 Method = Annotated[
     str,
     typer.Option(
@@ -66,12 +90,21 @@ Budget = Annotated[
     str | None,
     typer.Option(
         "--budget",
-        metavar="NAME",
+        metavar="NAME|FILE",
         show_default=False,
         help=(
-            "How heads share the entries: adaptive, uniform, global, adakv or pyramid. The "
-            "method's own if left out."
+            "How heads share the entries: adaptive, uniform, global, adakv or pyramid, or a "
+            "file of --save-budget. The method's own if left out."
         ),
+    ),
+]
+SaveBudget = Annotated[
+    Path | None,
+    typer.Option(
+        "--save-budget",
+        metavar="FILE",
+        show_default=False,
+        help="Write how heads shared the entries, for --budget FILE on another document.",
     ),
 ]
 Queries = Annotated[
@@ -94,8 +127,10 @@ def compact(
     ] = None,
     ratio: Ratio = None,
     tokens: Tokens = None,
+    fidelity: Fidelity = None,
     method: Method = "omp",
     budget: Budget = None,
+    save_budget: SaveBudget = None,
     queries: Queries = None,
     store: opt.Store = "native",
     seed: opt.Seed = 0,
@@ -120,22 +155,24 @@ def compact(
     \b
       amkv compact --ratio 20
       amkv compact handbook.txt --ratio 50 --method highest-attention
+      amkv compact handbook.txt --fidelity 0.99
     """
     console = Console(json, quiet, debug)
     watch = Stopwatch()
     given = _Given.of(console, source)
     path = output or Path(given.output)
-    if given.path is not None:
-        refuse_same(path, given.path)
-    require_writable(path, force)
+    _check_outputs(given, path, save_budget, force)
     with work(console) as progress:
         from amcli.matching import recipes  # noqa: F401 - registers the methods
         from amcli.pipeline import compaction, contexts
+        from amcli.pipeline import fidelity as search
 
         wanted: dict[str, Any] = {"ratio": ratio, "tokens": tokens, "method": method, "seed": seed}
         wanted |= {"budget": budget, "queries": queries, "store": store}
         options = compaction.Options(**{k: v for k, v in wanted.items() if v is not None})
         compaction.check(options, given.tokens)
+        if fidelity is not None:
+            search.require(fidelity, options)
         if isinstance(given.content, Source):
             with watch.stage("load"):
                 loaded = load(progress, choose_model(console, model), device, dtype)
@@ -144,12 +181,32 @@ def compact(
         else:
             with watch.stage("load"):
                 context = open_context(progress, given.content, model, device, dtype)
-        result = compaction.compact(context, options, progress=progress)
+        if fidelity is None:
+            result = compaction.compact(context, options, progress=progress)
+        else:
+            result = search.search(context, options, fidelity, progress=progress)
         watch.stages |= result.seconds
         with watch.stage("write"):
             progress.start("write", 0)
             manifest = result.save(path, force)
-    _report(console, path, given, result, manifest, watch)
+            if save_budget is not None:
+                result.save_budget(save_budget, force)
+    _report(console, path, given, result, manifest, watch, save_budget)
+
+
+def _check_outputs(given: _Given, path: Path, budget: Path | None, force: bool) -> None:
+    """Refuses what could not be written, or would replace something, before any work."""
+    if budget is not None and budget.absolute() == path.absolute():
+        raise UsageError(
+            f"the artifact and the budget would both be written to {path}",
+            "name another file with --save-budget",
+        )
+    for output in (path, budget):
+        if output is None:
+            continue
+        if given.path is not None:
+            refuse_same(output, given.path)
+        require_writable(output, force)
 
 
 @dataclass(frozen=True)
@@ -204,6 +261,7 @@ def _report(
     result: Compaction,
     manifest: dict[str, Any],
     watch: Stopwatch,
+    saved: Path | None,
 ) -> None:
     context, loaded = result.context, result.context.loaded
     size = path.stat().st_size
@@ -220,6 +278,8 @@ def _report(
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "method": result.method.name,
         "budget": result.budget,
+        "budget_file": None if result.file is None else str(result.file.path),
+        "saved_budget": None if saved is None else str(saved),
         "queries": manifest["queries"],
         "requested": manifest["requested"],
         "store": manifest["store"],
@@ -229,16 +289,15 @@ def _report(
         "stored_bytes": result.stored_bytes,
         "file_bytes": size,
         "stored_per_head": {"min": low, "mean": mean, "max": high},
-        "fit_errors": fit_errors(manifest.get("fit_errors", {})),
+        **receipt.record(result, manifest),
         "seconds": watch.record(),
     }
     console.result(str(path), record)
-    console.note(
-        f"{bytes_text(result.full_bytes)} → {bytes_text(result.stored_bytes)}, "
-        f"{result.ratio:.1f}× smaller, in {seconds_text(watch.total)}"
-    )
-    bits = "" if manifest["store"] == "native" else f", each number in {manifest['store']}"
-    console.note(
-        f"{context.T:,} tokens are now {mean:,.0f} entries a head ({low:,} to {high:,}){bits}"
-    )
+    stages, total = dict(watch.stages), watch.total
+    for line in receipt.lines(result, manifest, stages, total):
+        console.note(line)
+    if result.file is not None and result.file.made_elsewhere(manifest["model"]):
+        console.note(f"{result.file.path} was made with another model: its shares fit this one")
+    if saved is not None:
+        console.note(f"budget written to {saved}")
     console.note(f"next: {typed('amkv', 'chat', '--context', path)}")

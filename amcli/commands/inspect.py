@@ -62,7 +62,7 @@ def describe(artifact: AmkvFile, path: Path) -> dict[str, Any]:
             record[name] = manifest[name]
         record["method"] = manifest["method"]["name"]
         record["budget"] = manifest["budget"]["name"]
-        record["fit_errors"] = fit_errors(manifest.get("fit_errors", {}))
+        record["fit_errors"] = fit_errors(manifest)
     return record
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -20,11 +20,38 @@ def stored_range(
     return min(counts), round(statistics.fmean(counts), 2), max(counts)
 
 
-def fit_errors(errors: Mapping[str, Iterable[Sequence[float]]]) -> dict[str, dict[str, float]]:
-    """`name -> {median, max}` over all heads whose relative error is known."""
+def fit_errors(manifest: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """`name -> {mean, median, max}` over all heads whose relative error is known.
+
+    In the mean a head counts by its attention to the document, where the manifest says that: one
+    that looks elsewhere does little harm, however wrong it is.
+    """
     found = {}
-    for name, layers in errors.items():
+    for name, layers in manifest.get("fit_errors", {}).items():
         values = [value for heads in layers for value in heads]
-        if values:
-            found[name] = {"median": statistics.median(values), "max": max(values)}
+        if not values:
+            continue
+        weights = _weights(manifest.get("attention"), layers)
+        mean = sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
+        found[name] = {
+            "mean": float(f"{mean:.6g}"),
+            "median": statistics.median(values),
+            "max": max(values),
+        }
     return found
+
+
+def _weights(attention: Any, layers: Sequence[Sequence[float]]) -> list[float]:
+    """`attention`, layer after layer, where it is of the shape of `layers`; 1 for each if not."""
+    equal = [1.0 for heads in layers for _ in heads]
+    if not isinstance(attention, list) or len(attention) != len(layers):
+        return equal
+    flat = []
+    for given, heads in zip(attention, layers, strict=True):
+        if not heads:
+            continue
+        if not isinstance(given, list) or len(given) != len(heads):
+            return equal
+        flat += given
+    plain = all(type(w) in (int, float) and 0 <= w <= 1 for w in flat)
+    return flat if plain and sum(flat) > 0 else equal

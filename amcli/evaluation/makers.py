@@ -82,7 +82,7 @@ def compacted(
     `passes` are this context's reference passes, so that each is run once for all methods.
     """
     stopwatch(context.loaded.device)  # work still under way would count as this method's
-    found = compact(context, options, progress=progress, passes=passes)
+    found = compact(context, options, progress=progress, passes=passes, errors=False)
     cache = shared(context, found.layers)
     made = Made(cache, found.stored_bytes, found.full_bytes, found.budget, found.seconds)
     return made, found.layers

@@ -12,7 +12,7 @@ import torch
 
 from amcli.artifacts import write_artifact
 from amcli.errors import UsageError
-from amcli.matching import budgets, methods
+from amcli.matching import budgets
 from amcli.matching.budgets import LayerShape, Lengths
 from amcli.matching.compact import LayerResult, compact_layer
 from amcli.matching.methods import FUTURE, Method, ScoreContext
@@ -21,59 +21,19 @@ from amcli.models.rotary import Rotary
 from amcli.pipeline import budget_file, heldout, reference
 from amcli.pipeline.budget_file import BudgetFile
 from amcli.pipeline.contexts import Context, dense, full_layers, live_keys
+from amcli.pipeline.heldout import Errors
+from amcli.pipeline.options import AUTO, SCARCE, budget_of
+from amcli.pipeline.options import Options as Options
+from amcli.pipeline.options import check as check
 from amcli.pipeline.progress import Progress, Silent
-from amcli.pipeline.reference import LayerReference, Passes
-from amcli.quantize import NATIVE, STORES, Entries, quantizer_of
+from amcli.pipeline.reference import LayerReference, Passage, Passes
+from amcli.quantize import NATIVE, Entries, quantizer_of
 
 if TYPE_CHECKING:
     from amcli.pipeline.fidelity import Reached
 
-DEFAULT_RATIO = 20.0
-
-AUTO = "auto"
-"""Queries by need: `repeat`, and `self-study` too where few keys are kept."""
-
-SCARCE = 24.0
-"""Keys for one entry from which on `auto` adds self-study: where not all that a document says can
-be kept, it matters what will be asked; below, it costs time and changes little."""
-
 FILE = "file"
 """What a budget that was read from a file is called."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user asked for.
-
-    ratio, tokens  full bytes over stored bytes, or mean entries per KV head: at most one
-    budget         one of `budgets.NAMES`, the path of a budget file, or None for the method's own
-    queries        names of `reference.SOURCES`, joined by `+`; `auto`; None for the method's own
-    window         most recent tokens that snapkv and pyramidkv look from and keep; None: 64, or
-                   fewer where that would be more than a quarter of a head's entries
-    store          how entries are stored, one of `quantize.STORES`
-    """
-
-    ratio: float | None = None
-    tokens: int | None = None
-    method: str = "omp"
-    budget: str | None = None
-    queries: str | None = None
-    seed: int = 0
-    max_queries: int = reference.MAX_QUERIES
-    window: int | None = None
-    store: str = NATIVE
-
-    def source(self, method: Method) -> str:
-        """Where a method's queries come from: `none`, `auto`, or names of `reference.SOURCES`."""
-        return (self.queries or method.source) if method.queries else "none"
-
-    def requested(self, method: Method) -> dict[str, float | int]:
-        """The size that was asked for, as the manifest records it."""
-        if self.tokens is not None:
-            return {"tokens": self.tokens}
-        if self.ratio is None and method.selection == "all":
-            return {"ratio": 1.0}
-        return {"ratio": DEFAULT_RATIO if self.ratio is None else float(self.ratio)}
 
 
 @dataclass
@@ -81,11 +41,9 @@ class Compaction:
     """A compacted context, ready to be written or to be used.
 
     layers       entries of every layer; sliding layers hold their raw tail
-    query_count  reference queries per KV head, `held_out` of which no fit has seen
-    errors       relative errors on the held-out queries, `name -> layer -> head` (`[]`: unknown)
-    attention    mean share of the attention of those queries that is on the document, `layer ->
-                 head` (`[]`: unknown)
+    query_count  reference queries per KV head that the fits may use
     seconds      time of each stage
+    errors       of the stored entries, on held-out queries; None: not measured
     fidelity     what a search for the ratio has found, if there was one
     file         the file that gave the budget, if it was one
     """
@@ -96,10 +54,8 @@ class Compaction:
     budget: str
     layers: list[Entries]
     query_count: int
-    held_out: int
-    errors: dict[str, list[list[float]]]
-    attention: list[list[float]]
     seconds: dict[str, float] = field(default_factory=dict)
+    errors: Errors | None = None
     fidelity: Reached | None = None
     file: BudgetFile | None = None
 
@@ -145,13 +101,12 @@ class Compaction:
             "budget": budget,
             "requested": self.requested,
             "seed": self.options.seed,
-            "queries": {
-                "source": self.options.source(self.method),
-                "count": self.query_count,
-                "held_out": self.held_out,
-            },
-            "fit_errors": self.errors,
+            "queries": {"source": self.options.source(self.method), "count": self.query_count},
         }
+        if self.errors is not None:
+            manifest["fit_errors"] = {"mass": self.errors.mass, "output": self.errors.output}
+            manifest["attention"] = self.errors.attention
+            manifest["queries"]["held_out"] = self.errors.count
         if self.fidelity is not None:
             manifest["fidelity"] = self.fidelity.record()
         return write_artifact(path, manifest, self.context.ids, self.layers, overwrite=overwrite)
@@ -184,79 +139,22 @@ def shapes(context: Context, store: str = NATIVE) -> list[LayerShape]:
     return found
 
 
-def check(options: Options, T: int | None = None) -> Method:
-    """The method that `options` name; raises UsageError for what makes no sense, early."""
-    method = methods.get(options.method)
-    if options.ratio is not None and options.tokens is not None:
-        raise UsageError("--ratio and --tokens exclude each other", "give one of them")
-    if options.ratio is not None and not options.ratio >= 1:
-        raise UsageError(f"--ratio {options.ratio:g} is below 1", "use a ratio such as 20")
-    if options.tokens is not None and options.tokens < 1:
-        raise UsageError(f"--tokens {options.tokens} is below 1", "use a number such as 256")
-    if T is not None and options.ratio is not None and options.ratio > T:
-        raise UsageError(
-            f"--ratio {options.ratio:g} is more than the context has tokens ({T:,})",
-            f"use a ratio between 1 and {T}",
-        )
-    if T is not None and options.tokens is not None and options.tokens > T:
-        raise UsageError(
-            f"--tokens {options.tokens:,} is more than the context has ({T:,})",
-            f"use a number up to {T}",
-        )
-    _budget_file(options)
-    if options.store not in STORES:
-        raise UsageError(f"unknown store {options.store!r}", f"stores: {', '.join(STORES)}")
-    _check_queries(options, method)
-    if method.selection == "all" and (options.tokens or (options.ratio or 1) != 1):
-        raise UsageError(
-            f"method {method.name!r} keeps every key", "leave --ratio out, or use --ratio 1"
-        )
-    return method
-
-
-def _budget_file(options: Options) -> BudgetFile | None:
-    """The file that gives the budget, if it is one: a name wins over a file of that name.
-
-    Raises UsageError for what is neither, and for a file that is no budget.
-    """
-    if options.budget is None or options.budget in budgets.NAMES:
-        return None
-    path = Path(options.budget)
-    if not path.exists():
-        known = ", ".join(budgets.NAMES)
-        raise UsageError(
-            f"unknown budget {options.budget!r}: no such name, and no such file",
-            f"budgets: {known}, or a file that --save-budget wrote",
-        )
-    return BudgetFile.read(path)
-
-
-def _check_queries(options: Options, method: Method) -> None:
-    """Raises UsageError for queries or a window that the method cannot use."""
-    if options.queries not in (None, AUTO):
-        reference.sources(str(options.queries))
-    if method.watch is not None and options.queries not in (None, method.source):
-        raise UsageError(
-            f"method {method.name!r} is defined by its own queries ({method.source}), "
-            f"not by {options.queries!r}",
-            "leave --queries out",
-        )
-    if options.window is not None and options.window < 1:
-        raise UsageError(f"a window of {options.window} tokens is below 1", "use 64, for example")
-
-
 def compact(
     context: Context,
     options: Options,
     *,
     progress: Progress | None = None,
     passes: Passes | None = None,
+    errors: bool = True,
 ) -> Compaction:
     """Compacts a context whose full cache is loaded; the context itself is left as it is.
 
     `passes` keeps the reference passes of this context for later calls; the seconds reported
-    for one are those it took when it ran. Raises UsageError for a ratio, budget or method that
-    does not fit, and for a method that needs a RoPE which the model does not let it find.
+    for one are those it took when it ran. `errors`: measure them, which reads some hundred
+    tokens more and changes nothing else; see `measure`.
+
+    Raises UsageError for a ratio, budget or method that does not fit, and for a method that
+    needs a RoPE which the model does not let it find.
     """
     progress = progress or Silent()
     method = check(options, context.T)
@@ -265,7 +163,7 @@ def compact(
             f"{context.loaded.id} has only sliding-window layers: nothing to compact",
             "prefill the document and chat with that",
         )
-    file = None if method.selection == "all" else _budget_file(options)
+    file = None if method.selection == "all" else budget_of(options)
     if file is not None:
         file.require_fit(context.loaded.id, full_layers(context), shapes(context))
     quantizer = quantizer_of(options.store)
@@ -285,7 +183,7 @@ def compact(
     planned = _planned(context, method, options, file)
     if options.source(method) == AUTO:
         options = replace(options, queries=_by_need(context, planned))
-    references, reference_seconds = _references(context, method, options, rotary, passes, progress)
+    references, seconds = _references(context, method, options, rotary, passes, progress)
 
     began = time.perf_counter()
     scores = [
@@ -293,21 +191,22 @@ def compact(
         for order, layer in enumerate(full_layers(context))
     ]
     lengths, budget = _allocate(context, method, options, scores, file)
-    fitted = _fit(context, method, options, references, scores, lengths, rotary, progress)
-    seconds = {"reference": reference_seconds, "compact": time.perf_counter() - began}
-    return Compaction(
-        context,
-        options,
-        method,
-        budget,
-        [layer.heads for layer in fitted],
-        max((r.count for r in references.values()), default=0),
-        max(layer.held_out for layer in fitted),
-        {"mass": [layer.mass for layer in fitted], "output": [layer.output for layer in fitted]},
-        [layer.attention for layer in fitted],
-        seconds,
-        file=file,
-    )
+    layers = _fit(context, method, options, references, scores, lengths, rotary, progress)
+    seconds["compact"] = time.perf_counter() - began
+    count = max((r.count for r in references.values()), default=0)
+    found = Compaction(context, options, method, budget, layers, count, seconds, file=file)
+    if errors:
+        measure(found, passes, progress)
+    return found
+
+
+def measure(found: Compaction, passes: Passes, progress: Progress) -> None:
+    """Fills in the errors of a compaction on held-out queries, and the seconds that it took."""
+    began = time.perf_counter()
+    context, seed = found.context, found.options.seed
+    held, _ = passes.get(("held-out", seed), lambda: heldout.queries(context, seed, progress))
+    found.errors = heldout.measure(context, found.layers, held)
+    found.seconds["errors"] = time.perf_counter() - began
 
 
 def _references(
@@ -317,25 +216,26 @@ def _references(
     rotary: Rotary | None,
     passes: Passes,
     progress: Progress,
-) -> tuple[dict[int, LayerReference], float]:
-    """The queries a method asks for, `layer -> reference`, and the seconds it took."""
+) -> tuple[dict[int, LayerReference], dict[str, float]]:
+    """The queries a method asks for, `layer -> reference`, and the seconds of each stage."""
     source = options.source(method)
     if source == "none":
-        return {}, 0.0
+        return {}, {"reference": 0.0}
     kinds: tuple[ScoreKind, ...] = () if method.score is not None else (method.score_kind,)
     if passes.shared and method.watch is None:
         kinds = SCORE_KINDS  # each costs little beside a pass of its own
     last = method.window if options.window is None else max(options.window, method.window or 0)
 
-    def run() -> dict[int, LayerReference]:
+    def ask() -> list[Passage]:
         if source == "context" and method.window is not None:
-            passages = reference.context_passages(context, last)
-        else:
-            passages = reference.passages(context, source, options.seed, progress)
+            return reference.context_passages(context, last)
+        return reference.passages(context, source, options.seed, progress)
+
+    def run() -> dict[int, LayerReference]:
         return reference.collect(
             context,
             passages,
-            max_queries=heldout.to_sample(options.max_queries),
+            max_queries=options.max_queries,
             seed=options.seed,
             kinds=kinds,
             watch=method.watch,
@@ -345,7 +245,12 @@ def _references(
 
     watched = method.watch is not None
     sample = None if watched else (options.seed, options.max_queries)
-    return passes.get((source, method.watch, last if watched else None, kinds, sample), run)
+    window = last if watched else None
+    passages, asking = passes.get(("passages", source, options.seed, window), ask)
+    found, reading = passes.get((source, method.watch, window, kinds, sample), run)
+    if "self-study" not in source:
+        return found, {"reference": asking + reading}
+    return found, {"self-study": asking, "reference": reading}
 
 
 def _by_need(context: Context, planned: Sequence[int]) -> str:
@@ -445,17 +350,6 @@ def _allocate(
     return allocate(total), name
 
 
-@dataclass(frozen=True)
-class _Fitted:
-    """One layer as stored, and per head what is known of it (`[]`: nothing); see `Compaction`."""
-
-    heads: Entries
-    held_out: int = 0
-    mass: list[float] = field(default_factory=list)
-    output: list[float] = field(default_factory=list)
-    attention: list[float] = field(default_factory=list)
-
-
 def _fit(
     context: Context,
     method: Method,
@@ -465,23 +359,23 @@ def _fit(
     lengths: Lengths,
     rotary: Rotary | None,
     progress: Progress,
-) -> list[_Fitted]:
+) -> list[Entries]:
     """Every layer's entries; sliding layers as they are."""
     count = len(context.loaded.geometry.layers)
     order = {layer: i for i, layer in enumerate(full_layers(context))}
-    fitted = []
+    layers: list[Entries] = []
     progress.start("compact", count)
     for layer in range(count):
         if layer in order:
             i = order[layer]
             found = references.get(layer)
-            fitted.append(
+            layers.append(
                 _fit_layer(context, method, options, found, layer, scores[i], lengths[i], rotary)
             )
         else:
-            fitted.append(_Fitted(dense(context.cache, layer)))
+            layers.append(dense(context.cache, layer))
         progress.advance()
-    return fitted
+    return layers
 
 
 def _fit_layer(
@@ -493,16 +387,12 @@ def _fit_layer(
     scores: torch.Tensor,
     lengths: list[int],
     rotary: Rotary | None,
-) -> _Fitted:
-    """One compacted layer, by the method's own fit or by `compact_layer`, and its errors."""
+) -> Entries:
+    """One compacted layer as it is stored, by the method's own fit or by `compact_layer`."""
     K, V = live_keys(context, layer)
-    fit = held = None
-    if found is not None and found.watched is None:
-        geometry = context.loaded.geometry
-        group = geometry.query_heads[layer] // geometry.layers[layer].kv_heads
-        fit, held = heldout.split(found, group, options.seed)
-    Q = K[:, :0] if fit is None else fit.Q
-    weights = None if fit is None else fit.weights
+    sampled = found is not None and found.watched is None
+    Q = found.Q if found is not None and sampled else K[:, :0]
+    weights = found.weights if found is not None and sampled else None
     scale, softcap = _scale(found, K), None if found is None else found.softcap
     quantizer = quantizer_of(options.store)
     # Keys that are turned after the fit are rounded after that, once.
@@ -519,17 +409,7 @@ def _fit_layer(
         )  # fmt: skip
     if method.rerotate and rotary is not None:
         result = _rerotate(result, rotary, layer, context.T)
-    heads: Entries = result.heads if quantizer is None else quantizer.pack(result.heads)
-    if held is None:  # known only where everything or nothing was kept
-        return _Fitted(heads, 0, _finite(result.mass_error), _finite(result.output_error))
-    mass, output = heldout.errors(held, K, V, heads.unpack(), scale=scale, softcap=softcap)
-    return _Fitted(
-        heads,
-        held.Q.shape[1],
-        _finite(mass),
-        _finite(output),
-        _finite(held.weights.float().mean(1)),
-    )
+    return result.heads if quantizer is None else quantizer.pack(result.heads)
 
 
 def _rerotate(result: LayerResult, rotary: Rotary, layer: int, T: int) -> LayerResult:
@@ -546,10 +426,3 @@ def _rerotate(result: LayerResult, rotary: Rotary, layer: int, T: int) -> LayerR
 
 def _scale(found: LayerReference | None, K: torch.Tensor) -> float:
     return float(K.shape[-1] ** -0.5) if found is None else found.scale
-
-
-def _finite(values: torch.Tensor) -> list[float]:
-    """Six digits of each head's number; nothing where it is unknown."""
-    if not bool(values.isfinite().all()):
-        return []
-    return [float(f"{v:.6g}") for v in values.tolist()]

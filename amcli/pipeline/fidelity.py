@@ -1,20 +1,13 @@
 """The smallest compact context that still agrees with the full one: a search over ratios.
 
-Agreement is measured on tokens of the document that the model is made to say again, as the share
-of them where compact and full context have the same likeliest next token. For the measure to
-mean something, the text must not be what the entries were fitted to. But a document's facts
-cannot be held out: scores and fits that never saw a fact would lose it, so that the number would
-be far below what a user gets. What is held out is the way of asking for them. The reference pass
-says the document in parts as long as it can, each token after all of its predecessors; here it is
-said in short parts that begin anywhere, so that the model has to find each place again by the
-compact keys alone, from another question, at other positions, and with little of its own text to
-lean on. On the model in the box that is the harder task at every ratio (docs/methods.md).
+Agreement is the share of places in held-out text where compact and full context have the same
+likeliest next token, teacher-forced. What is held out, and why, stands in `heldout`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,12 +15,12 @@ import torch
 
 from amcli.errors import UsageError
 from amcli.matching import methods
-from amcli.models.cache import CompactCache
-from amcli.pipeline.compaction import Compaction, Options, check, compact, shapes
-from amcli.pipeline.contexts import Context, dense, full_layers
+from amcli.pipeline import heldout
+from amcli.pipeline.compaction import Compaction, compact, measure, shapes
+from amcli.pipeline.contexts import Context, shared
+from amcli.pipeline.options import Options, check
 from amcli.pipeline.progress import Progress, Silent
-from amcli.pipeline.reference import Passes
-from amcli.prompts import REPEAT_FROM
+from amcli.pipeline.reference import Passage, Passes
 from amcli.quantize import Entries
 
 LARGEST = 400.0
@@ -42,7 +35,6 @@ PART = 128
 TOKENS = 4096
 """Document tokens that are asked for at most; of a longer document a seeded choice of parts."""
 
-_HEAD = 12  # tokens that the instruction quotes: the document is not needed to say them
 _LOGITS = {"cuda": 2**27}  # logits of one batch; elsewhere:
 _LOGITS_CPU = 2**25
 
@@ -83,19 +75,6 @@ class Reached:
             "tokens": self.tokens,
             "probes": [probe.record() for probe in self.probes],
         }
-
-
-@dataclass(frozen=True)
-class Part:
-    """Tokens fed after the context; what follows each of `ids[first - 1 : -1]` is predicted."""
-
-    ids: list[int]
-    first: int
-
-    @property
-    def count(self) -> int:
-        """Predictions that are compared."""
-        return len(self.ids) - self.first
 
 
 def require(fidelity: float, options: Options) -> None:
@@ -139,29 +118,38 @@ def search(
     passes = Passes(context, shared=False)
     found: Compaction | None = None
     probes: list[Probe] = []
-    seconds = {"reference": 0.0, "compact": 0.0, "agreement": judge.seconds}
+    reference: dict[str, dict[str, float]] = {}  # stages before `compact`, by source of queries
+    compacting = 0.0
     low, high = -1, len(grid)  # the largest that is good, the smallest that is not
     while high - low > 1:
         middle = (low + high) // 2
         stages = _Stages(progress, grid[middle], probes)
-        tried = compact(
-            context, replace(options, ratio=grid[middle]), progress=stages, passes=passes
-        )
+        asked = replace(options, ratio=grid[middle])
+        tried = compact(context, asked, progress=stages, passes=passes, errors=False)
         agreement = judge.agreement(tried.layers, stages)
         probes.append(Probe(grid[middle], tried.ratio, tried.stored_bytes, agreement))
-        seconds["reference"] = tried.seconds["reference"]
-        seconds["compact"] += tried.seconds["compact"]
+        compacting += tried.seconds.pop("compact")
+        reference[tried.options.source(method)] = tried.seconds
         if agreement >= fidelity:
             low, found = middle, tried
         else:
             high = middle
-    seconds["agreement"] = judge.seconds
     if found is None:
         raise _too_high(fidelity, probes)
     reached = next(probe for probe in probes if probe.ratio == grid[low])
     found.fidelity = Reached(fidelity, reached.agreement, judge.tokens, tuple(probes))
-    found.seconds = {**found.seconds, **seconds}
+    found.seconds = {**_summed(reference.values()), "compact": compacting}
+    found.seconds["agreement"] = judge.seconds
+    measure(found, passes, progress)
     return found
+
+
+def _summed(stages: Iterable[dict[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for seconds in stages:
+        for name, value in seconds.items():
+            total[name] = total.get(name, 0.0) + value
+    return total
 
 
 def ratios(context: Context, store: str, beta: bool) -> list[float]:
@@ -174,55 +162,35 @@ def ratios(context: Context, store: str, beta: bool) -> list[float]:
     return [r for r in grid if r == 1 or (r <= context.T and room / r >= heads * cost)]
 
 
-def held_out(context: Context, seed: int) -> list[Part]:
-    """The document in parts of PART tokens that begin at a seeded place, each after its question.
-
-    The tail of the part before the first one is left out, as is a last part too short to say
-    anything, unless there is no other. Raises UsageError where the model's positions end.
-    """
-    document = context.ids[context.document_start : context.document_end]
-    chat, tokenizer = context.loaded.chat, context.loaded.tokenizer
-    generator = torch.Generator().manual_seed(seed)
-    # From a quarter to three quarters of a part: where reference passages begin is not close.
-    offset = PART // 4 + int(torch.randint(PART // 2, (1,), generator=generator))
-    if len(document) < offset + PART // 2:
-        offset = 0
-    starts = list(range(offset, max(offset + 1, len(document) - PART // 4), PART))
-    order = torch.randperm(len(starts), generator=generator).tolist()
-    chosen = sorted(order[: max(1, TOKENS // PART)])
-    parts = []
-    for start in (starts[i] for i in chosen):
-        piece = document[start : start + PART]
-        quoted = min(_HEAD, len(piece) // 2)
-        head = str(tokenizer.decode(piece[:quoted], skip_special_tokens=True)).strip()
-        lead = chat.first_turn(REPEAT_FROM.format(start=head))
-        parts.append(Part(lead + piece, len(lead) + quoted))
-    limit = context.loaded.geometry.max_positions
-    longest = max(len(part.ids) for part in parts)
-    if limit is not None and context.T + longest > limit:
+def held_out(context: Context, seed: int) -> list[Passage]:
+    """Parts of the document to be said again; UsageError where the model's positions end."""
+    parts = heldout.parts(context, PART, max(1, TOKENS // PART), seed)
+    if not parts:
         raise UsageError(
-            f"the model's {limit:,} positions leave no room to measure an agreement behind a "
-            f"context of {context.T:,} tokens",
+            f"the model's {context.loaded.geometry.max_positions:,} positions leave no room to "
+            f"measure an agreement behind a context of {context.T:,} tokens",
             "shorten the document, or give a --ratio",
         )
     return parts
 
 
 class Judge:
-    """Knows what the full context predicts on held-out parts, and compares others with it.
+    """Knows what the full context predicts in held-out text, and compares others with it.
 
-    seconds  spent so far; tokens: predictions that are compared
+    Token `i` of a passage is predicted from those before it, for all `i >= first`.
+
+    tokens  predictions that are compared; seconds: spent so far
     """
 
-    def __init__(self, context: Context, parts: Sequence[Part], progress: Progress) -> None:
+    def __init__(self, context: Context, passages: Sequence[Passage], progress: Progress) -> None:
         self.context = context
-        self.parts = parts
-        self.tokens = sum(part.count for part in parts)
+        self.passages = passages
+        self.tokens = sum(len(p.ids) - p.first for p in passages)
         self.seconds = 0.0
         self._truth = self._likeliest(None, progress)  # [tokens]
 
     def agreement(self, layers: Sequence[Entries], progress: Progress | None = None) -> float:
-        """Share of the predictions in which entries of these layers agree with the full context."""
+        """Share of the predictions in which these entries agree with the full context."""
         mine = self._likeliest(layers, progress or Silent())
         return int((mine == self._truth).sum()) / max(1, self.tokens)
 
@@ -232,33 +200,30 @@ class Judge:
         began = time.perf_counter()
         loaded = self.context.loaded
         model: Any = loaded.model
-        cache = _cache(self.context, layers)
+        cache = shared(self.context, layers)
         progress.start("agreement", self.tokens)
         found = []
         for batch in self._batches():
-            columns = max(len(part.ids) for part in batch) - 1  # the last one is only predicted
-            rows = [(part.ids[:-1] + [0] * columns)[:columns] for part in batch]
+            columns = max(len(p.ids) for p in batch) - 1  # a last token is only predicted
+            rows = [(p.ids[:-1] + [0] * columns)[:columns] for p in batch]
+            ids = torch.tensor(rows, device=loaded.device)
             fork = cache.fork(len(batch))
-            logits = model(
-                input_ids=torch.tensor(rows, device=loaded.device),
-                past_key_values=fork,
-                use_cache=True,
-            ).logits  # [B, columns, V]
+            logits = model(input_ids=ids, past_key_values=fork, use_cache=True).logits
             fork.require_attended()
-            top = logits.argmax(-1)
-            for row, part in enumerate(batch):
-                found.append(top[row, part.first - 1 : len(part.ids) - 1].cpu())
-                progress.advance(part.count)
+            top = logits.argmax(-1)  # [B, columns]
+            for row, p in enumerate(batch):
+                found.append(top[row, p.first - 1 : len(p.ids) - 1].cpu())
+                progress.advance(len(p.ids) - p.first)
         self.seconds += time.perf_counter() - began
         return torch.cat(found)
 
-    def _batches(self) -> list[list[Part]]:
-        """Parts that go through the model together, padded on the right."""
+    def _batches(self) -> list[list[Passage]]:
+        """Passages that go through the model together, padded on the right."""
         config = self.context.loaded.model.config.get_text_config(decoder=True)
-        longest = max(len(part.ids) for part in self.parts)
+        longest = max(len(p.ids) for p in self.passages)
         limit = _LOGITS.get(self.context.loaded.device.type, _LOGITS_CPU)
         size = max(1, limit // (longest * int(config.vocab_size)))
-        return [list(self.parts[i : i + size]) for i in range(0, len(self.parts), size)]
+        return [list(self.passages[i : i + size]) for i in range(0, len(self.passages), size)]
 
 
 class _Stages:
@@ -276,14 +241,6 @@ class _Stages:
     def advance(self, units: int = 1) -> None:
         """Some units of it are done."""
         self._progress.advance(units)
-
-
-def _cache(context: Context, layers: Sequence[Entries] | None) -> CompactCache:
-    """The entries of full layers as a prefix that a batch shares; the full context when None."""
-    cache = context.cache.fork()
-    for i in full_layers(context):
-        cache.set_prefix(i, dense(context.cache, i) if layers is None else layers[i], context.T)
-    return cache
 
 
 def _too_high(fidelity: float, probes: Sequence[Probe]) -> UsageError:

@@ -13,6 +13,7 @@ import difflib
 import time
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 
@@ -181,6 +182,9 @@ def passages(context: Context, name: str, seed: int, progress: Progress) -> list
     return found
 
 
+Made = TypeVar("Made")
+
+
 class Passes:
     """Reference passes over one context, kept for further methods and ratios.
 
@@ -191,11 +195,9 @@ class Passes:
     def __init__(self, context: Context, shared: bool = True) -> None:
         self.context = context
         self.shared = shared
-        self._done: dict[Hashable, tuple[dict[int, LayerReference], float]] = {}
+        self._done: dict[Hashable, tuple[Any, float]] = {}
 
-    def get(
-        self, key: Hashable, make: Callable[[], dict[int, LayerReference]]
-    ) -> tuple[dict[int, LayerReference], float]:
+    def get(self, key: Hashable, make: Callable[[], Made]) -> tuple[Made, float]:
         """What `make` gave for that key, and the seconds that it took when it ran."""
         if key not in self._done:
             began = time.perf_counter()

@@ -1,0 +1,136 @@
+"""What `amkv compact` says of its work: sizes, seconds, errors, and the heads that stand out."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any
+
+from amcli.commands.summary import fit_errors
+from amcli.console import bytes_text, seconds_text
+
+if TYPE_CHECKING:
+    from amcli.pipeline.compaction import Compaction
+
+SHOWN = 5
+"""Heads that each of the two tables shows."""
+
+
+@dataclass(frozen=True)
+class HeadFacts:
+    """One compacted KV head: its entries, and what is known of it on held-out queries.
+
+    attention  mean share of its attention that is on the document
+    """
+
+    layer: int
+    head: int
+    entries: int
+    mass_error: float | None
+    output_error: float | None
+    attention: float | None
+
+    def record(self) -> dict[str, Any]:
+        """The head as JSON."""
+        return dict(vars(self))
+
+
+def facts(result: Compaction) -> list[HeadFacts]:
+    """All heads of the layers that were compacted, in order."""
+    from amcli.pipeline.contexts import full_layers
+
+    found = []
+    for layer in full_layers(result.context):
+        known: list[list[float]] = [[], [], []]
+        if (e := result.errors) is not None:
+            known = [e.mass[layer], e.output[layer], e.attention[layer]]
+        for head, entries in enumerate(result.layers[layer].lengths):
+            mass, output, attention = (values[head] if values else None for values in known)
+            found.append(HeadFacts(layer, head, entries, mass, output, attention))
+    return found
+
+
+def most_entries(heads: Sequence[HeadFacts]) -> list[HeadFacts]:
+    """The heads with the largest budgets, largest first."""
+    return sorted(heads, key=lambda h: (-h.entries, h.layer, h.head))[:SHOWN]
+
+
+def largest_errors(heads: Sequence[HeadFacts]) -> list[HeadFacts]:
+    """The heads with the largest output error, largest first; those where it is unknown are out."""
+    known = [h for h in heads if h.output_error is not None]
+    return sorted(known, key=lambda h: (-(h.output_error or 0.0), h.layer, h.head))[:SHOWN]
+
+
+def record(result: Compaction, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `compact --json` that are about heads, errors and the search."""
+    heads = facts(result)
+    return {
+        "fit_errors": fit_errors(manifest),
+        "most_entries": [h.record() for h in most_entries(heads)],
+        "largest_errors": [h.record() for h in largest_errors(heads)],
+        "fidelity": None if result.fidelity is None else result.fidelity.record(),
+    }
+
+
+def lines(
+    result: Compaction, manifest: Mapping[str, Any], seconds: Mapping[str, float], total: float
+) -> Iterator[str]:
+    """The receipt for people, in 80 columns; `seconds` of each stage in their order."""
+    heads = facts(result)
+    counts = [h.entries for h in heads]
+    yield (
+        f"{bytes_text(result.full_bytes)} → {bytes_text(result.stored_bytes)}, "
+        f"{result.ratio:.1f}× smaller, in {seconds_text(total)}"
+    )
+    # A number and its unit stay on one line.
+    stages = ", ".join(
+        f"{name} {seconds_text(s)}".replace(" ", "\xa0") for name, s in seconds.items()
+    )
+    for line in wrap(stages, 80, initial_indent="  ", subsequent_indent="  "):
+        yield line.replace("\xa0", " ")
+    if counts:
+        store = result.options.store
+        bits = "" if store == "native" else f", each number in {store}"
+        yield (
+            f"{result.context.T:,} tokens are now {statistics.fmean(counts):,.0f} entries a head "
+            f"({min(counts):,} to {max(counts):,}){bits}"
+        )
+    if result.fidelity is not None:
+        reached = result.fidelity
+        yield (
+            f"agreement {reached.agreement:.3f} at {result.ratio:.1f}×, asked for "
+            f"{reached.asked:g} ({reached.tokens:,} held-out tokens, "
+            f"{len(reached.probes)} ratios tried)"
+        )
+    known = fit_errors(manifest)
+    if known and result.errors is not None:
+        means = ", ".join(f"{name} {_number(known[name]['mean'])}" for name in sorted(known)[::-1])
+        yield f"error on {result.errors.count} held-out queries a head: {means} on average"
+        yield from _table(heads)
+
+
+def _table(heads: Sequence[HeadFacts]) -> Iterator[str]:
+    """Two tables side by side."""
+    gap = " " * 6
+    heading = f"{'layer':>7}{'head':>6}{'entries':>9}{'output':>8}{'mass':>7}"
+    yield f"  {'most entries':<{len(heading) - 2}}{gap}  largest errors"
+    yield heading + gap + heading
+    for left, right in zip_longest(most_entries(heads), largest_errors(heads)):
+        yield _row(left) + (gap + _row(right) if right else "")
+
+
+def _row(head: HeadFacts) -> str:
+    return (
+        f"{head.layer:>7}{head.head:>6}{head.entries:>9,}"
+        f"{_number(head.output_error):>8}{_number(head.mass_error):>7}"
+    )
+
+
+def _number(error: float | None) -> str:
+    """An error in at most six characters."""
+    if error is None:
+        return "–"
+    return f"{error:.3f}" if error < 10 else f"{error:.3g}"
