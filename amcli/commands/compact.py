@@ -114,8 +114,10 @@ Queries = Annotated[
         metavar="NAME",
         show_default=False,
         help=(
-            "What stands for future questions: repeat (the document, said again) or context "
-            "(the document's own). The method's own if left out."
+            "What stands for future questions: repeat (the document, said again), self-study "
+            "(questions that the model asks itself), context (the document's own), or a mixture "
+            "such as repeat+self-study. The method's own if left out: repeat, or self-study "
+            "where very few keys are kept."
         ),
     ),
 ]
@@ -132,7 +134,7 @@ def compact(
     budget: Budget = None,
     save_budget: SaveBudget = None,
     queries: Queries = None,
-    store: opt.Store = "native",
+    store: opt.Store = None,
     seed: opt.Seed = 0,
     output: opt.Output = None,
     model: opt.Model = None,

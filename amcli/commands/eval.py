@@ -103,7 +103,7 @@ def evaluate(
             help="What stands for future questions. Each method's own if left out.",
         ),
     ] = None,
-    store: opt.Store = "native",
+    store: opt.Store = None,
     reason: Annotated[
         bool,
         typer.Option(
@@ -231,7 +231,7 @@ def _summary(results: Results) -> str:
     settings = results.settings
     questions = sum(map(len, results.questions))
     lengths = [document["tokens"] for document in results.documents]
-    stored = "" if settings["store"] == "native" else f", entries in {settings['store']}"
+    stored = "" if settings["store"] is None else f", entries in {settings['store']}"
     length = " to ".join(f"{n:,}" for n in sorted({min(lengths), max(lengths)}))
     return (
         f"{table_text(results.rows())}\n\n"

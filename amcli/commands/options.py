@@ -52,12 +52,14 @@ def whole(option: str, example: str, least: int = 0) -> Callable[[object], int]:
 
 
 Store = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--store",
         metavar="NAME",
-        help="How entries are stored: native (the model's dtype), int8, or int4. Fewer bits, more "
-        "entries at the same ratio.",
+        show_default=False,
+        help="How entries are stored: native (the model's dtype), int8, int4, or auto (int4, or "
+        "int8 where 4 bits would lose too much). Fewer bits, more entries at the same ratio. "
+        "The method's own if left out.",
     ),
 ]
 Model = Annotated[

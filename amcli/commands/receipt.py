@@ -92,7 +92,7 @@ def lines(
     for line in wrap(stages, 80, initial_indent="  ", subsequent_indent="  "):
         yield line.replace("\xa0", " ")
     if counts:
-        store = result.options.store
+        store = result.options.storage(result.method)
         bits = "" if store == "native" else f", each number in {store}"
         yield (
             f"{result.context.T:,} tokens are now {statistics.fmean(counts):,.0f} entries a head "

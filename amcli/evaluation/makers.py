@@ -24,7 +24,7 @@ from amcli.pipeline.contexts import Context, full_layers, shared
 from amcli.pipeline.progress import Progress
 from amcli.pipeline.reference import Passes
 from amcli.pipeline.source import Source
-from amcli.quantize import Entries, quantizer_of
+from amcli.quantize import NATIVE, Entries, quantizer_of
 from amcli.ragged import RaggedHeads
 
 FULL, NONE = "full", "none"
@@ -105,7 +105,9 @@ def summary(context: Context, options: Options, passes: Passes, progress: Progre
     loaded = context.loaded
     began = stopwatch(loaded.device)
     full_bytes = sum(shape.full_bytes for shape in shapes(context))
-    cost = sum(x.heads * x.entry_bytes(beta=False) for x in shapes(context, options.store))
+    cost = sum(
+        x.heads * x.entry_bytes(beta=False) for x in shapes(context, options.store or NATIVE)
+    )
     bought = full_bytes / cost if cost else context.T  # bytes go by the token: no biases
     tokens = min(context.T, int(bought / float(options.ratio or 1)))
     opening = len(loaded.chat.open_document("").ids)
@@ -122,7 +124,7 @@ def summary(context: Context, options: Options, passes: Passes, progress: Progre
             progress.advance()
     text = _that_fits(loaded, ids, tokens)
     brief = contexts.prefill(loaded, Source("summary", text))
-    layers = _stored(brief, options.store)
+    layers = _stored(brief, store)
     stored = sum(layers[i].nbytes for i in full_layers(brief))
     seconds = {"reference": 0.0, "compact": stopwatch(loaded.device) - began}
     return Made(shared(brief, layers), stored, full_bytes, "uniform", seconds)

@@ -26,7 +26,6 @@ from amcli.pipeline.progress import Progress
 from amcli.pipeline.reference import Passes
 from amcli.pipeline.replies import answers
 from amcli.pipeline.source import Source
-from amcli.quantize import NATIVE
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Settings:
     methods      each with the ratios it is measured at
     docs, tokens, questions   see `suites.base.Request`; None: the suite's own
     budget, queries           see `pipeline.compaction.Options`; None: the method's own
-    store                     how every method's entries are stored
+    store                     how every method's entries are stored; None: as it has them
     """
 
     suite: Suite
@@ -49,7 +48,7 @@ class Settings:
     budget: str | None = None
     queries: str | None = None
     reason: bool = False
-    store: str = NATIVE
+    store: str | None = None
 
     @classmethod
     def of(

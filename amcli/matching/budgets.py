@@ -25,6 +25,10 @@ almost everything to the few heads that look facts up, and starve those that pre
 FLOOR_LEAST = 4
 """Entries every head keeps at least: room for the sink and a little more."""
 
+FLOOR_FIRST = 16
+"""Entries that heads of the first layer keep at least. Their attention is spread over the whole
+document, so no single key scores high, and what they lose every later layer loses."""
+
 ADAKV_SHARE = 0.2
 """Share of a head's mean budget that AdaKV protects (kvpress; its paper: 0.5)."""
 
@@ -119,22 +123,25 @@ def adaptive(scores: Sequence[torch.Tensor], total: int, floor: int | None = Non
     `scores`: per layer `[H, T]`, comparable across layers and heads (a softmax probability).
     Each head first gets its own best `min(floor, T)` keys (fewer when `total` is less than the
     floors), the rest goes to the best remaining scores anywhere. The floor is FLOOR_SHARE of the
-    mean budget, at least FLOOR_LEAST, unless given. Ties go to the lower layer, then head.
+    mean budget, at least FLOOR_LEAST (FLOOR_FIRST in the first layer), unless given. Ties go to
+    the lower layer, then head.
     Raises ValueError as `uniform`.
     """
     _check_total(total, sum(s.numel() for s in scores))
     heads = sum(s.shape[0] for s in scores)
     if heads == 0:
         return [[] for _ in scores]
+    share = int(FLOOR_SHARE * total / heads)
+    floors = [max(FLOOR_LEAST, share) if floor is None else floor] * len(scores)
     if floor is None:
-        floor = max(FLOOR_LEAST, int(FLOOR_SHARE * total / heads))
-    floor = min(floor, total // heads)
+        floors[0] = max(FLOOR_FIRST, share)
+    floors = [min(f, total // heads) for f in floors]
     lengths: list[int] = []
     pool: list[torch.Tensor] = []
     owner: list[torch.Tensor] = []
-    for layer in scores:
+    for layer, least in zip(scores, floors, strict=True):
         H, T = layer.shape
-        kept = min(floor, T)
+        kept = min(least, T)
         ranked = layer.detach().float().cpu().sort(dim=1, descending=True).values[:, kept:]
         pool.append(ranked.reshape(-1))
         owner.append(torch.arange(len(lengths), len(lengths) + H).repeat_interleave(T - kept))

@@ -170,6 +170,7 @@ class Method:
     score           replaces `score_kind`: `score(ctx) -> [H, T]`, larger is better
     queries         whether it needs reference queries at all
     source          where they come from unless the user says otherwise
+    store           how entries are stored unless the user says otherwise
     watch           makes a `Watcher` a layer, shown to `score`; the source is then fixed
     window          how many of the last tokens' queries it watches; None: all
     rope            needs queries before RoPE, and the rotations to come
@@ -189,6 +190,7 @@ class Method:
     score: ScoreFunction | None = None
     queries: bool = True
     source: str = "repeat"
+    store: str = "native"
     watch: WatchFunction | None = None
     window: int | None = None
     rope: bool = False

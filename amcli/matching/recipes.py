@@ -12,6 +12,7 @@ OMP = register(
         name="omp",
         summary="matching pursuit on mass and outputs, exact biases, shrunk values (default)",
         source="auto",
+        store="auto",
     )
 )
 
@@ -21,6 +22,7 @@ HIGHEST_ATTENTION = register(
         summary="the most attended keys, exact biases, shrunk values; much faster than omp",
         score_kind="rms",
         source="auto",
+        store="auto",
         selection="top",
     )
 )

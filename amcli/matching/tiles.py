@@ -11,9 +11,10 @@ from math import isqrt
 
 import torch
 
-TILE_ELEMENTS = 1 << 24
-"""Elements of the largest temporary of a streaming pass (64 MiB in float32); a pass holds a
-few of them at a time. Every function that streams takes `tile` to override it."""
+TILE_ELEMENTS = 1 << 22
+"""Elements of the largest temporary of a streaming pass (16 MiB in float32); a pass holds a few
+of them at a time. Four times as many make CPUs slower: such memory comes fresh from the system
+each time. Every function that streams takes `tile` to override it."""
 
 
 def working_dtype(*tensors: torch.Tensor) -> torch.dtype:

@@ -67,13 +67,16 @@ class BudgetFile:
             raise UsageError(
                 f"{path} is a broken budget file: its shares are not numbers from 0 to 1", _AGAIN
             )
+        indices = [layer["layer"] for layer in layers]
+        if twice := [i for i in indices if indices.count(i) > 1]:
+            raise UsageError(f"{path} is a broken budget file: layer {twice[0]} twice", _AGAIN)
         total = math.fsum(s for layer in layers for s in layer["shares"])
         if not total > 0:
             raise UsageError(f"{path} is a broken budget file: its shares are all zero", _AGAIN)
         model = record.get("model")
         return cls(
             path,
-            [layer["layer"] for layer in layers],
+            indices,
             [[s / total for s in layer["shares"]] for layer in layers],
             model if isinstance(model, dict) else {},
             hashlib.sha256(data).hexdigest(),

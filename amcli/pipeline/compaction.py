@@ -20,9 +20,10 @@ from amcli.matching.scores import SCORE_KINDS, ScoreKind
 from amcli.models.rotary import Rotary
 from amcli.pipeline import budget_file, heldout, reference
 from amcli.pipeline.budget_file import BudgetFile
+from amcli.pipeline.choices import queries_by_need, store_by_error
 from amcli.pipeline.contexts import Context, dense, full_layers, live_keys
 from amcli.pipeline.heldout import Errors
-from amcli.pipeline.options import AUTO, SCARCE, budget_of
+from amcli.pipeline.options import AUTO, budget_of
 from amcli.pipeline.options import Options as Options
 from amcli.pipeline.options import check as check
 from amcli.pipeline.progress import Progress, Silent
@@ -96,7 +97,7 @@ class Compaction:
             **self.context.manifest(),
             "kind": "compact",
             "stored": [list(heads.lengths) for heads in self.layers],
-            "store": self.options.store,
+            "store": self.options.storage(self.method),
             "method": {"name": self.method.name},
             "budget": budget,
             "requested": self.requested,
@@ -166,13 +167,6 @@ def compact(
     file = None if method.selection == "all" else budget_of(options)
     if file is not None:
         file.require_fit(context.loaded.id, full_layers(context), shapes(context))
-    quantizer = quantizer_of(options.store)
-    odd = [d for x in shapes(context) for d in (x.key_dim, x.value_dim) if d % 2]
-    if quantizer is not None and quantizer.bits == 4 and odd:
-        raise UsageError(
-            f"--store {options.store} wants even head dimensions, {context.loaded.id} has {odd[0]}",
-            "use --store int8",
-        )
     if passes is None:
         passes = Passes(context, shared=False)
     elif passes.context is not context:
@@ -180,9 +174,11 @@ def compact(
     rotary = None
     if method.rope or method.rerotate:
         rotary = Rotary(context.loaded.model, context.loaded.geometry)
+    options = settled(context, method, options, passes, progress)
     planned = _planned(context, method, options, file)
     if options.source(method) == AUTO:
-        options = replace(options, queries=_by_need(context, planned))
+        queries = queries_by_need(context, shapes(context), planned)
+        options = replace(options, queries=queries)
     references, seconds = _references(context, method, options, rotary, passes, progress)
 
     began = time.perf_counter()
@@ -200,11 +196,36 @@ def compact(
     return found
 
 
+def settled(
+    context: Context, method: Method, options: Options, passes: Passes, progress: Progress
+) -> Options:
+    """The same options with the `store` decided. Raises UsageError for one that cannot be."""
+    store = options.storage(method)
+    if store == AUTO:
+        store = store_by_error(context, _held_out(context, options.seed, passes, progress))
+    quantizer = quantizer_of(store)
+    odd = [d for x in shapes(context) for d in (x.key_dim, x.value_dim) if d % 2]
+    if quantizer is not None and quantizer.bits == 4 and odd:
+        raise UsageError(
+            f"--store {store} wants even head dimensions, {context.loaded.id} has {odd[0]}",
+            "use --store int8",
+        )
+    return replace(options, store=store)
+
+
+def _held_out(
+    context: Context, seed: int, passes: Passes, progress: Progress
+) -> dict[int, LayerReference]:
+    """Queries that no fit sees, made once for a context."""
+    held, _ = passes.get(("held-out", seed), lambda: heldout.queries(context, seed, progress))
+    return held
+
+
 def measure(found: Compaction, passes: Passes, progress: Progress) -> None:
     """Fills in the errors of a compaction on held-out queries, and the seconds that it took."""
     began = time.perf_counter()
     context, seed = found.context, found.options.seed
-    held, _ = passes.get(("held-out", seed), lambda: heldout.queries(context, seed, progress))
+    held = _held_out(context, seed, passes, progress)
     found.errors = heldout.measure(context, found.layers, held)
     found.seconds["errors"] = time.perf_counter() - began
 
@@ -253,16 +274,6 @@ def _references(
     return found, {"self-study": asking, "reference": reading}
 
 
-def _by_need(context: Context, planned: Sequence[int]) -> str:
-    """The sources that `auto` stands for, with `planned` entries a head in each layer."""
-    layers = shapes(context)
-    entries = sum(t * layer.heads for t, layer in zip(planned, layers, strict=True))
-    keys = sum(layer.tokens * layer.heads for layer in layers)
-    if context.loaded.chat.raw or keys < SCARCE * entries:
-        return "repeat"
-    return "repeat+self-study"
-
-
 def _budget(method: Method, options: Options) -> str:
     return "all" if method.selection == "all" else options.budget or method.budget
 
@@ -271,7 +282,7 @@ def _planned(
     context: Context, method: Method, options: Options, file: BudgetFile | None
 ) -> list[int]:
     """Entries per head of each layer, before scores are known; see `budgets.planned`."""
-    layers = shapes(context, options.store)
+    layers = shapes(context, options.storage(method))
     if method.selection == "all":
         return [layer.tokens for layer in layers]
     if options.tokens is not None:
@@ -333,7 +344,7 @@ def _allocate(
     file: BudgetFile | None,
 ) -> tuple[Lengths, str]:
     """Entries per layer and head, and the name of the budget."""
-    layers = shapes(context, options.store)
+    layers = shapes(context, options.storage(method))
     name = FILE if file is not None else _budget(method, options)
     if method.selection == "all":
         return [[layer.tokens] * layer.heads for layer in layers], name
@@ -394,7 +405,7 @@ def _fit_layer(
     Q = found.Q if found is not None and sampled else K[:, :0]
     weights = found.weights if found is not None and sampled else None
     scale, softcap = _scale(found, K), None if found is None else found.softcap
-    quantizer = quantizer_of(options.store)
+    quantizer = quantizer_of(options.storage(method))
     # Keys that are turned after the fit are rounded after that, once.
     rounding = None if method.rerotate else quantizer
     if method.fit is not None:

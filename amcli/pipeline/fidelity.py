@@ -16,7 +16,7 @@ import torch
 from amcli.errors import UsageError
 from amcli.matching import methods
 from amcli.pipeline import heldout
-from amcli.pipeline.compaction import Compaction, compact, measure, shapes
+from amcli.pipeline.compaction import Compaction, compact, measure, settled, shapes
 from amcli.pipeline.contexts import Context, shared
 from amcli.pipeline.options import Options, check
 from amcli.pipeline.progress import Progress, Silent
@@ -113,9 +113,10 @@ def search(
     progress = progress or Silent()
     require(fidelity, options)
     method = check(options, context.T)
-    judge = Judge(context, held_out(context, options.seed), progress)
-    grid = ratios(context, options.store, beta=method.has_beta)
     passes = Passes(context, shared=False)
+    options = settled(context, method, options, passes, progress)
+    judge = Judge(context, held_out(context, options.seed), progress)
+    grid = ratios(context, options.storage(method), beta=method.has_beta)
     found: Compaction | None = None
     probes: list[Probe] = []
     reference: dict[str, dict[str, float]] = {}  # stages before `compact`, by source of queries

@@ -10,16 +10,12 @@ from amcli.matching import budgets, methods
 from amcli.matching.methods import Method
 from amcli.pipeline import reference
 from amcli.pipeline.budget_file import BudgetFile
-from amcli.quantize import NATIVE, STORES
+from amcli.quantize import STORES
 
 DEFAULT_RATIO = 20.0
 
 AUTO = "auto"
-"""Queries by need: `repeat`, and `self-study` too where few keys are kept."""
-
-SCARCE = 24.0
-"""Keys for one entry from which on `auto` adds self-study: where not all that a document says can
-be kept, it matters what will be asked; below, it costs time and changes little."""
+"""Queries or store as `choices` has them for the document and the size at hand."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +27,8 @@ class Options:
     queries        names of `reference.SOURCES`, joined by `+`; `auto`; None for the method's own
     window         most recent tokens that snapkv and pyramidkv look from and keep; None: 64, or
                    fewer where that would be more than a quarter of a head's entries
-    store          how entries are stored, one of `quantize.STORES`
+    store          how entries are stored: one of `quantize.STORES`, `auto`, or None for the
+                   method's own
     """
 
     ratio: float | None = None
@@ -42,11 +39,15 @@ class Options:
     seed: int = 0
     max_queries: int = reference.MAX_QUERIES
     window: int | None = None
-    store: str = NATIVE
+    store: str | None = None
 
     def source(self, method: Method) -> str:
         """Where a method's queries come from: `none`, `auto`, or names of `reference.SOURCES`."""
         return (self.queries or method.source) if method.queries else "none"
+
+    def storage(self, method: Method) -> str:
+        """How entries are stored: `auto`, or one of `quantize.STORES`."""
+        return self.store or method.store
 
     def requested(self, method: Method) -> dict[str, float | int]:
         """The size that was asked for, as the manifest records it."""
@@ -77,8 +78,9 @@ def check(options: Options, T: int | None = None) -> Method:
             f"use a number up to {T}",
         )
     budget_of(options)
-    if options.store not in STORES:
-        raise UsageError(f"unknown store {options.store!r}", f"stores: {', '.join(STORES)}")
+    if options.store not in (None, AUTO, *STORES):
+        known = ", ".join((AUTO, *STORES))
+        raise UsageError(f"unknown store {options.store!r}", f"stores: {known}")
     _check_queries(options, method)
     if method.selection == "all" and (options.tokens or (options.ratio or 1) != 1):
         raise UsageError(

@@ -44,7 +44,7 @@ class Passage:
 
     start   the context's length, or earlier: the context's own tokens, read once more
     part    positions of the context that the passage is about
-    source  what it comes from, a key of `SOURCES`; weight: factor of its scores
+    source  what it comes from, a key of `SOURCES`
     """
 
     ids: list[int]
@@ -52,7 +52,6 @@ class Passage:
     start: int
     part: slice
     source: str = "repeat"
-    weight: float = 1.0
 
 
 @dataclass
@@ -153,9 +152,6 @@ SOURCES: dict[str, Callable[[Context, int, Progress], list[Passage]]] = {
 }
 """Ways to make reference queries, by the names that `--queries` takes."""
 
-MIXED_WEIGHT = {"repeat": 0.5}
-"""Factor of a source's scores beside others: what is asked about goes before what is only there."""
-
 
 def sources(name: str) -> tuple[str, ...]:
     """The sources of a mixture such as `repeat+self-study`. Raises UsageError for others."""
@@ -176,9 +172,8 @@ def passages(context: Context, name: str, seed: int, progress: Progress) -> list
     names = sources(name)
     found = []
     for source in names:
-        weight = MIXED_WEIGHT.get(source, 1.0) if len(names) > 1 else 1.0
         made = SOURCES[source](context, seed, progress)
-        found += [replace(passage, source=source, weight=weight) for passage in made]
+        found += [replace(passage, source=source) for passage in made]
     return found
 
 
@@ -356,13 +351,11 @@ class _Recorder:
             fed_limit=None if look.fed_limit is None else look.fed_limit[skip:],
         )
         Q, limit, fed_limit = look.rows()  # over the group's query heads, then over tokens
-        weight = self.passage.weight
         W = reference.scores.update(
             Q,
             look.K,
             look.scale,
             softcap=look.softcap,
-            weights=None if weight == 1 else Q.new_full(Q.shape[:2], weight, dtype=torch.float32),
             limit=limit if look.fed is None else None,
             fed=look.fed,
             fed_limit=fed_limit,
@@ -370,7 +363,7 @@ class _Recorder:
         chosen = self.picked[self.number][before + skip : before + m].to(Q.device)
         rows = chosen.repeat(look.Q.shape[1]).nonzero().squeeze(1)
         reference.parts.append(Q[:, rows].clone())
-        reference.shares.append(W[:, rows] / weight)
+        reference.shares.append(W[:, rows])
 
 
 def _sample(passages: Sequence[Passage], count: int, seed: int) -> list[torch.Tensor]:

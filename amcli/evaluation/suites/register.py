@@ -1,6 +1,8 @@
-"""`register`: the documents that pocket was trained to read, and its three kinds of question.
+"""`register` and `register-sparse`: documents that pocket can read, with three kinds of question.
 
-Exact match of the whole answer. The seeds are none of those that pocket was trained on.
+Exact match of the whole answer. The seeds are none of those that pocket was trained on. A
+register is little but facts, one in about eleven tokens; the sparse ones have filler after every
+block, so that there is one fact in about SPARSE tokens, as in ordinary handbooks.
 """
 
 from __future__ import annotations
@@ -8,24 +10,33 @@ from __future__ import annotations
 from collections.abc import Iterator
 from random import Random
 
-from amcli.evaluation.suites.base import Document, Question, Request, Suite, register
+from amcli.evaluation.suites.base import Document, Measure, Question, Request, Suite, register
+from amcli.pocket import filler
 from amcli.pocket.dialogues import KINDS, Questioner
-from amcli.pocket.documents import generate
+from amcli.pocket.documents import Block, blocks, cut
 
 QUESTIONS = 10
 """Of each kind, unless the user says otherwise."""
 
+SPARSE = 40
+"""Tokens for one fact in a sparse register."""
+
 _TRIES = 8  # documents drawn for one that has questions
 
 
-def documents(request: Request) -> Iterator[Document]:
+def documents(request: Request, sparse: bool = False) -> Iterator[Document]:
     """`request.docs` registers of at most `request.tokens` tokens."""
     count = QUESTIONS if request.questions is None else request.questions
-    blank = request.measure.one("\n\n")
+    name = "register-sparse" if sparse else "register"
+    measure = request.measure
+    blank = measure.one("\n\n")
     found = 0
     for index in range(_TRIES * request.docs):
-        seed = f"eval/register/{request.seed}/{request.tokens}/{index}"
-        document = generate(seed, request.tokens, request.measure.count, blank)
+        seed = f"eval/{name}/{request.seed}/{request.tokens}/{index}"
+        source = blocks(Random(seed))
+        if sparse:
+            source = _thinned(source, Random(f"{seed}/filler"), measure)
+        document = cut(source, request.tokens, measure.count, blank)
         questioner, rng = Questioner(document), Random(f"{seed}/questions")
         asked = tuple(
             Question(found.question, found.answer, kind)
@@ -33,13 +44,30 @@ def documents(request: Request) -> Iterator[Document]:
             for found in questioner.distinct(rng, kind, count)
         )
         if asked:  # a short document may state nothing that can be asked
-            yield Document(f"register {found}", document.text, asked)
+            yield Document(f"{name} {found}", document.text, asked)
             found += 1
         if found == request.docs:
             return
 
 
+def _thinned(source: Iterator[Block], rng: Random, measure: Measure) -> Iterator[Block]:
+    """The same blocks, each followed by as much filler as its facts call for."""
+    owed = 0
+    for block in source:
+        yield block
+        owed += SPARSE * len(block.facts) - measure.one(block.text)
+        while owed > 0:
+            paragraph = Block(filler.paragraph(rng))
+            yield paragraph
+            owed -= measure.one(paragraph.text)
+
+
 REGISTER = register(
     Suite("register", "pocket's registers: direct, reverse and two-hop questions", "exact",
           documents)
+)  # fmt: skip
+
+SPARSE_REGISTER = register(
+    Suite("register-sparse", "the same with filler: one fact in about 40 tokens", "exact",
+          lambda request: documents(request, sparse=True))
 )  # fmt: skip

@@ -1,0 +1,74 @@
+"""What `auto` stands for: which reference queries, and how entries are stored.
+
+Both are decided by what is at hand, in the same way every time; what was decided is in the
+manifest. The measurements behind the limits are in docs/methods.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from amcli.matching.budgets import LayerShape
+from amcli.matching.scores import attention_stats
+from amcli.pipeline.contexts import Context, full_layers, live_keys
+from amcli.pipeline.reference import LayerReference
+from amcli.quantize import NATIVE, Quantizer, quantizer_of
+
+SCARCE = 40.0
+"""Keys for one entry from which on questions decide what is kept. Repeating a document wants all
+of it; where most of it has to go, what would be asked about should go last."""
+
+ROUNDING = 0.25
+"""Largest relative error of a layer's outputs that rounding the whole cache to 4 bits may cause.
+Models trained for this had 0.05 to 0.23 in their worst layer and lost hardly an answer; keys with
+a few channels far larger than the others (as some models have) give 0.33 and more."""
+
+
+def queries_by_need(context: Context, layers: Sequence[LayerShape], planned: Sequence[int]) -> str:
+    """`repeat`, or `self-study` where `planned` entries a head of each layer are very few."""
+    entries = sum(t * layer.heads for t, layer in zip(planned, layers, strict=True))
+    keys = sum(layer.tokens * layer.heads for layer in layers)
+    if context.loaded.chat.raw or keys < SCARCE * entries:
+        return "repeat"
+    return "self-study"
+
+
+def store_by_error(context: Context, held: Mapping[int, LayerReference]) -> str:
+    """`int4`, or `int8` where 4 bits would disturb what the `held` queries see.
+
+    Without such queries there is no telling, and 8 bits are safe.
+    """
+    int4 = quantizer_of("int4")
+    dims = [d for i in full_layers(context) for d in _dims(context, i)]
+    if not dims:
+        return NATIVE
+    if int4 is None or not held or any(d % 2 for d in dims):
+        return "int8"
+    worst = max(float(rounding_error(context, i, held[i], int4)) for i in held)
+    return "int4" if worst <= ROUNDING else "int8"
+
+
+def rounding_error(
+    context: Context, layer: int, held: LayerReference, quantizer: Quantizer
+) -> torch.Tensor:
+    """What rounding a layer's keys and values does to its outputs: mean over heads, 0-d.
+
+    Per head `sqrt(Σ W‖Ŷ - Y‖² / Σ W‖Y‖²)` over the `held` queries.
+    """
+    K, V = live_keys(context, layer)
+    W = held.weights.unsqueeze(-1)
+    _, Y = attention_stats(held.Q, K, V, held.scale, softcap=held.softcap)
+    _, rounded = attention_stats(
+        held.Q, quantizer.round_keys(K), quantizer.round_values(V), held.scale,
+        softcap=held.softcap,
+    )  # fmt: skip
+    wrong = (W * (rounded - Y).square()).sum((1, 2))
+    size = (W * Y.square()).sum((1, 2)).clamp_min(torch.finfo(Y.dtype).tiny)
+    return (wrong / size).sqrt().mean()
+
+
+def _dims(context: Context, layer: int) -> tuple[int, int]:
+    shape = context.loaded.geometry.layers[layer]
+    return shape.key_dim, shape.value_dim
