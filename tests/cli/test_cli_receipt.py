@@ -1,0 +1,95 @@
+"""The receipt of compact: what a person reads, and the same in full with --json."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from amcli.pipeline import self_study
+from amkv_format import AmkvFile
+from conftest import Amkv
+
+FAST = ("--method", "highest-attention")
+
+
+def test_a_person_sees_sizes_seconds_errors_and_the_heads_that_stand_out(
+    amkv: Amkv, full: Path
+) -> None:
+    done = amkv("compact", full, "--ratio", "10", "--queries", "repeat")
+    assert (done.code, done.out) == (0, "doc.amkv\n")
+    lines = done.err.splitlines()
+    assert re.fullmatch(r"[\d.]+ MB → \d+ kB, 10\.\d× smaller, in .+ s", lines[0])
+    assert re.fullmatch(
+        r"  load .+ s, reference .+ s, compact .+ s, errors .+ s, write .+ s", lines[1]
+    )
+    assert "entries a head" in lines[2]
+    assert re.fullmatch(
+        r"error on 256 held-out queries a head: output \d\.\d+, mass \d\.\d+ on average", lines[3]
+    )
+    assert lines[4].split() == ["most", "entries", "largest", "errors"]
+    assert lines[5].split() == ["layer", "head", "entries", "output", "mass"] * 2
+    table = [line.split() for line in lines[6:11]]
+    assert all(len(row) == 10 for row in table)
+    assert [int(row[2]) for row in table] == sorted((int(r[2]) for r in table), reverse=True)
+    assert [float(r[8]) for r in table] == sorted((float(r[8]) for r in table), reverse=True)
+    assert lines[11:] == ["next: amkv chat --context doc.amkv"]
+    assert max(map(len, lines)) <= 80
+
+
+def test_json_has_all_of_it(amkv: Amkv, full: Path) -> None:
+    done = amkv("compact", full, "--ratio", "10", "--json", "--queries", "repeat")
+    record = json.loads(done.out)
+    with AmkvFile.open("doc.amkv") as file:
+        stored, errors = file.manifest["stored"], file.manifest["fit_errors"]
+        attention = file.manifest["attention"]
+    flat = sorted(
+        ((t, -i, -h) for i, x in enumerate(stored) for h, t in enumerate(x)), reverse=True
+    )
+    assert [(x["entries"], -x["layer"], -x["head"]) for x in record["most_entries"]] == flat[:5]
+    worst = max(e for heads in errors["output"] for e in heads)
+    assert record["largest_errors"][0]["output_error"] == worst
+    assert record["fit_errors"]["output"]["max"] == worst
+    for head in record["most_entries"] + record["largest_errors"]:
+        layer, h = head["layer"], head["head"]
+        assert head["mass_error"] == errors["mass"][layer][h]
+        assert head["output_error"] == errors["output"][layer][h]
+        assert head["attention"] == attention[layer][h]
+    for name in ("mass", "output"):  # in the mean a head counts by its attention
+        pairs = [(e, a) for x, y in zip(errors[name], attention, strict=True)
+                 for e, a in zip(x, y, strict=True)]  # fmt: skip
+        mean = sum(e * a for e, a in pairs) / sum(a for _, a in pairs)
+        assert record["fit_errors"][name]["mean"] == pytest.approx(mean, rel=1e-4)
+    assert record["queries"]["held_out"] == 256
+    stages = {"load", "reference", "compact", "errors", "write", "total"}
+    assert set(record["seconds"]) == stages
+    parts = sum(s for name, s in record["seconds"].items() if name != "total")
+    assert parts <= record["seconds"]["total"] + 0.01
+    assert (record["fidelity"], record["budget_file"], record["saved_budget"]) == (None,) * 3
+
+
+def test_the_heads_are_documented(amkv: Amkv, full: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "json.md").read_text(encoding="utf-8")
+    made = json.loads(amkv("compact", full, "--ratio", "4", "--json", *FAST).out)
+    for name in (*made["most_entries"][0], *made["seconds"], *made["fit_errors"]["mass"]):
+        assert f"`{name}`" in text, name
+
+
+def test_self_study_is_a_stage_of_its_own(
+    amkv: Amkv, full: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(self_study, "MOST", 4)
+    monkeypatch.setattr(self_study, "LEAST", 4)
+    words = ("compact", full, "--ratio", "4", "--queries", "self-study", "--json", *FAST)
+    seconds = json.loads(amkv(*words).out)["seconds"]
+    assert seconds["self-study"] > 0
+    assert seconds["reference"] > 0
+
+
+def test_methods_without_queries_have_a_receipt_too(amkv: Amkv, full: Path) -> None:
+    done = amkv("compact", full, "--method", "streaming", "--ratio", "3")
+    assert "error on 256 held-out queries a head" in done.err
+    quiet = amkv("compact", full, "--method", "streaming", "--ratio", "3", "-q", "-f")
+    assert (quiet.out, quiet.err) == ("doc.amkv\n", "")
