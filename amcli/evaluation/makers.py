@@ -105,9 +105,8 @@ def summary(context: Context, options: Options, passes: Passes, progress: Progre
     loaded = context.loaded
     began = stopwatch(loaded.device)
     full_bytes = sum(shape.full_bytes for shape in shapes(context))
-    cost = sum(
-        x.heads * x.entry_bytes(beta=False) for x in shapes(context, options.store or NATIVE)
-    )
+    store = NATIVE if options.store in (None, AUTO) else str(options.store)
+    cost = sum(x.heads * x.entry_bytes(beta=False) for x in shapes(context, store))
     bought = full_bytes / cost if cost else context.T  # bytes go by the token: no biases
     tokens = min(context.T, int(bought / float(options.ratio or 1)))
     opening = len(loaded.chat.open_document("").ids)
