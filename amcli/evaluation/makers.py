@@ -21,6 +21,7 @@ from amcli.models.loading import LoadedModel
 from amcli.pipeline import contexts
 from amcli.pipeline.compaction import Options, check, compact, shapes
 from amcli.pipeline.contexts import Context, full_layers, shared
+from amcli.pipeline.options import AUTO
 from amcli.pipeline.progress import Progress
 from amcli.pipeline.reference import Passes
 from amcli.pipeline.source import Source
