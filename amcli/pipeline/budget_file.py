@@ -108,8 +108,9 @@ def scaled(shares: Sequence[Sequence[float]], total: int, layers: Sequence[Layer
 
     Every head keeps FLOOR_LEAST entries (fewer when `total` has not that many for each) and gets
     at most its `T`; what a full head cannot take goes to the others, in proportion. Rounded as
-    Webster's method rounds, so that a larger total takes no entry from any head. Raises
-    ValueError when `total` is negative or more than there are tokens.
+    Webster's method rounds, so that a larger total takes no entry from any head (once there are
+    enough for the floors). Raises ValueError when `total` is negative or more than there are
+    tokens.
     """
     flat = [max(share, _LEAST_SHARE) for heads in shares for share in heads]
     top = [layer.tokens for layer in layers for _ in range(layer.heads)]

@@ -61,7 +61,8 @@ def test_shares_scale_to_another_document_and_ratio(amkv: Amkv, here: Path, full
     first = stored("doc.amkv")
     text = (here / "doc.txt").read_text(encoding="utf-8")
     (here / "other.txt").write_text(text[: len(text) // 2], encoding="utf-8")
-    done = amkv("compact", "other.txt", "--ratio", "4", "--budget", "b.json", "--json", *FAST)
+    words = ("--ratio", "4", "--store", "native", "--budget", "b.json", "--json", *FAST)
+    done = amkv("compact", "other.txt", *words)
     record = json.loads(done.out)
     assert 4 <= record["ratio"] < 4.1
     pairs = [(a, b) for x, y in zip(first, stored("other.amkv"), strict=True)

@@ -68,7 +68,7 @@ def test_errors_are_those_of_softmax_attention_in_float64(
     for layer in (0, 5, 8):
         K, V = (x.double() for x in live_keys(context, layer))
         found = held[layer]
-        for h, (keys, values, beta) in enumerate(compacted.layers[layer].heads()):
+        for h, (keys, values, beta) in enumerate(compacted.layers[layer].unpack().heads()):
             assert beta is not None
             Q, W = found.Q[h].double(), found.weights[h].double()
             full = Q @ K[h].T * found.scale
