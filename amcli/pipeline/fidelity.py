@@ -202,7 +202,7 @@ class Judge:
         loaded = self.context.loaded
         model: Any = loaded.model
         cache = shared(self.context, layers)
-        progress.start("agreement", self.tokens)
+        progress.start("measure", self.tokens)
         found = []
         for batch in self._batches():
             columns = max(len(p.ids) for p in batch) - 1  # a last token is only predicted
@@ -232,7 +232,7 @@ class _Stages:
 
     def __init__(self, progress: Progress, ratio: float, probes: Sequence[Probe]) -> None:
         self._progress = progress
-        last = f", {probes[-1].ratio:g}×: {probes[-1].agreement:.3f}" if probes else ""
+        last = f" ({probes[-1].ratio:g}×: {probes[-1].agreement:.3f})" if probes else ""
         self._at = f"{ratio:g}×{last}"
 
     def start(self, stage: str, total: int) -> None:
