@@ -18,7 +18,7 @@ from .methods import SINKS
 BETA_BYTES = 4
 """beta is float32 whatever the model's dtype."""
 
-FLOOR_SHARE = 0.2
+FLOOR_SHARE = 0.1
 """Share of the mean budget that every head keeps under adaptive budgets. Scores alone would give
 almost everything to the few heads that look facts up, and starve those that prepare the query."""
 
