@@ -22,6 +22,8 @@ FAMILIES = {
     "gemma3_text": "gemma",
     "gpt_oss": "chatml",
 }
+RAW = "raw"
+"""A tiny Llama whose tokenizer has no chat template."""
 
 
 @cache
@@ -31,13 +33,15 @@ def model(name: str) -> LoadedModel:
         return load("pocket", device="cpu")
     folder = Path(mkdtemp(prefix=f"amkv-{name}-"))
     torch.manual_seed(0)
-    config = tiny.config(name, vocab_size=340, max_position_embeddings=4096)
+    config = tiny.config(
+        "llama" if name == RAW else name, vocab_size=340, max_position_embeddings=4096
+    )
     network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for key, parameter in network.named_parameters():
         if key.endswith("sinks"):  # from_config leaves them as they were in memory
             torch.nn.init.normal_(parameter)
     network.save_pretrained(folder)
-    tt.of(FAMILIES[name]).save_pretrained(folder)
+    (tt.make() if name == RAW else tt.of(FAMILIES[name])).save_pretrained(folder)
     return load(str(folder), device="cpu", dtype="float32")
 
 

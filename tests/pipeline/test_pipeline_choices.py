@@ -1,0 +1,169 @@
+"""Self-study, mixtures of reference queries, and what `auto` decides."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from boxes import model, source
+
+from amcli.errors import UsageError
+from amcli.pipeline import reference
+from amcli.pipeline.choices import store_by_error
+from amcli.pipeline.compaction import Options, compact
+from amcli.pipeline.contexts import Context, prefill, shared
+from amcli.pipeline.progress import Silent
+from amcli.pipeline.reference import LayerReference
+from amcli.pipeline.replies import answers
+from amcli.pipeline.self_study import Exchange, dialogues, question_count, study
+
+
+@pytest.fixture(scope="module")
+def context() -> Context:
+    return prefill(model("pocket"), source(300))
+
+
+@pytest.fixture(scope="module")
+def exchanges(context: Context) -> list[Exchange]:
+    return study(context, 24, seed=3)
+
+
+def test_questions_are_about_the_document(context: Context, exchanges: list[Exchange]) -> None:
+    assert 16 <= len(exchanges) <= 24
+    assert len({e.question for e in exchanges}) == len(exchanges)
+    text = source(300).text
+    # Pocket answers from the document: nearly every answer has words that stand in it.
+    grounded = [e for e in exchanges if any(word in text for word in e.answer.rstrip(".").split())]
+    assert len(grounded) >= 0.9 * len(exchanges)
+    assert sum(e.question.endswith("?") for e in exchanges) >= 0.9 * len(exchanges)
+
+
+def test_a_seed_makes_the_questions(context: Context, exchanges: list[Exchange]) -> None:
+    assert study(context, 24, seed=3) == exchanges
+    assert study(context, 24, seed=4) != exchanges
+
+
+def test_answers_are_what_the_context_gives(context: Context, exchanges: list[Exchange]) -> None:
+    loaded = context.loaded
+    asked = exchanges[5]
+    alone = answers(loaded, shared(context), [loaded.chat.first_turn(asked.question)], [64])
+    assert alone == [asked.answer]
+
+
+def test_sampling_follows_temperature(context: Context) -> None:
+    loaded, cache = context.loaded, shared(context)
+    prompts = [loaded.chat.first_turn("Ask a question about the context.")] * 8
+    greedy = answers(loaded, cache, prompts, [24] * 8)
+    assert len(set(greedy)) == 1
+    sampled = answers(loaded, cache, prompts, [24] * 8, temperature=1.0, seed=1)
+    assert len(set(sampled)) > 4
+    assert answers(loaded, cache, prompts, [24] * 8, temperature=1.0, seed=1) == sampled
+
+
+def test_conversations_hold_every_exchange_once(
+    context: Context, exchanges: list[Exchange]
+) -> None:
+    conversations = dialogues(context, exchanges, 200)
+    assert len(conversations) > 1
+    assert all(len(ids) <= 200 for ids in conversations)
+    said = "".join(context.loaded.tokenizer.decode(ids) for ids in conversations)
+    for exchange in exchanges:
+        assert exchange.question in said
+    assert question_count(10) < question_count(1000) < question_count(10**6) < 1000
+
+
+class Monotonous:
+    """A model that always asks the same, whatever the seed."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __call__(
+        self, loaded: Any, cache: Any, prompts: Any, limits: Any, **more: Any
+    ) -> list[str]:
+        texts = [str(loaded.tokenizer.decode(ids)) for ids in prompts]
+        self.asked += texts
+        return ["Who is it?" if "begins with" not in text else text[:200] for text in texts]
+
+
+def test_a_model_that_repeats_itself_is_pointed_to_parts(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replies = Monotonous()
+    monkeypatch.setattr("amcli.pipeline.self_study.answers", replies)
+    found = study(context, 192)
+    parts = [text for text in replies.asked if "begins with" in text]
+    assert len(found) > 100
+    assert len(set(parts)) > 100
+
+
+def test_a_model_without_a_template_cannot_study() -> None:
+    context = prefill(model("raw"), source(40))
+    with pytest.raises(UsageError, match="no chat template"):
+        compact(context, Options(ratio=2, queries="self-study"))
+    assert compact(context, Options(tokens=1)).options.queries == "repeat"
+
+
+def test_mixtures(context: Context) -> None:
+    names = [p.source for p in reference.passages(context, "repeat+self-study", 0, Silent())]
+    assert Counter(names)["repeat"] >= 1
+    assert Counter(names)["self-study"] >= 1
+    with pytest.raises(UsageError, match="unknown reference queries 'self-studi'") as error:
+        reference.sources("repeat+self-studi")
+    assert "did you mean 'self-study'" in str(error.value.hint)
+
+
+def test_sources_share_the_sample_equally(context: Context) -> None:
+    passages = reference.passages(context, "repeat+self-study", 0, Silent())
+    masks = reference._sample(passages, 128, 0)
+    shares = Counter[str]()
+    for passage, mask in zip(passages, masks, strict=True):
+        shares[passage.source] += int(mask.sum())
+    assert shares == {"repeat": 64, "self-study": 64}
+    few = reference._sample(passages, 10**6, 0)  # all there are
+    assert sum(int(m.sum()) for m in few) == sum(len(p.ids) - p.first for p in passages)
+
+
+def test_queries_by_need(context: Context) -> None:
+    plenty = compact(context, Options(ratio=10, method="highest-attention"))
+    scarce = compact(context, Options(tokens=4, method="highest-attention"))
+    assert plenty.options.queries == "repeat"
+    assert scarce.options.queries == "self-study"
+    assert "self-study" in scarce.seconds
+    asked = compact(context, Options(tokens=4, method="highest-attention", queries="repeat"))
+    assert asked.options.queries == "repeat"
+
+
+def test_store_by_need(context: Context) -> None:
+    found = compact(context, Options(ratio=20, method="highest-attention"))
+    assert found.options.store == "int4"
+    assert found.ratio == pytest.approx(20, rel=0.02)
+    native = compact(context, Options(ratio=20, method="highest-attention", store="native"))
+    entries = [sum(sum(h.lengths) for h in c.layers) for c in (found, native)]
+    assert entries[0] > 2.5 * entries[1]
+    assert compact(context, Options(ratio=20, method="knorm")).options.store == "native"
+
+
+def test_keys_that_four_bits_would_spoil_get_eight() -> None:
+    context = prefill(model("qwen3"), source(60))
+    held: dict[int, LayerReference] = {}
+    passages = reference.repeat_passages(context)
+    held = reference.collect(context, passages, kinds=(), progress=Silent())
+    assert store_by_error(context, held) == "int4"
+    for layer in held.values():  # sharp attention: small errors of the logits change the outputs
+        layer.parts = [part * 60 for part in layer.parts]
+    assert store_by_error(context, held) == "int8"
+    assert store_by_error(context, {}) == "int8"
+
+
+def test_repeat_and_study_disagree_about_what_matters(context: Context) -> None:
+    """The point of having both: what stands in the document, and what is asked about it."""
+    seen = {}
+    for name in ("repeat", "self-study"):
+        passages = reference.passages(context, name, 0, Silent())
+        found = reference.collect(context, passages, progress=Silent())
+        best = [r.scores.scores("max").flatten().topk(20).indices for r in found.values()]
+        seen[name] = torch.cat(best).tolist()
+    assert set(seen["repeat"]) != set(seen["self-study"])
