@@ -88,8 +88,8 @@ def searches(loaded: LoadedModel) -> Iterator[dict[str, Any]]:
         plain = compact(context, Options())
         yield {"tokens": context.T, "seconds": _rounded(plain.seconds), "ratio": plain.ratio}
         found = search(context, Options(), 0.99)
-        reached = found.fidelity.record() if found.fidelity else {}
-        yield {"tokens": context.T, "seconds": _rounded(found.seconds), **reached}
+        reached = found.fidelity.record() if found.fidelity else None
+        yield {"tokens": context.T, "seconds": _rounded(found.seconds), "fidelity": reached}
 
 
 def _rounded(seconds: dict[str, float]) -> dict[str, float]:
