@@ -154,7 +154,8 @@ def test_own_methods_run_on_the_contexts_queries(tmp_path: Path) -> None:
     found = compact(context("pocket"), Options(ratio=8, queries="context", **FEW))
     found.save(tmp_path / "doc.amkv", overwrite=False)
     with Artifact.open(tmp_path / "doc.amkv") as artifact:
-        assert artifact.manifest["queries"] == {"count": 256, "source": "context"}
+        queries = artifact.manifest["queries"]
+        assert (queries["source"], queries["count"]) == ("context", 256)
     other = compact(context("pocket"), Options(ratio=8, **FEW))
     assert any(a.lengths != b.lengths for a, b in zip(found.layers, other.layers, strict=True))
 
@@ -213,7 +214,7 @@ def test_reference_passes_are_run_once_for_all_ratios(monkeypatch: pytest.Monkey
             assert one.seconds["reference"] > 0
             for a, b in zip(one.layers, two.layers, strict=True):
                 assert a.lengths == b.lengths
-                assert torch.equal(a.keys, b.keys)
+                assert torch.equal(a.unpack().keys, b.unpack().keys)
     # Ten passes of their own, and for the shared ones: a repetition, a window, and omp's sample.
     assert len(calls) == 10 + 3
     with pytest.raises(ValueError, match="another context"):
@@ -252,7 +253,7 @@ def test_a_model_whose_rope_is_not_found_is_refused(
         )
     with pytest.raises(UsageError, match="rotary position embedding of LlamaForCausalLM"):
         compact(of, Options(method=name, ratio=4))
-    assert compact(of, Options(method="knorm", ratio=4)).ratio >= 4
+    assert compact(of, Options(method="knorm", ratio=4), errors=False).ratio >= 4
 
 
 def test_expected_attention_looks_at_the_positions_to_come() -> None:
