@@ -58,8 +58,8 @@ Store = Annotated[
         metavar="NAME",
         show_default=False,
         help="How entries are stored: native (the model's dtype), int8, int4, or auto (int4, or "
-        "int8 where 4 bits would lose too much). Fewer bits, more entries at the same ratio. "
-        "The method's own if left out.",
+        "int8 where 4 bits would lose too much or 8 have room for every key). Fewer bits, more "
+        "entries at the same ratio. The method's own if left out.",
     ),
 ]
 Model = Annotated[

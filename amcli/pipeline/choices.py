@@ -35,6 +35,12 @@ def queries_by_need(context: Context, layers: Sequence[LayerShape], planned: Seq
     return "self-study"
 
 
+def holds_every_key(ratio: float, layers: Sequence[LayerShape], beta: bool) -> bool:
+    """Whether entries for all keys, stored as `layers` say, still give a real `ratio`."""
+    stored = sum(x.heads * x.tokens * x.entry_bytes(beta) for x in layers)
+    return 0 < stored * ratio <= sum(x.full_bytes for x in layers)
+
+
 def store_by_error(context: Context, held: Mapping[int, LayerReference]) -> str:
     """`int4`, or `int8` where 4 bits would disturb what the `held` queries see.
 

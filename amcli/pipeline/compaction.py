@@ -20,7 +20,7 @@ from amcli.matching.scores import SCORE_KINDS, ScoreKind
 from amcli.models.rotary import Rotary
 from amcli.pipeline import budget_file, heldout, reference
 from amcli.pipeline.budget_file import BudgetFile
-from amcli.pipeline.choices import queries_by_need, store_by_error
+from amcli.pipeline.choices import holds_every_key, queries_by_need, store_by_error
 from amcli.pipeline.contexts import Context, dense, full_layers, live_keys
 from amcli.pipeline.heldout import Errors
 from amcli.pipeline.options import AUTO, budget_of
@@ -200,8 +200,10 @@ def settled(
     context: Context, method: Method, options: Options, passes: Passes, progress: Progress
 ) -> Options:
     """The same options with the `store` decided. Raises UsageError for one that cannot be."""
-    store = options.storage(method)
-    if store == AUTO:
+    store, ratio, int8 = options.storage(method), options.ratio, shapes(context, "int8")
+    if store == AUTO and ratio is not None and holds_every_key(ratio, int8, method.has_beta):
+        store = "int8"  # nothing has to go: fewer bits would only cost precision
+    elif store == AUTO:
         store = store_by_error(context, _held_out(context, options.seed, passes, progress))
     quantizer = quantizer_of(store)
     odd = [d for x in shapes(context) for d in (x.key_dim, x.value_dim) if d % 2]

@@ -146,6 +146,23 @@ def test_store_by_need(context: Context) -> None:
     assert compact(context, Options(ratio=20, method="knorm")).options.store == "native"
 
 
+def test_where_eight_bits_hold_every_key_four_are_not_used(context: Context) -> None:
+    """A small ratio keeps everything: in 4 bits that would only be less exact."""
+    low = compact(context, Options(ratio=3.5, method="highest-attention"))
+    assert low.options.store == "int8"
+    assert low.ratio >= 3.5
+    assert all(set(heads.lengths) == {context.T} for heads in low.layers)
+    asked = compact(context, Options(ratio=3.5, method="highest-attention", store="int4"))
+    assert low.errors is not None
+    assert asked.errors is not None
+    worst = [max(map(max, found.errors.output)) for found in (low, asked) if found.errors]
+    assert worst[0] < worst[1] / 5
+    more = compact(context, Options(ratio=3.8, method="highest-attention"))
+    assert (more.options.store, more.ratio >= 3.8) == ("int4", True)
+    sized = compact(context, Options(tokens=context.T, method="highest-attention"))
+    assert sized.options.store == "int4"  # a size in tokens says nothing of bytes
+
+
 def test_keys_that_four_bits_would_spoil_get_eight() -> None:
     context = prefill(model("qwen3"), source(60))
     held: dict[int, LayerReference] = {}
