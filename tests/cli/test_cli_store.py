@@ -13,7 +13,8 @@ from conftest import Amkv
 
 @pytest.mark.parametrize("store", ["int8", "int4"])
 def test_a_context_in_few_bits(amkv: Amkv, full: Path, store: str) -> None:
-    native = json.loads(amkv("compact", full, "--ratio", "8", "--json", "-o", "n.amkv").out)
+    words = ("--ratio", "8", "--store", "native", "--json", "-o", "n.amkv")
+    native = json.loads(amkv("compact", full, *words).out)
     done = amkv("compact", full, "--ratio", "8", "--store", store, "--json")
     made = json.loads(done.out)
     assert (native["store"], made["store"]) == ("native", store)
@@ -35,6 +36,20 @@ def test_a_context_in_few_bits(amkv: Amkv, full: Path, store: str) -> None:
     answer = amkv("chat", "-c", "doc.amkv", "-p", "Where is it?")
     assert answer.code == 0
     assert answer.out.strip()
+
+
+def test_left_out_it_is_decided(amkv: Amkv, full: Path) -> None:
+    """4 bits where something has to go, 8 where all of it fits, and as ever for other methods."""
+    for words, store, entries in (
+        ((), "int4", None),
+        (("--ratio", "2"), "int8", "all"),
+        (("--ratio", "8", "--method", "knorm"), "native", None),
+        (("--ratio", "8", "--method", "knorm", "--store", "auto"), "int4", None),
+    ):
+        made = json.loads(amkv("compact", full, *words, "--json", "--force").out)
+        read = json.loads(amkv("inspect", "doc.amkv", "--json").out)
+        assert made["store"] == read["store"] == store, words
+        assert (made["stored_per_head"]["min"] == made["tokens"]) == (entries == "all"), words
 
 
 def test_a_store_that_there_is_not(amkv: Amkv, full: Path) -> None:
@@ -67,4 +82,4 @@ def test_eval_measures_what_is_stored(amkv: Amkv) -> None:
     assert rows["summary"]["stored_bytes"] % 136 == 0
     other = amkv(*words[:-4], "-o", "r.json")
     assert other.code == 2
-    assert "store int8 there, native here" in other.err
+    assert "store int8 there, null here" in other.err

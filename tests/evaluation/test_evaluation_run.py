@@ -38,7 +38,7 @@ class Listener(Silent):
             raise KeyboardInterrupt
 
 
-def settings(methods: Sequence[str] = METHODS, ratios: Sequence[float] = (5,), **more: Any) -> Any:
+def settings(methods: Sequence[str] = METHODS, ratios: Sequence[float] = (10,), **more: Any) -> Any:
     options = {"docs": 2, "questions": 3, "tokens": 250, **more}
     return Settings.of(base.get("register"), methods, ratios, **options)
 
@@ -93,7 +93,7 @@ def test_the_yardstick_can_fail(whole: Path) -> None:
 
 def test_rows_say_what_was_measured(whole: Path) -> None:
     row = rows(whole)["highest-attention"]
-    assert row["real_ratio"] == pytest.approx(5, rel=0.05)
+    assert row["real_ratio"] == pytest.approx(10, rel=0.02)
     assert (row["documents"], row["questions"]) == (2, 18)
     assert row["recall"]["low"] <= row["recall"]["value"] <= row["recall"]["high"]
     assert set(row["seconds"]) == {"prefill", "reference", "compact", "questions"}
@@ -131,10 +131,10 @@ def test_methods_and_ratios_may_be_added(whole: Path, tmp_path: Path) -> None:
     path = tmp_path / "grown.json"
     path.write_bytes(whole.read_bytes())
     found = run(path, cells=2, methods=(*METHODS, "knorm"))  # one new cell a document
-    assert timeless(found.row("shuffled", 5.0, "all")) == timeless(rows(whole)["shuffled"])
+    assert timeless(found.row("shuffled", 10.0, "all")) == timeless(rows(whole)["shuffled"])
     with pytest.raises(UsageError) as caught:
         run(path)
-    assert "it has knorm at 5×" in caught.value.message
+    assert "it has knorm at 10×" in caught.value.message
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_methods_and_ratios_may_be_added(whole: Path, tmp_path: Path) -> None:
         ({"seed": 1}, "seed 0 there, 1 here"),
         ({"tokens": 260}, "tokens 250 there, 260 here"),
         ({"budget": "uniform"}, "budget null there, uniform here"),
-        ({"ratios": (7,)}, "it has highest-attention at 5×"),
+        ({"ratios": (7,)}, "it has highest-attention at 10×"),
     ],
 )
 def test_other_settings_are_refused(whole: Path, change: dict[str, Any], said: str) -> None:

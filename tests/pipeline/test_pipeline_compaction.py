@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -13,7 +14,7 @@ from amcli.artifacts import Artifact, write_artifact
 from amcli.errors import AmkvError, ModelMismatchError, OutOfMemoryError, UsageError
 from amcli.matching import methods
 from amcli.pipeline.compaction import Compaction, Options, compact
-from amcli.pipeline.contexts import Context, prefill, restore
+from amcli.pipeline.contexts import Context, prefill, restore, shared
 from amcli.pipeline.reference import repeat_passages
 from amcli.pipeline.session import Session
 from amcli.pipeline.source import Source
@@ -53,8 +54,13 @@ def test_a_stored_context_answers_like_the_one_in_memory(
         prefix = stored.cache.layers[i].prefix
         assert prefix is not None
         assert prefix.lengths == heads.lengths
-        torch.testing.assert_close(prefix.keys, heads.keys, rtol=0, atol=0)
-        torch.testing.assert_close(prefix.beta, heads.beta, rtol=0, atol=0)
+        read, made = prefix.unpack(), heads.unpack()
+        for name in ("keys", "values", "beta"):
+            torch.testing.assert_close(getattr(read, name), getattr(made, name), rtol=0, atol=0)
+    ask = "Who lives here?"
+    compacted_there = replace(context, cache=shared(context, compacted.layers))
+    answers = [list(Session(c, max_tokens=12).ask(ask)) for c in (stored, compacted_there)]
+    assert answers[0] == answers[1]
 
 
 def test_direct_facts_survive_twenty_times(tmp_path: Path) -> None:
@@ -77,11 +83,19 @@ def test_compaction_leaves_the_context_as_it_was(context: Context) -> None:
     assert (context.cache.get_seq_length(), context.cache.nbytes()) == (length, size)
 
 
-def test_equal_seeds_give_equal_files(context: Context) -> None:
-    one, two = (compact(context, Options(ratio=20, seed=3, max_queries=512)) for _ in range(2))
-    for a, b in zip(one.layers, two.layers, strict=True):
-        assert a.lengths == b.lengths
-        assert torch.equal(a.values, b.values)
+def test_equal_seeds_give_equal_files(context: Context, tmp_path: Path) -> None:
+    one, two = tmp_path / "one.amkv", tmp_path / "two.amkv"
+    for path in (one, two):
+        found = compact(context, Options(ratio=20, seed=3, max_queries=512))
+        found.save(path, overwrite=False)
+    with Artifact.open(one) as a, Artifact.open(two) as b:
+        assert a.manifest["seed"] == 3
+        assert {**a.manifest, "created": ""} == {**b.manifest, "created": ""}  # with the hashes
+        for i in range(len(a.manifest["stored"])):
+            heads, again = a.heads(i).unpack(), b.heads(i).unpack()
+            assert heads.lengths == again.lengths
+            assert torch.equal(heads.keys, again.keys)
+            assert torch.equal(heads.values, again.values)
 
 
 @pytest.mark.parametrize("budget", ["adaptive", "uniform"])
@@ -96,13 +110,13 @@ def test_tokens_is_the_mean_budget_of_a_head(context: Context, budget: str) -> N
 
 def test_sliding_layers_keep_their_tail() -> None:
     context = prefill(model("gemma3_text"), source(60))
-    found = compact(context, Options(ratio=4, max_queries=256))
+    found = compact(context, Options(ratio=8, max_queries=256))
     geometry = context.loaded.geometry.layers
     for layer, heads in zip(geometry, found.layers, strict=True):
         if layer.window is not None:
             assert set(heads.lengths) == {layer.window - 1}
             assert heads.beta is None
-    assert found.ratio >= 4
+    assert found.ratio >= 8
 
 
 @pytest.mark.parametrize(
