@@ -9,12 +9,16 @@ from hypothesis import strategies as st
 
 from amcli.errors import UsageError
 from amcli.matching.budgets import (
+    FLOOR_FIRST,
+    FLOOR_LEAST,
     LayerShape,
     adaptive,
+    allocate,
     entries_for_ratio,
     stored_bytes,
     uniform,
 )
+from amcli.matching.methods import SINKS
 
 shapes = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 12)), min_size=1, max_size=4)
 
@@ -62,9 +66,56 @@ def test_adaptive_gives_a_retrieval_head_its_share() -> None:
     quiet, busy = torch.full((3, 100), 1e-3), torch.full((1, 100), 1e-3)
     busy[0, :60] = 0.9
     assert adaptive([quiet, busy], 72, floor=4) == [[4, 4, 4], [60]]
-    # By default a fifth of the mean of 18, but never less than four.
-    assert adaptive([quiet, busy], 72) == [[4, 4, 4], [60]]
-    assert adaptive([quiet, busy], 160) == [[84, 8, 8], [60]]
+    # By default a tenth of the mean, but never less than four.
+    assert adaptive([busy, quiet], 72) == [[60], [4, 4, 4]]
+    assert adaptive([busy, quiet], 240) == [[100], [100, 34, 6]]
+
+
+def test_heads_of_the_first_layer_keep_more() -> None:
+    """Whatever they score: every later layer loses what they lose."""
+    quiet, busy = torch.full((3, 100), 1e-3), torch.full((1, 100), 0.9)
+    assert adaptive([quiet, busy], 108) == [[FLOOR_FIRST] * 3, [60]]
+    assert adaptive([busy, quiet, quiet], 108)[1:] == [[FLOOR_LEAST] * 3] * 2
+    # A tenth of the mean where that is more, and never more than there are tokens.
+    long = [torch.full((1, 400), 1e-3), torch.full((1, 400), 0.9)]
+    assert adaptive(long, 400) == [[20], [380]]
+    assert adaptive([quiet[:, :10], busy], 100) == [[10] * 3, [70]]
+
+
+def test_totals_too_small_for_the_floors_are_shared_evenly_first() -> None:
+    quiet, busy = torch.full((3, 100), 1e-3), torch.full((1, 100), 0.9)
+    assert adaptive([quiet, busy], 63) == [[15] * 3, [18]]
+    assert adaptive([quiet, busy], 40) == [[10] * 3, [10]]
+    assert adaptive([quiet, busy], 10) == [[2] * 3, [4]]
+    assert adaptive([quiet, busy], 3) == [[0] * 3, [3]]
+    assert adaptive([quiet, busy], 0) == [[0] * 3, [0]]
+
+
+def test_only_the_adaptive_budget_favours_the_first_layer() -> None:
+    quiet, busy = torch.full((3, 100), 1e-3), torch.full((1, 100), 0.9)
+    scores, shape = [quiet, busy], layers([(3, 100), (1, 100)])
+    assert allocate("adaptive", 108, shape, scores) == [[FLOOR_FIRST] * 3, [60]]
+    assert adaptive(scores, 72, floor=4) == allocate("global", 72, shape, scores)
+    assert allocate("global", 72, shape, scores) == [[SINKS] * 3, [72 - 3 * SINKS]]
+    # AdaKV: eight keys a head, of which a fifth, one, is sure to each.
+    mixed = torch.cat([busy, quiet[:2]])
+    assert allocate("adakv", 24, layers([(3, 100)]), [mixed]) == [[22, 1, 1]]
+
+
+@settings(max_examples=60)
+@given(pairs=shapes, seed=st.integers(0, 99), data=st.data())
+def test_default_floors_hold_for_any_shape(
+    pairs: list[tuple[int, int]], seed: int, data: st.DataObject
+) -> None:
+    pairs = [(H, 5 * T) for H, T in pairs]
+    total = data.draw(st.integers(0, sum(H * T for H, T in pairs)))
+    g = torch.Generator().manual_seed(seed)
+    lengths = adaptive([torch.rand(H, T, generator=g) for H, T in pairs], total)
+    assert sum(map(sum, lengths)) == total
+    each = total // sum(H for H, _ in pairs)
+    for i, (x, (_, T)) in enumerate(zip(lengths, pairs, strict=True)):
+        least = FLOOR_LEAST if i else FLOOR_FIRST
+        assert all(min(least, each, T) <= t <= T for t in x)
 
 
 def test_impossible_totals_are_refused() -> None:
