@@ -25,6 +25,11 @@ FIT_LIMIT = 512
 """Entries of one head that the fits may change. A longer head has its best FIT_LIMIT entries
 fitted to what the others, kept as they are, leave of the mass and the outputs."""
 
+PLENTY = 4
+"""A head that keeps at least one key in PLENTY keeps those of highest score. Pursuit drops keys
+that the reference queries see as near-duplicates of others, and questions of another kind may
+tell them apart; it pays where most of a head has to go."""
+
 GRAM_ELEMENTS = CANDIDATE_CAP**2
 """Elements of a bucket's largest square matrices, all heads together."""
 
@@ -233,14 +238,18 @@ def _select(
     Y: torch.Tensor,
     s: _Settings,
 ) -> Selection:
+    by_score = top(scores, lengths)
     # With no more candidates than entries, pursuit could only reorder the best by score.
-    if method.selection != "omp" or max(lengths) >= CANDIDATE_CAP:
-        return top(scores, lengths)
-    return omp(
+    plenty = [t * PLENTY >= K.shape[1] or t >= CANDIDATE_CAP for t in lengths]
+    if method.selection != "omp" or all(plenty):
+        return by_score
+    found = omp(
         Q, K, lse, scores, lengths, scale=s.scale, softcap=s.softcap, weights=W, Y=Y,
         target=method.target, gamma=method.gamma, panel=method.panel,
         candidates=method.candidates, seed=s.seed, tile=s.tile,
     )  # fmt: skip
+    kept = torch.tensor(plenty, device=K.device).unsqueeze(1)
+    return Selection(torch.where(kept, by_score.index, found.index), found.mask)
 
 
 def _rest(

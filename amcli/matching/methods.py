@@ -199,7 +199,7 @@ class Method:
     gamma: float = 0.375
     panel: int = 16
     candidates: int = 8
-    mass: MassKind = "nnls"
+    mass: MassKind = "none"
     values: ValuesKind = "held-out"
     budget: BudgetKind = "adaptive"
     fit: LayerFit | None = None

@@ -5,25 +5,35 @@ The rivals to measure against, each after its paper, are in `baselines`.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .methods import Method, register
 
 OMP = register(
     Method(
         name="omp",
-        summary="matching pursuit on mass and outputs, exact biases, shrunk values (default)",
+        summary="best keys, pursuit where few are kept, shrunk values (default)",
         source="auto",
         store="auto",
+    )
+)
+
+OMP_BETA = register(
+    replace(
+        OMP,
+        name="omp-beta",
+        summary="the same with exact biases, which keep each head's attention mass",
+        mass="nnls",
     )
 )
 
 HIGHEST_ATTENTION = register(
     Method(
         name="highest-attention",
-        summary="the most attended keys, exact biases, shrunk values; much faster than omp",
-        score_kind="rms",
+        summary="the most attended keys, shrunk values; no pursuit",
+        selection="top",
         source="auto",
         store="auto",
-        selection="top",
     )
 )
 

@@ -68,6 +68,7 @@ AM_HIGHEST_ATTENTION = register(
         summary="Attention Matching with the most attended keys, as its paper has it",
         score=score,
         selection="top",
+        mass="nnls",
         values="least-squares",
         budget="uniform",
         fit=partial(fit_layer, weigh),

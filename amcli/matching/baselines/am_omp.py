@@ -162,6 +162,7 @@ AM_OMP = register(
     Method(
         name="am-omp",
         summary="Attention Matching with matching pursuit on masses, as its paper has it",
+        mass="nnls",
         values="least-squares",
         target="mass",
         budget="uniform",
