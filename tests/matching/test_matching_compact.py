@@ -47,7 +47,7 @@ def errors(h: Heads, result: LayerResult, Q: torch.Tensor) -> tuple[list[float],
     return mass, output
 
 
-@pytest.mark.parametrize("name", ["omp", "highest-attention"])
+@pytest.mark.parametrize("name", ["omp", "omp-beta", "highest-attention"])
 def test_reported_errors_are_those_of_the_stored_entries(name: str) -> None:
     h = heads(H=4, T=120, n=150, dtype=torch.bfloat16)
     h = replace(h, W=torch.ones_like(h.W))
@@ -61,7 +61,7 @@ def test_reported_errors_are_those_of_the_stored_entries(name: str) -> None:
 @settings(max_examples=15, deadline=None)
 @given(
     lengths=st.lists(st.sampled_from([0, 1, 2, 7, 20, 39, 40]), min_size=3, max_size=3),
-    name=st.sampled_from(["omp", "highest-attention"]),
+    name=st.sampled_from(["omp", "omp-beta", "highest-attention"]),
     fit_limit=st.sampled_from([4, 8192]),
     gram_elements=st.sampled_from([1, 1 << 28]),
     seed=st.integers(0, 9),
@@ -78,12 +78,12 @@ def test_every_mixture_of_lengths_is_stored_exactly(
     for i, (keys, values, beta) in enumerate(result.heads.heads()):
         index = result.index[start : start + lengths[i]].long()
         start += lengths[i]
-        assert beta is not None
+        assert (beta is not None) == get(name).has_beta
         assert bool((index.diff() > 0).all())  # by position, no key twice
         assert torch.equal(keys, h.K[i, index])
         if lengths[i] == 40:
             assert torch.equal(values, h.V[i])
-            assert bool((beta == 0).all())
+            assert beta is None or bool((beta == 0).all())
             assert result.mass_error[i] == result.output_error[i] == 0
         if lengths[i] == 0:
             assert result.mass_error[i] == result.output_error[i] == 1
@@ -143,8 +143,8 @@ def test_bucketing_does_not_change_a_head() -> None:
 
 def test_fits_work_around_entries_beyond_the_limit() -> None:
     h = heads("diffuse", T=100, n=200)
-    limited, free = (run(h, "omp", [50, 50], fit_limit=k) for k in (20, 8192))
-    none = run(h, replace(get("omp"), mass="none", values="original"), [50, 50])
+    limited, free = (run(h, "omp-beta", [50, 50], fit_limit=k) for k in (20, 8192))
+    none = run(h, replace(get("omp-beta"), mass="none", values="original"), [50, 50])
     assert torch.equal(limited.index, free.index)
     assert bool((limited.mass_error < none.mass_error).all())
     assert bool((limited.output_error < none.output_error).all())
@@ -156,7 +156,7 @@ def test_fits_work_around_entries_beyond_the_limit() -> None:
 
 def test_same_seed_same_bits() -> None:
     h = heads(T=90, n=100)
-    a, b = run(h, "omp", [20, 9], seed=4), run(h, "omp", [20, 9], seed=4)
+    a, b = run(h, "omp-beta", [20, 9], seed=4), run(h, "omp-beta", [20, 9], seed=4)
     assert torch.equal(a.heads.values, b.heads.values)
     assert a.heads.beta is not None
     assert b.heads.beta is not None
