@@ -28,7 +28,8 @@ def watched(name: str, x: Layer, cuts: tuple[int, ...] = (), start: int = 0) -> 
 
 def test_the_tools_own_methods_are_listed_first() -> None:
     assert names() == [
-        "omp", "omp-beta", "highest-attention", "keep", "streaming", "random", "knorm", "keydiff", "snapkv",
+        "omp", "omp-beta", "highest-attention", "keep", "streaming", "random", "knorm", "keydiff",
+        "snapkv",
         "tova", "h2o", "expected-attention", "pyramidkv", "kvzip", "kvzip-uniform",
         "am-highest-attention", "am-omp",
     ]  # fmt: skip
