@@ -16,7 +16,7 @@ from amcli.pipeline.contexts import Context, full_layers, live_keys
 from amcli.pipeline.reference import LayerReference
 from amcli.quantize import NATIVE, Quantizer, quantizer_of
 
-SCARCE = 40.0
+SCARCE = 24.0
 """Keys for one entry from which on questions decide what is kept. Repeating a document wants all
 of it; where most of it has to go, what would be asked about should go last."""
 
