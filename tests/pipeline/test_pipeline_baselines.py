@@ -26,7 +26,7 @@ from amcli.pipeline.progress import Silent
 from amcli.pipeline.reference import Passes, collect, context_passages, repeat_passages
 from amcli.pipeline.session import Session
 
-BASELINES = methods.names()[3:]
+BASELINES = methods.names()[4:]
 FEW = {"max_queries": 256}
 
 

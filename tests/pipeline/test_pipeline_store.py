@@ -33,7 +33,8 @@ def context() -> Context:
 
 @pytest.fixture(scope="module", params=list(CODES))
 def compacted(context: Context, request: pytest.FixtureRequest) -> Compaction:
-    return compact(context, Options(ratio=20, store=request.param, max_queries=512))
+    options = Options(ratio=20, method="omp-beta", store=request.param, max_queries=512)
+    return compact(context, options)
 
 
 def holding(context: Context, compacted: Compaction) -> Context:
