@@ -25,6 +25,8 @@ from amcli.pipeline.contexts import Context, prefill, restore, save_prefill, too
 from amcli.pipeline.session import Session
 from amcli.pipeline.source import read_source
 
+ROWS = (("omp", 20), ("omp", 50), ("highest-attention", 50), ("kvzip", 20))
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -60,7 +62,7 @@ def main() -> None:
     args = parser.parse_args()
     lines = (EXAMPLES / "handbook.questions.jsonl").read_text().splitlines()
     questions = [json.loads(line) for line in lines]
-    loaded = load("pocket", device="cpu")
+    loaded = load("pocket", device="cpu", dtype="bfloat16")  # as a GPU would hold it
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
@@ -70,7 +72,7 @@ def main() -> None:
         rows.append({"method": "full context", "seconds": seconds})
         rows[-1] |= measure(Path(folder, "full.amkv"), loaded, questions)
         print(rows[-1], flush=True)
-        for method, ratio in (("omp", 10), ("omp", 20), ("omp", 50), ("highest-attention", 20)):
+        for method, ratio in ROWS:
             found = compact(context, Options(ratio=ratio, method=method, seed=args.seed))
             path = Path(folder, f"{method}-{ratio}.amkv")
             found.save(path, overwrite=False)

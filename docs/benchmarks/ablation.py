@@ -1,0 +1,190 @@
+"""What each piece of the default method is worth: `python docs/benchmarks/ablation.py`.
+
+Takes the default method apart, one piece at a time, on registers of seeds that are in no table of
+quality.md, and writes recall and KL at equal stored bytes to ablation-NAME.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from amcli.evaluation import makers
+from amcli.evaluation.forcing import Limits, Teacher, tokenize
+from amcli.evaluation.suites import base
+from amcli.matching import budgets, compact, methods, recipes
+from amcli.models.loading import load
+from amcli.pipeline import contexts
+from amcli.pipeline.compaction import Options
+from amcli.pipeline.progress import Silent
+from amcli.pipeline.reference import SOURCES, Passage, Passes
+from amcli.pipeline.self_study import Exchange, dialogues
+from amcli.pipeline.source import Source
+
+HERE = Path(__file__).parent
+
+PIECES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "biases (nnls)": {"mass": "nnls"},
+    "original values": {"values": "original"},
+    "values shrunk by 1": {"values": "shrink"},
+    "plain least-squares values": {"values": "least-squares"},
+    "pursuit on mass alone": {"target": "mass"},
+    "no pursuit": {"selection": "top"},
+    "no pursuit, original values": {"selection": "top", "values": "original"},
+    "rms scores": {"score_kind": "rms"},
+    "uniform budget": {"budget": "uniform"},
+}
+"""Fields of the default method that differ."""
+
+CONSTANTS: dict[str, tuple[Any, str, Any]] = {
+    "pursuit for every head": (compact, "PLENTY", 0),
+    "first layer's floor 4": (budgets, "FLOOR_FIRST", 4),
+    "floors of 0.3 of the mean": (budgets, "FLOOR_SHARE", 0.3),
+}
+"""Module, constant and value that differ from the default method's."""
+
+OPTIONS: dict[str, dict[str, str]] = {
+    "entries in int8": {"store": "int8"},
+    "entries native": {"store": "native"},
+    "self-study": {"queries": "self-study"},
+    "repeat+self-study": {"queries": "repeat+self-study"},
+    "oracle": {"queries": "oracle"},
+}
+"""Options that differ. The oracle's reference queries are the test's own questions and answers."""
+
+
+def register() -> dict[str, str]:
+    """Registers each variant; variant to method name."""
+    names = {}
+    for title, fields in PIECES.items():
+        names[title] = title.replace(" ", "-") if fields else recipes.DEFAULT
+        if fields:
+            methods.register(replace(methods.get(recipes.DEFAULT), name=names[title], **fields))
+    return names
+
+
+def documents(args: argparse.Namespace, loaded: Any) -> list[base.Document]:
+    """Registers of the suite asked for."""
+
+    def count(texts: Any) -> list[int]:
+        return [len(loaded.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts]
+
+    request = base.Request(args.docs, args.questions, args.tokens, args.seed, base.Measure(count))
+    return base.get(args.suite).documents(request)
+
+
+class Bench:
+    """One document in the model, with its questions."""
+
+    def __init__(self, loaded: Any, document: base.Document):
+        self.context = contexts.prefill(loaded, Source(document.name, document.text))
+        self.questions = document.questions
+        full = makers.whole(self.context).cache
+        forced = [tokenize(loaded, question) for question in document.questions]
+        self.teacher = Teacher(loaded, forced, full, Limits.of(loaded.device))
+        self.full = self.teacher.measure(full)
+        self.passes = Passes(self.context)
+
+    def measure(self, options: Options) -> tuple[list[Any], float]:
+        """Outcomes of all questions, and the real ratio."""
+        made = makers.make(self.context, options, self.passes, Silent())
+        return self.teacher.measure(made.cache), made.full_bytes / made.stored_bytes
+
+
+def reveal(benches: list[Bench]) -> None:
+    """Makes the test's questions a source of reference queries: an upper bound, not a method."""
+
+    def passages(context: contexts.Context, seed: int, progress: Any) -> list[Passage]:
+        bench = next(b for b in benches if b.context is context)
+        known = [Exchange(q.text, q.answer) for q in bench.questions]
+        whole = slice(0, context.T)
+        return [Passage(ids, 0, context.T, whole) for ids in dialogues(context, known, 2048)]
+
+    SOURCES["oracle"] = passages
+
+
+def row(title: str, benches: list[Bench], options: Options) -> dict[str, Any]:
+    """One variant over all documents; recall is relative to the full context's."""
+    right: dict[str, int] = {}
+    known: dict[str, int] = {}
+    kl, tokens, ratios = 0.0, 0, []
+    for bench in benches:
+        outcomes, ratio = bench.measure(options)
+        ratios.append(ratio)
+        for question, outcome, full in zip(bench.questions, outcomes, bench.full, strict=True):
+            right[question.kind] = right.get(question.kind, 0) + (outcome.exact and full.exact)
+            known[question.kind] = known.get(question.kind, 0) + full.exact
+            kl, tokens = kl + outcome.kl, tokens + outcome.tokens
+    found = {
+        "variant": title,
+        "ratio": options.ratio,
+        "real_ratio": round(sum(ratios) / len(ratios), 3),
+        "recall": {k: round(right[k] / max(1, known[k]), 4) for k in right},
+        "all": round(sum(right.values()) / sum(known.values()), 4),
+        "kl": round(kl / tokens, 5),
+        "questions": sum(known.values()),
+    }
+    print(json.dumps(found), flush=True)
+    return found
+
+
+def main() -> None:
+    """Measures all variants and writes the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", help="the result is ablation-NAME.json")
+    parser.add_argument("--model", default="pocket")
+    parser.add_argument("--suite", default="register")
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--docs", type=int, default=3)
+    parser.add_argument("--questions", type=int, default=15)
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--ratio", default="80,160")
+    parser.add_argument("--only", help="variants, separated by commas")
+    args = parser.parse_args()
+    loaded = load(args.model, dtype=args.dtype)
+    names = register()
+    benches = [Bench(loaded, document) for document in documents(args, loaded)]
+    reveal(benches)
+    rows = []
+    wanted = None if args.only is None else set(args.only.split(","))
+    for ratio in (float(r) for r in args.ratio.split(",")):
+        plain = Options(ratio=ratio, method=recipes.DEFAULT, store="int4", queries="repeat")
+        todo: dict[str, Options] = {t: replace(plain, method=n) for t, n in names.items()}
+        todo |= {title: replace(plain, **fields) for title, fields in OPTIONS.items()}
+        todo |= dict.fromkeys(CONSTANTS, plain)
+        todo |= {"kvzip in int4": replace(plain, method="kvzip", queries=None)}
+        for title, options in todo.items():
+            if wanted is not None and title not in wanted:
+                continue
+            module, constant, value = CONSTANTS.get(title, (compact, "PLENTY", compact.PLENTY))
+            before = getattr(module, constant)
+            setattr(module, constant, value)
+            rows.append(row(title, benches, options))
+            setattr(module, constant, before)
+    result = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "hardware": f"{platform.machine()} CPU" if loaded.device.type == "cpu"
+        else torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "settings": {**vars(args), "model": Path(args.model).name},
+        "tokens": [bench.context.T for bench in benches],
+        "seconds": round(time.process_time(), 1),
+        "rows": rows,
+    }  # fmt: skip
+    (HERE / f"ablation-{args.name}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
