@@ -116,8 +116,8 @@ Queries = Annotated[
         help=(
             "What stands for future questions: repeat (the document, said again), self-study "
             "(questions that the model asks itself), context (the document's own), or a mixture "
-            "such as repeat+self-study. The method's own if left out: repeat, or self-study "
-            "where very few keys are kept."
+            "such as repeat+self-study. The method's own if left out: repeat, with questions "
+            "where fewer keys are kept, questions alone where very few are."
         ),
     ),
 ]

@@ -16,9 +16,10 @@ from amcli.pipeline.contexts import Context, full_layers, live_keys
 from amcli.pipeline.reference import LayerReference
 from amcli.quantize import NATIVE, Quantizer, quantizer_of
 
-SCARCE = 24.0
-"""Keys for one entry from which on questions decide what is kept. Repeating a document wants all
-of it; where most of it has to go, what would be asked about should go last."""
+ASKING, SCARCE = 5.0, 20.0
+"""Keys for one entry from which on questions are among the reference queries, and from which on
+they are alone. Repeating a document wants all of it; the more of it has to go, the more it matters
+what could be asked. With many entries questions change nothing and cost time."""
 
 ROUNDING = 0.25
 """Largest relative error of a layer's outputs that rounding the whole cache to 4 bits may cause.
@@ -27,12 +28,12 @@ a few channels far larger than the others (as some models have) give 0.33 and mo
 
 
 def queries_by_need(context: Context, layers: Sequence[LayerShape], planned: Sequence[int]) -> str:
-    """`repeat`, or `self-study` where `planned` entries a head of each layer are very few."""
+    """The sources for `planned` entries a head of each layer: `repeat`, questions too, or alone."""
     entries = sum(t * layer.heads for t, layer in zip(planned, layers, strict=True))
     keys = sum(layer.tokens * layer.heads for layer in layers)
-    if context.loaded.chat.raw or keys < SCARCE * entries:
+    if context.loaded.chat.raw or keys < ASKING * entries:
         return "repeat"
-    return "self-study"
+    return "repeat+self-study" if keys < SCARCE * entries else "self-study"
 
 
 def holds_every_key(ratio: float, layers: Sequence[LayerShape], beta: bool) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,8 +12,8 @@ from boxes import model, source
 
 from amcli.errors import UsageError
 from amcli.pipeline import reference
-from amcli.pipeline.choices import store_by_error
-from amcli.pipeline.compaction import Options, compact
+from amcli.pipeline.choices import queries_by_need, store_by_error
+from amcli.pipeline.compaction import Options, compact, shapes
 from amcli.pipeline.contexts import Context, prefill, shared
 from amcli.pipeline.progress import Silent
 from amcli.pipeline.reference import LayerReference
@@ -127,20 +128,29 @@ def test_sources_share_the_sample_equally(context: Context) -> None:
 
 
 def test_queries_by_need(context: Context) -> None:
-    plenty = compact(context, Options(ratio=10, method="highest-attention"))
+    layers = shapes(context)
+    chosen = [
+        queries_by_need(context, layers, [context.T // share] * len(layers))
+        for share in (1, 4, 10, 30)
+    ]
+    assert chosen == ["repeat", "repeat", "repeat+self-study", "self-study"]
+
+
+def test_few_entries_make_the_model_study(context: Context) -> None:
     scarce = compact(context, Options(tokens=4, method="highest-attention"))
-    assert plenty.options.queries == "repeat"
     assert scarce.options.queries == "self-study"
     assert "self-study" in scarce.seconds
     asked = compact(context, Options(tokens=4, method="highest-attention", queries="repeat"))
     assert asked.options.queries == "repeat"
+    assert "self-study" not in asked.seconds
 
 
 def test_store_by_need(context: Context) -> None:
-    found = compact(context, Options(ratio=20, method="highest-attention"))
+    found = compact(context, Options(ratio=20, method="highest-attention", queries="repeat"))
     assert found.options.store == "int4"
     assert found.ratio == pytest.approx(20, rel=0.02)
-    native = compact(context, Options(ratio=20, method="highest-attention", store="native"))
+    options = replace(found.options, store="native")
+    native = compact(context, options)
     entries = [sum(sum(h.lengths) for h in c.layers) for c in (found, native)]
     assert entries[0] > 2.5 * entries[1]
     assert compact(context, Options(ratio=20, method="knorm")).options.store == "native"
