@@ -73,7 +73,8 @@ def main() -> None:
         rows[-1] |= measure(Path(folder, "full.amkv"), loaded, questions)
         print(rows[-1], flush=True)
         for method, ratio in ROWS:
-            found = compact(context, Options(ratio=ratio, method=method, seed=args.seed))
+            options = Options(ratio=ratio, method=method, queries="repeat", seed=args.seed)
+            found = compact(context, options)
             path = Path(folder, f"{method}-{ratio}.amkv")
             found.save(path, overwrite=False)
             seconds = {stage: round(value, 2) for stage, value in found.seconds.items()}
