@@ -212,4 +212,5 @@ def mass_error(
     if rest is not None:
         lse = torch.logaddexp(lse, rest)
     W2 = torch.ones_like(lse) if weights is None else weights.to(lse).square()
-    return ((W2 * torch.expm1(lse - lse_target).square()).sum(1) / W2.sum(1)).sqrt()
+    size = W2.sum(1).clamp_min(torch.finfo(W2.dtype).tiny)  # a head that no query looks at
+    return ((W2 * torch.expm1(lse - lse_target).square()).sum(1) / size).sqrt()

@@ -215,3 +215,15 @@ def test_existing_files_and_missing_folders(compacted: Compaction, tmp_path: Pat
     with pytest.raises(AmkvError, match="does not exist"):
         compacted.save(tmp_path / "no" / "doc.amkv", overwrite=False)
     compacted.save(tmp_path / "doc.amkv", overwrite=True)
+
+
+def test_a_cache_with_nan_is_refused_by_layer() -> None:
+    box = model("qwen3")
+    context = prefill(box, source(40))
+    layer = context.cache.layers[1]
+    keys, values = (x.clone() for x in layer.live())
+    values[0, 0, 3, 2] = float("nan")
+    layer.set_live(keys[0], values[0], context.T)
+    with pytest.raises(AmkvError, match=r"layer 1: 1 of [\d,]+ numbers of the values") as error:
+        compact(context, Options(ratio=2))
+    assert "--dtype" in str(error.value.hint)
