@@ -80,7 +80,8 @@ Method = Annotated[
         "--method",
         metavar="NAME",
         help=(
-            "omp, highest-attention (faster, weaker) or keep (everything); for comparison: "
+            "omp, omp-beta (with biases), highest-attention (no pursuit) or keep (everything); for "
+            "comparison: "
             "streaming, random, knorm, keydiff, snapkv, tova, h2o, expected-attention, "
             "pyramidkv, kvzip, kvzip-uniform, am-highest-attention, am-omp."
         ),
