@@ -13,9 +13,9 @@ from conftest import Amkv
 
 @pytest.mark.parametrize("store", ["int8", "int4"])
 def test_a_context_in_few_bits(amkv: Amkv, full: Path, store: str) -> None:
-    words = ("--ratio", "8", "--store", "native", "--json", "-o", "n.amkv")
-    native = json.loads(amkv("compact", full, *words).out)
-    done = amkv("compact", full, "--ratio", "8", "--store", store, "--json")
+    words = ("--ratio", "8", "--queries", "repeat", "--json")
+    native = json.loads(amkv("compact", full, *words, "--store", "native", "-o", "n.amkv").out)
+    done = amkv("compact", full, *words, "--store", store)
     made = json.loads(done.out)
     assert (native["store"], made["store"]) == ("native", store)
     assert f", each number in {store}" in done.err

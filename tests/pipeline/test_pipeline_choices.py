@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 from boxes import model, source
 
 from amcli.errors import UsageError
@@ -183,14 +182,3 @@ def test_keys_that_four_bits_would_spoil_get_eight() -> None:
         layer.parts = [part * 60 for part in layer.parts]
     assert store_by_error(context, held) == "int8"
     assert store_by_error(context, {}) == "int8"
-
-
-def test_repeat_and_study_disagree_about_what_matters(context: Context) -> None:
-    """The point of having both: what stands in the document, and what is asked about it."""
-    seen = {}
-    for name in ("repeat", "self-study"):
-        passages = reference.passages(context, name, 0, Silent())
-        found = reference.collect(context, passages, progress=Silent())
-        best = [r.scores.scores("max").flatten().topk(20).indices for r in found.values()]
-        seen[name] = torch.cat(best).tolist()
-    assert set(seen["repeat"]) != set(seen["self-study"])

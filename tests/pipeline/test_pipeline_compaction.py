@@ -100,9 +100,8 @@ def test_equal_seeds_give_equal_files(context: Context, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("budget", ["adaptive", "uniform"])
 def test_tokens_is_the_mean_budget_of_a_head(context: Context, budget: str) -> None:
-    found = compact(
-        context, Options(tokens=24, budget=budget, method="highest-attention", max_queries=256)
-    )
+    named = Options(tokens=24, budget=budget, method="highest-attention", queries="repeat")
+    found = compact(context, named)
     lengths = [t for heads in found.layers for t in heads.lengths]
     assert sum(lengths) == 24 * len(lengths)
     assert (len(set(lengths)) == 1) == (budget == "uniform")

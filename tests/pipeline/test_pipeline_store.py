@@ -33,7 +33,9 @@ def context() -> Context:
 
 @pytest.fixture(scope="module", params=list(CODES))
 def compacted(context: Context, request: pytest.FixtureRequest) -> Compaction:
-    options = Options(ratio=20, method="omp-beta", store=request.param, max_queries=512)
+    options = Options(
+        ratio=20, method="omp-beta", queries="repeat", store=request.param, max_queries=512
+    )
     return compact(context, options)
 
 
@@ -149,7 +151,9 @@ def test_keep_loses_the_rounding_only(
     "method", ["highest-attention", "streaming", "snapkv", "am-highest-attention"]
 )
 def test_other_methods_store_codes_too(context: Context, method: str, tmp_path: Path) -> None:
-    found = compact(context, Options(ratio=20, method=method, store="int8", max_queries=256))
+    queries = "repeat" if method == "highest-attention" else None
+    options = Options(ratio=20, method=method, queries=queries, store="int8", max_queries=256)
+    found = compact(context, options)
     found.save(tmp_path / "doc.amkv", overwrite=False)
     with AmkvFile.open(tmp_path / "doc.amkv") as file:
         file.verify()
@@ -174,11 +178,15 @@ def test_bytes_answer_as_numbers_do_and_more_entries_answer_more() -> None:
         return sum(a == q.answer for a, q in zip(told, questions, strict=True))
 
     # As many entries: nothing but the rounding differs.
-    numbers, codes = (answers(Options(tokens=48, store=store)) for store in ("native", "int8"))
+    numbers, codes = (
+        answers(Options(tokens=48, queries="repeat", store=store)) for store in ("native", "int8")
+    )
     assert numbers == codes
     assert right(codes) >= 9
     # As many bytes: four times the entries.
-    few, many = (answers(Options(ratio=100, store=store)) for store in ("native", "int4"))
+    few, many = (
+        answers(Options(ratio=100, queries="repeat", store=store)) for store in ("native", "int4")
+    )
     assert right(many) >= right(few) + 3
 
 
