@@ -7,6 +7,8 @@ them into one line and the exit code.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class AmkvError(Exception):
     """Base of every error that is reported as one line; exit code 1."""
@@ -47,3 +49,11 @@ class OutputError(AmkvError):
     """The output cannot be written (permission, full disk, missing folder); exit code 1."""
 
     exit_code = 1
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """How a hint begins when a name is near a known one; empty when none is."""
+    import difflib
+
+    near = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}? " if near else ""

@@ -6,13 +6,16 @@ Standard library and `amkv_format` only, so that commands can refuse in millisec
 from __future__ import annotations
 
 import errno
+import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from amcli.errors import ArtifactError, OutOfMemoryError, OutputError, UsageError
 from amkv_format import AmkvFile, FormatError
+from amkv_format.atomic import create_temporary, publish
 
 EXTENSION = ".amkv"
 
@@ -81,6 +84,34 @@ def require_writable(path: str | os.PathLike[str], overwrite: bool) -> None:
             raise FileNotFoundError
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def write_json(path: Path, record: Mapping[str, Any], overwrite: bool) -> None:
+    """Writes a record with one line for each field, and for each element of a list.
+
+    The file is written whole or not at all. Raises UsageError when it exists (and not
+    `overwrite`) or its folder does not, and what else `output_errors` says.
+    """
+    fields = []
+    for name, value in record.items():
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        if isinstance(value, list) and value:
+            lines = [json.dumps(v, ensure_ascii=False, allow_nan=False) for v in value]
+            text = "[\n  " + ",\n  ".join(lines) + "\n ]"
+        fields.append(f" {json.dumps(name)}: {text}")
+    data = ("{\n" + ",\n".join(fields) + "\n}\n").encode()
+    with output_errors(path):
+        descriptor, temporary = create_temporary(str(path))
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            publish(temporary, str(path), overwrite=overwrite)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
 
 
 @contextmanager

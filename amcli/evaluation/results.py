@@ -8,9 +8,7 @@ the settings: two runs on the same hardware and versions differ in nothing else.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,8 +17,7 @@ from typing import Any
 from amcli.errors import UsageError
 from amcli.evaluation.makers import FULL, NONE
 from amcli.evaluation.metrics import METRICS, RESAMPLES, Record, estimates
-from amcli.files import output_errors
-from amkv_format.atomic import create_temporary, publish
+from amcli.files import write_json
 
 VERSION = 1
 
@@ -142,19 +139,7 @@ class Results:
 
     def write(self, path: Path) -> None:
         """Replaces the file, whole or not at all."""
-        data = _text(self.record()).encode()
-        with output_errors(path):
-            descriptor, temporary = create_temporary(str(path))
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                publish(temporary, str(path), overwrite=True)
-            except BaseException:
-                with suppress(OSError):
-                    os.unlink(temporary)
-                raise
+        write_json(path, self.record(), overwrite=True)
 
     def resume(self, path: Path) -> None:
         """Takes over the cells of a file, if there is one.
@@ -222,15 +207,3 @@ def _differences(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
 
 def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _text(record: dict[str, Any]) -> str:
-    """JSON with one line for each field, and for each element of a list."""
-    fields = []
-    for name, value in record.items():
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        if isinstance(value, list) and value:
-            lines = [json.dumps(v, ensure_ascii=False, allow_nan=False) for v in value]
-            text = "[\n  " + ",\n  ".join(lines) + "\n ]"
-        fields.append(f" {json.dumps(name)}: {text}")
-    return "{\n" + ",\n".join(fields) + "\n}\n"

@@ -8,14 +8,13 @@ statistics of `ScoreState` also gives `watch`, which sees every query as it atte
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 
-from amcli.errors import UsageError
+from amcli.errors import UsageError, did_you_mean
 
 from .scores import ScoreKind
 from .selection import Target
@@ -231,6 +230,5 @@ def get(name: str) -> Method:
     """The method of that name. Raises UsageError with the nearest name and the list."""
     if name in _REGISTRY:
         return _REGISTRY[name]
-    near = difflib.get_close_matches(name.lower(), _REGISTRY, n=1, cutoff=0.5)
-    meant = f"did you mean {near[0]!r}? " if near else ""
+    meant = did_you_mean(name, _REGISTRY)
     raise UsageError(f"unknown method {name!r}", hint=f"{meant}methods: {', '.join(names())}")

@@ -10,17 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from amcli.errors import ModelMismatchError, UsageError
-from amcli.files import output_errors
+from amcli.files import write_json
 from amcli.matching.budgets import FLOOR_LEAST, LayerShape, Lengths
-from amkv_format.atomic import create_temporary, publish
 
 FORMAT = "amkv-budget"
 VERSION = 1
@@ -151,18 +148,7 @@ def write(
         for i, heads in lengths.items()
     ]
     record = {"format": FORMAT, "version": VERSION, **about, "layers": layers}
-    with output_errors(path):
-        descriptor, temporary = create_temporary(str(path))
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(_text(record).encode())
-                file.flush()
-                os.fsync(file.fileno())
-            publish(temporary, str(path), overwrite=overwrite)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(temporary)
-            raise
+    write_json(path, record, overwrite)
 
 
 def _bytes(path: Path) -> bytes:
@@ -196,15 +182,3 @@ def _counted(heads: dict[int, int]) -> str:
 def _indices(layers: Sequence[int]) -> str:
     shown = ", ".join(map(str, layers[:6]))
     return shown if len(layers) <= 6 else f"{shown}, …"
-
-
-def _text(record: dict[str, Any]) -> str:
-    """JSON with a line for each field and each layer."""
-    fields = []
-    for name, value in record.items():
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        if name == "layers":
-            lines = [json.dumps(v, ensure_ascii=False, allow_nan=False) for v in value]
-            text = "[\n  " + ",\n  ".join(lines) + "\n ]"
-        fields.append(f" {json.dumps(name)}: {text}")
-    return "{\n" + ",\n".join(fields) + "\n}\n"

@@ -9,7 +9,6 @@ One pass gives the scores of all keys from all queries; for the fits a seeded sa
 
 from __future__ import annotations
 
-import difflib
 import time
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from amcli.errors import UsageError
+from amcli.errors import UsageError, did_you_mean
 from amcli.matching.methods import Look, Watcher, WatchFunction
 from amcli.matching.scores import SCORE_KINDS, ScoreKind, ScoreState
 from amcli.models.cache import CompactCache
@@ -158,8 +157,7 @@ def sources(name: str) -> tuple[str, ...]:
     found = tuple(dict.fromkeys(part.strip() for part in name.split("+")))
     for part in found:
         if part not in SOURCES:
-            near = difflib.get_close_matches(part, SOURCES, n=1, cutoff=0.5)
-            meant = f"did you mean {near[0]!r}? " if near else ""
+            meant = did_you_mean(part, SOURCES)
             raise UsageError(
                 f"unknown reference queries {part!r}",
                 f"{meant}queries: {', '.join(SOURCES)}, or a mixture such as repeat+self-study",

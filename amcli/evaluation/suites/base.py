@@ -6,13 +6,12 @@ To add one, write a small module that calls `register(Suite(...))` and import it
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from amcli.errors import UsageError
+from amcli.errors import UsageError, did_you_mean
 
 Scorer = Literal["exact", "substring", "letter", "reasoned", "none"]
 """How an answer becomes a score in [0, 1]; see `amcli.evaluation.scorers`."""
@@ -142,6 +141,5 @@ def get(name: str) -> Suite:
     """The suite of that name. Raises UsageError with the nearest name and the list."""
     if name in _REGISTRY:
         return _REGISTRY[name]
-    near = difflib.get_close_matches(name.lower(), _REGISTRY, n=1, cutoff=0.5)
-    meant = f"did you mean {near[0]!r}? " if near else ""
+    meant = did_you_mean(name, _REGISTRY)
     raise UsageError(f"unknown suite {name!r}", f"{meant}suites: {', '.join(names())}")
