@@ -12,6 +12,7 @@ import torch
 
 from amcli.matching.budgets import LayerShape
 from amcli.matching.scores import attention_stats
+from amcli.matching.values import output_error
 from amcli.pipeline.contexts import Context, full_layers, live_keys
 from amcli.pipeline.reference import LayerReference
 from amcli.quantize import NATIVE, Quantizer, quantizer_of
@@ -62,18 +63,14 @@ def rounding_error(
 ) -> torch.Tensor:
     """What rounding a layer's keys and values does to its outputs: mean over heads, 0-d.
 
-    Per head `sqrt(Σ W‖Ŷ - Y‖² / Σ W‖Y‖²)` over the `held` queries.
+    Each head's is `matching.values.output_error` over the `held` queries.
     """
     K, V = live_keys(context, layer)
-    W = held.weights.unsqueeze(-1)
     _, Y = attention_stats(held.Q, K, V, held.scale, softcap=held.softcap)
-    _, rounded = attention_stats(
-        held.Q, quantizer.round_keys(K), quantizer.round_values(V), held.scale,
-        softcap=held.softcap,
-    )  # fmt: skip
-    wrong = (W * (rounded - Y).square()).sum((1, 2))
-    size = (W * Y.square()).sum((1, 2)).clamp_min(torch.finfo(Y.dtype).tiny)
-    return (wrong / size).sqrt().mean()
+    return output_error(
+        held.Q, quantizer.round_keys(K), None, quantizer.round_values(V), Y, held.scale,
+        softcap=held.softcap, weights=held.weights,
+    ).mean()  # fmt: skip
 
 
 def _dims(context: Context, layer: int) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -218,7 +219,8 @@ def settled(
     if store == AUTO and ratio is not None and holds_every_key(ratio, int8, method.has_beta):
         store = "int8"  # nothing has to go: fewer bits would only cost precision
     elif store == AUTO:
-        store = store_by_error(context, _held_out(context, options.seed, passes, progress))
+        held = _held_out(context, options.seed, passes, progress)
+        store, _ = passes.get(("store", options.seed), lambda: store_by_error(context, held))
     quantizer = quantizer_of(store)
     odd = [d for x in shapes(context) for d in (x.key_dim, x.value_dim) if d % 2]
     if quantizer is not None and quantizer.bits == 4 and odd:
@@ -263,10 +265,10 @@ def _references(
         kinds = SCORE_KINDS  # each costs little beside a pass of its own
     last = method.window if options.window is None else max(options.window, method.window or 0)
 
-    def ask() -> list[Passage]:
-        if source == "context" and method.window is not None:
+    def ask(name: str) -> list[Passage]:
+        if name == "context" and method.window is not None:
             return reference.context_passages(context, last)
-        return reference.passages(context, source, options.seed, progress)
+        return reference.passages(context, name, options.seed, progress)
 
     def run() -> dict[int, LayerReference]:
         return reference.collect(
@@ -283,7 +285,11 @@ def _references(
     watched = method.watch is not None
     sample = None if watched else (options.seed, options.max_queries)
     window = last if watched else None
-    passages, asking = passes.get(("passages", source, options.seed, window), ask)
+    passages: list[Passage] = []
+    asking = 0.0
+    for name in reference.sources(source):  # one by one: questions serve alone and in mixtures
+        made, spent = passes.get(("passages", name, options.seed, window), partial(ask, name))
+        passages, asking = passages + made, asking + spent
     found, reading = passes.get((source, method.watch, window, kinds, sample), run)
     if "self-study" not in source:
         return found, {"reference": asking + reading}
