@@ -2,20 +2,24 @@
 
     out = softmax([softcap(q·C_k·scale) + beta,  softcap(q·k·scale) + mask,  sink]) [C_v; v; 0]
 
-Knows torch and the ragged data structure; knows neither transformers nor caches, so that a
-kernel can be put behind `attend` without touching the models. Memory stays bounded: query
-rows are taken in tiles, and no step holds more than about `MAX_SCORES` scores.
+Knows torch and the ragged data structure; knows neither transformers nor caches. What is written
+here is the definition, in plain PyTorch: memory stays bounded, query rows are taken in tiles, and
+no step holds more than about `MAX_SCORES` scores. `attend` is also the one place that chooses: on
+CUDA a prefix goes to the kernels of `amcli.models.kernels` where they can take it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
 
 import torch
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
+from amcli.batched import BatchedPrefix
 from amcli.quantize import Entries, hadamard
 
 MAX_SCORES = 64 * 2**20
@@ -27,7 +31,7 @@ _TILE_ROWS = 1024
 
 def attend(
     query: torch.Tensor,
-    prefix: Entries | None,
+    prefix: Entries | BatchedPrefix | None,
     keys: torch.Tensor,
     values: torch.Tensor,
     *,
@@ -40,8 +44,8 @@ def attend(
     """Attention of the newest `m` tokens; returns `[B, m, Hq, dv]` in the dtype of `query`.
 
     query    `[B, Hq, m, d]`, post-RoPE; its rows are the last `m` of the `n` live tokens
-    prefix   entries every query sees, shared by the batch, or None; codes become numbers here, a
-             few heads at a time, and go again
+    prefix   entries that every query sees, shared by the batch; or those of each row of the batch;
+             or None. Codes become numbers here, a few heads at a time, and go again
     keys     `[B, H, n, d]`, values `[B, H, n, dv]`; `Hq` is a multiple of `H`
     scaling  of `q·k`; `d ** -0.5` when None
     softcap  `s -> softcap * tanh(s / softcap)` on the scaled logit, before beta
@@ -64,7 +68,30 @@ def attend(
         window = None
     if prefix is not None and window is not None:
         raise ValueError("a sliding window cannot be applied to a compact prefix")
+    if isinstance(prefix, BatchedPrefix) and len(prefix.rows) != B:
+        raise ValueError(f"a prefix for {len(prefix.rows)} rows, queries of {B}")
     scaling = d**-0.5 if scaling is None else scaling
+    if prefix is not None and query.is_cuda:
+        kernels = _kernels()
+        if kernels is not None and kernels.can_attend(query, prefix):
+            out: torch.Tensor = kernels.attend_prefix(
+                query, prefix, keys, values, scaling, softcap, sinks, live
+            )
+            return out
+    if isinstance(prefix, BatchedPrefix):
+        out = query.new_empty(B, m, Hq, values.shape[-1])
+        for entries, rows in prefix.contexts():
+            out[rows] = attend(
+                query[rows],
+                entries,
+                keys[rows],
+                values[rows],
+                scaling=scaling,
+                softcap=softcap,
+                sinks=sinks,
+                live=None if live is None else live[rows],
+            )
+        return out
     seen = _Seen(m, n, window, live)
     grouped = query.reshape(B, H, Hq // H, m, d)
     if prefix is None and softcap is None and sinks is None:
@@ -72,6 +99,16 @@ def attend(
     else:
         out = _explicit(grouped, prefix, keys, values, scaling, softcap, sinks, seen)
     return out.permute(0, 3, 1, 2, 4).reshape(B, m, Hq, -1)  # [B, H, g, m, dv] -> [B, m, Hq, dv]
+
+
+@cache
+def _kernels() -> ModuleType | None:
+    """The kernels' module, or None where Triton is not installed; imported when first needed."""
+    try:
+        from amcli.models.kernels import launch
+    except ImportError:
+        return None
+    return launch
 
 
 @dataclass(frozen=True)

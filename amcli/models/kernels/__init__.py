@@ -1,0 +1,6 @@
+"""Attention over ragged entries on CUDA, in Triton: split over the keys, nothing padded.
+
+plan     which program reads which entries: the work list, made once for a prefix
+device   the kernels
+launch   what can run, shapes and memory; imports `device`, and with it Triton, when first used
+"""
