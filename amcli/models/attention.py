@@ -18,6 +18,7 @@ import torch
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from amcli.errors import UsageError
 from amcli.models.attend import attend
 from amcli.models.layer import LINK, CompactLayer
 
@@ -89,11 +90,7 @@ def attention(
     layer: CompactLayer | None = getattr(key, LINK, None)
     prefix = None
     if layer is not None:
-        if layer.geometry.window != sliding_window:
-            raise ValueError(
-                f"layer {layer.index} was made for window {layer.geometry.window}, "
-                f"the model asks for {sliding_window}"
-            )
+        sliding_window = _window(layer, sliding_window)
         key, value = layer.attended(query, scaling, softcap)
         prefix = layer.prefix
     out = attend(
@@ -107,7 +104,28 @@ def attention(
         sinks=s_aux,
         live=_live_columns(attention_mask, key.shape[2], layer),
     )
-    return out, None
+    # Some models take a view of it, as the stock functions allow.
+    return out.contiguous(), None
+
+
+def _window(layer: CompactLayer, asked: int | None) -> int | None:
+    """The window to apply, where it is the one that the layer was made for.
+
+    Raises UsageError for a text that has outgrown a window taken for none; see `probe`.
+    """
+    window = layer.geometry.window
+    if window is None and asked is not None:
+        if layer.length <= asked:
+            return None
+        raise UsageError(
+            f"layer {layer.index} sees no more than {asked:,} tokens at once",
+            "shorten the document, or choose a model with a longer context with --model",
+        )
+    if window != asked:
+        raise ValueError(
+            f"layer {layer.index} was made for window {window}, the model asks for {asked}"
+        )
+    return window
 
 
 def live_mask(

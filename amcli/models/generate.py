@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,6 +17,7 @@ from amcli.errors import OutOfMemoryError
 from amcli.models.cache import CompactCache
 from amcli.models.failures import out_of_memory
 from amcli.models.loading import LoadedModel
+from amcli.models.probe import decoder_of
 
 CHUNK = 2048
 """Tokens a forward pass takes: enough to keep a GPU busy, few enough to bound its memory."""
@@ -51,7 +52,7 @@ def absorb(
 
     `advance(tokens)` is called after each chunk. Raises OutOfMemoryError as `feed`.
     """
-    decoder: torch.nn.Module = cast(Any, model).get_decoder()
+    decoder = decoder_of(model)
     for i in range(0, len(ids), chunk):
         part = ids[i : i + chunk]
         _run(decoder, model.device, cache, part)

@@ -7,7 +7,7 @@ in `probe`; which configurations are refused before any weight is read is here.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from transformers import PreTrainedConfig
 
@@ -66,26 +66,66 @@ class ModelGeometry:
         return tuple(i for i, layer in enumerate(self.layers) if layer.type == "full")
 
 
+# What a layer keeps or reads, by the name that configurations give its kind.
+_STATE = "which keep a state instead of keys and values"
+_CHOSEN = "which choose the keys that they read, and choose by what a compact cache does not have"
+_REASONS = {
+    "chunked_attention": "which see their own chunk of the text only",
+    "compressed_sparse_attention": _CHOSEN,
+    "deepseek_sparse_attention": _CHOSEN,
+    "heavily_compressed_attention": _CHOSEN,
+    "indexed_attention": _CHOSEN,
+    "minimax_m3_sparse": _CHOSEN,
+    "qwen_sparse_attention": _CHOSEN,
+}
+
+
 def refuse_unsupported(config: PreTrainedConfig) -> None:
     """Raise UsageError when the configuration alone shows that the model cannot work."""
     name = getattr(config, "model_type", None) or type(config).__name__
     text = config.get_text_config(decoder=True)
     if getattr(config, "is_encoder_decoder", False):
         _refuse(name, "it is an encoder-decoder model")
-    if getattr(text, "kv_lora_rank", None) is not None:
+    # Not getattr: where layers differ in it, the configuration refuses to say one number.
+    if vars(text).get("kv_lora_rank") is not None:
         _refuse(name, "it uses multi-head latent attention (MLA), which caches latents")
     kinds = set(getattr(text, "layer_types", None) or ())
     other = sorted(kinds - {"full_attention", "sliding_attention"})
     if other:
-        _refuse(name, f"it has {other[0]} layers, which keep a state instead of keys and values")
+        _refuse(name, f"it has {other[0]} layers, {_REASONS.get(other[0], _STATE)}")
     if "reuse" in (getattr(text, "kv_sharing_modes", None) or ()) or (
         getattr(text, "num_kv_shared_layers", None)
     ):
         _refuse(name, "some of its layers share one KV cache")
 
 
-def _refuse(name: str, reason: str) -> None:
+def _refuse(name: str, reason: str) -> NoReturn:
     raise UsageError(f"the model type {name} is not supported: {reason}", SUPPORTED)
+
+
+def refuse_attention(name: str) -> NoReturn:
+    """Raise UsageError for a model whose attention cannot be replaced from outside."""
+    _refuse(name, "its attention does not go through transformers' AttentionInterface")
+
+
+def trained_length(config: PreTrainedConfig) -> int | None:
+    """Positions that a model was made for, in tokens, its RoPE scaling included; None if unsaid.
+
+    Most configurations say the scaled length as `max_position_embeddings`. Those that do not have
+    the original one beside a factor, or, with `dynamic` scaling, the factor alone.
+    """
+    text = config.get_text_config(decoder=True)
+    said = getattr(text, "max_position_embeddings", None)
+    if not isinstance(said, int) or said < 1:
+        return None
+    rope = rope_parameters(config)
+    # Per layer type: the layers that see the whole text decide.
+    rope = rope.get("full_attention", rope) or {}
+    factor = rope.get("factor") or 1.0
+    original = rope.get("original_max_position_embeddings")
+    if original is None and rope.get("rope_type") == "dynamic":
+        original = said
+    return said if original is None else max(said, int(factor * original))
 
 
 def rope_parameters(config: PreTrainedConfig) -> dict[str, Any]:

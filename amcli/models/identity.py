@@ -119,7 +119,7 @@ def _essence(config: PreTrainedConfig) -> dict[str, Any]:
     for name, value in values.items():
         if name in _VOLATILE or name.startswith("_"):
             continue
-        part = getattr(config, name, None)
+        part = vars(config).get(name)  # not getattr, which refuses what differs between layers
         if isinstance(part, PreTrainedConfig):
             kept[name] = _essence(part)
         elif name not in defaults or value != defaults[name]:

@@ -26,7 +26,7 @@ from amcli.models import identity
 from amcli.models.attention import NAME, register
 from amcli.models.chat import ChatTemplate
 from amcli.models.failures import explain, quiet
-from amcli.models.geometry import ModelGeometry, refuse_unsupported
+from amcli.models.geometry import ModelGeometry, refuse_attention, refuse_unsupported
 from amcli.models.probe import probe
 
 POCKET = "pocket"
@@ -217,7 +217,7 @@ def _load(
     tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
     if len(tokenizer) == 0:
         raise UsageError(f"{source.id} has no tokenizer", "choose a model that brings its own")
-    model = _weights(source, dtype, options)
+    model = _weights(source, dtype, options, config.model_type)
     torch.nn.Module.to(model, device).train(False).requires_grad_(False)
     generation = getattr(model.generation_config, "eos_token_id", None)
     return LoadedModel(
@@ -235,14 +235,21 @@ def _load(
     )
 
 
-def _weights(source: _Source, dtype: torch.dtype, options: dict[str, Any]) -> PreTrainedModel:
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        source.location,
-        dtype=dtype,
-        attn_implementation=NAME,
-        output_loading_info=True,
-        **options,
-    )
+def _weights(
+    source: _Source, dtype: torch.dtype, options: dict[str, Any], kind: str
+) -> PreTrainedModel:
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source.location,
+            dtype=dtype,
+            attn_implementation=NAME,
+            output_loading_info=True,
+            **options,
+        )
+    except KeyError as error:
+        if error.args != (NAME,):
+            raise
+        refuse_attention(kind)  # it looks implementations up in a table of its own
     model, report = loaded
     # transformers fills what is missing with random numbers and only logs it.
     absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])

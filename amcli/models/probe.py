@@ -6,7 +6,7 @@ also proves that the model really goes through the registered attention function
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -19,8 +19,10 @@ from amcli.models.geometry import (
     SUPPORTED,
     LayerGeometry,
     ModelGeometry,
+    refuse_attention,
     refuse_unsupported,
     rope_parameters,
+    trained_length,
 )
 
 
@@ -35,12 +37,12 @@ def probe(model: PreTrainedModel) -> ModelGeometry:
     cache = Cache(layer_class_to_replicate=DynamicLayer)
     with recording() as seen:
         _feed_one_token(model, cache)
-    layers = _layers(model, cache, seen)
-    text = model.config.get_text_config(decoder=True)
+    limit = trained_length(model.config)
+    layers = _layers(model, cache, seen, limit)
     geometry = ModelGeometry(
         layers=layers,
         query_heads=tuple(call.query_heads for call in seen.calls),
-        max_positions=getattr(text, "max_position_embeddings", None),
+        max_positions=limit,
         rope=rope_parameters(model.config),
         architecture=type(model).__name__,
     )
@@ -48,6 +50,13 @@ def probe(model: PreTrainedModel) -> ModelGeometry:
     # attention function would lose the prefix, and is found out here rather than in use.
     _feed_one_token(model, CompactCache.empty(geometry))
     return geometry
+
+
+def decoder_of(model: PreTrainedModel) -> torch.nn.Module:
+    """The part of a model that reads tokens into a cache: all but the head that makes logits."""
+    found = cast(Any, model).get_decoder()
+    # Some models call their head, or a part of it, a decoder.
+    return found if isinstance(found, PreTrainedModel) else model.base_model
 
 
 def _feed_one_token(model: PreTrainedModel, cache: Cache) -> None:
@@ -66,22 +75,31 @@ def _feed_one_token(model: PreTrainedModel, cache: Cache) -> None:
 
 
 def _refused(model: PreTrainedModel, error: Exception) -> UsageError:
+    if not getattr(model, "_supports_attention_backend", False):
+        refuse_attention(model.config.model_type)
     first = (str(error) or type(error).__name__).splitlines()[0]
     return UsageError(
         f"{type(model).__name__} does not run with a compact cache: {first}", SUPPORTED
     )
 
 
-def _layers(model: PreTrainedModel, cache: Cache, seen: Recording) -> tuple[LayerGeometry, ...]:
+def _layers(
+    model: PreTrainedModel, cache: Cache, seen: Recording, limit: int | None
+) -> tuple[LayerGeometry, ...]:
     name = type(model).__name__
-    if len(seen.calls) != len(cache.layers) or not seen.calls:
+    if not seen.calls:
+        refuse_attention(model.config.model_type)
+    if len(seen.calls) != len(cache.layers):
         raise UsageError(
             f"{name} is not supported: {len(cache.layers)} of its layers cache keys, but "
             f"{len(seen.calls)} use the registered attention function",
             SUPPORTED,
         )
-    windows = {call.window for call in seen.calls if call.window is not None}
-    hidden = sorted(seen.mask_windows - windows)
+    asked = seen.mask_windows - {call.window for call in seen.calls}
+    hidden = sorted(window for window in asked if not _covers(window, limit))
+    kinds = getattr(model.config.get_text_config(decoder=True), "layer_types", None)
+    if kinds is not None and "sliding_attention" not in kinds:
+        hidden = []  # a mask that no layer uses
     if hidden:
         raise UsageError(
             f"{name} is not supported: it applies its window of {hidden[0]} tokens through the "
@@ -93,13 +111,19 @@ def _layers(model: PreTrainedModel, cache: Cache, seen: Recording) -> tuple[Laye
         keys, values = cast(DynamicLayer, layer).keys, cast(DynamicLayer, layer).values
         if keys is None or values is None:
             raise UsageError(f"{name} is not supported: a layer caches nothing", SUPPORTED)
+        window = None if _covers(call.window, limit) else call.window
         found.append(
             LayerGeometry(
-                type="full" if call.window is None else "sliding",
+                type="full" if window is None else "sliding",
                 kv_heads=keys.shape[1],
                 key_dim=keys.shape[3],
                 value_dim=values.shape[3],
-                window=call.window,
+                window=window,
             )
         )
     return tuple(found)
+
+
+def _covers(window: int | None, limit: int | None) -> bool:
+    """Whether a window hides nothing of any text the model was made for: no window, in effect."""
+    return window is None or (limit is not None and window >= limit)

@@ -21,6 +21,7 @@ from amcli.errors import UsageError
 from amcli.models.cache import CompactCache
 from amcli.models.geometry import ModelGeometry
 from amcli.models.layer import CompactLayer
+from amcli.models.probe import decoder_of
 
 _PROBED_POSITION = 37
 
@@ -35,8 +36,7 @@ class Rotary:
     """
 
     def __init__(self, model: PreTrainedModel, geometry: ModelGeometry) -> None:
-        decoder: Any = cast(Any, model).get_decoder()
-        module = getattr(decoder, "rotary_emb", None)
+        module = getattr(decoder_of(model), "rotary_emb", None)
         apply = _apply_function(model)
         if module is None or apply is None:
             raise _unknown(geometry)
@@ -138,8 +138,7 @@ def _queries(
     ids = torch.ones((1, 1), dtype=torch.long, device=model.device)
     where = torch.full_like(ids, position)
     with cache.observe(look):
-        decoder: Any = cast(Any, model).get_decoder()
-        decoder(input_ids=ids, position_ids=where, past_key_values=cache, use_cache=True)
+        decoder_of(model)(input_ids=ids, position_ids=where, past_key_values=cache, use_cache=True)
     return found
 
 

@@ -30,6 +30,9 @@ COMMON: dict[str, Any] = {
     "initializer_range": 0.3,
 }
 
+ABSENT = object()
+"""As an option: not to be given at all, not even what all have."""
+
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention"]
 
@@ -70,7 +73,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 def config(architecture: str, **overrides: Any) -> Any:
     kind = AutoConfig.for_model(architecture)
     options = {**COMMON, **ARCHITECTURES.get(architecture, {}), **overrides}
-    return type(kind)(**options)
+    return type(kind)(**{name: x for name, x in options.items() if x is not ABSENT})
 
 
 @cache
@@ -80,12 +83,17 @@ def build(architecture: str, implementation: str = NAME) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_config(
         config(architecture), attn_implementation=implementation, dtype=torch.float32
     )
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("sinks"):  # from_config leaves them as they were in memory
-                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    fill_sinks(model)
     return model.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def fill_sinks(model: PreTrainedModel) -> None:
+    """Random attention sinks: from_config leaves them as they were in memory."""
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "sink" in name:
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
 
 
 @cache

@@ -1,0 +1,94 @@
+"""The promise of the format for every family: what is kept answers as the document does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import families
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from amcli.artifacts import Artifact
+from amcli.models.generate import feed
+from amcli.models.loading import LoadedModel, load
+from amcli.pipeline.compaction import Options, compact
+from amcli.pipeline.contexts import Context, prefill, restore, save_prefill
+from amcli.pipeline.session import Session
+from amcli.pipeline.source import Source
+
+QUESTION = "Who lives in the house by the sea?"
+DOCUMENT = Source("doc.txt", "Anna owns a lynx, and Omar an otter. They live by the sea. " * 3)
+TOLERANCE = 1e-4
+
+each = pytest.mark.parametrize("name", families.known())
+
+
+@torch.no_grad()
+def full_logits(judge: PreTrainedModel, context: Context, ids: list[int]) -> torch.Tensor:
+    """Logits of the question behind the document, by the model's own cache: `[m, V]`."""
+    past = judge(input_ids=torch.tensor([context.ids]), use_cache=True).past_key_values
+    return judge(input_ids=torch.tensor([ids]), past_key_values=past, use_cache=True).logits[0]
+
+
+@torch.no_grad()
+def cached_logits(context: Context, ids: list[int]) -> torch.Tensor:
+    model, cache = context.loaded.model, context.cache.fork()
+    return model(input_ids=torch.tensor([ids]), past_key_values=cache, use_cache=True).logits[0]
+
+
+def kinds(loaded: LoadedModel) -> str:
+    return "".join(layer.type[0] for layer in loaded.geometry.layers)
+
+
+@each
+def test_a_family(name: str, tmp_path: Path) -> None:
+    loaded = families.loaded(name)
+    assert kinds(loaded) == families.FAMILIES[name].layers
+    context = prefill(loaded, DOCUMENT, chunk=50)
+    ids = loaded.chat.first_turn(QUESTION)
+    wanted = full_logits(families.eager(name), context, ids)
+    assert wanted.std() > 0.01  # a model that says the same to everything would prove nothing
+
+    save_prefill(context, tmp_path / "full.amkv", overwrite=False)
+    compact(context, Options(method="keep"), errors=False).save(tmp_path / "keep.amkv", False)
+    for file in ("full.amkv", "keep.amkv"):
+        with Artifact.open(tmp_path / file) as artifact:
+            assert artifact.ratio == 1.0
+            again = restore(artifact, loaded)
+        torch.testing.assert_close(cached_logits(again, ids), wanted, atol=TOLERANCE, rtol=0)
+    cache = again.cache.fork()  # and one token at a time, as an answer is written
+    last = [feed(loaded.model, cache, [token]) for token in ids][-1]
+    torch.testing.assert_close(last, wanted[-1], atol=TOLERANCE, rtol=0)
+
+    options = Options(ratio=4, method="omp", queries="repeat", store="native", max_queries=64)
+    found = compact(context, options, errors=False)
+    found.save(tmp_path / "doc.amkv", overwrite=False)
+    with Artifact.open(tmp_path / "doc.amkv") as artifact:
+        assert 4 <= artifact.ratio < 4.5
+        short = restore(artifact, loaded)
+    for i, layer in enumerate(loaded.geometry.layers):
+        if layer.type != "full":
+            assert short.cache.layers[i].prefix is None
+            for mine, theirs in zip(short.cache.live(i), context.cache.live(i), strict=True):
+                assert torch.equal(mine, theirs)
+        else:
+            prefix = short.cache.layers[i].prefix
+            assert prefix is not None
+            assert sum(prefix.lengths) < layer.kv_heads * context.T
+    assert cached_logits(short, ids).isfinite().all()
+    session = Session(short, max_tokens=3)
+    assert isinstance("".join(session.ask(QUESTION)), str)
+    assert session.turns == 1
+
+
+def test_transformers_own_generate_runs_on_a_compact_context() -> None:
+    loaded = load("pocket", device="cpu")
+    context = prefill(loaded, DOCUMENT)
+    kept = compact(context, Options(method="keep"), errors=False)
+    ids = torch.tensor([context.ids + loaded.chat.first_turn(QUESTION)])
+    options = {"max_new_tokens": 8, "do_sample": False}
+    wanted = loaded.model.generate(ids, **options)
+    kept.apply()
+    found = loaded.model.generate(ids, past_key_values=context.cache.fork(), **options)
+    assert found.tolist() == wanted.tolist()
