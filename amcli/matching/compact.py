@@ -14,12 +14,13 @@ import torch
 
 from amcli.ragged import RaggedHeads
 
-from .mass import fit_beta, mass_error
+from .errors import FitErrors, fit_errors
+from .mass import fit_beta
 from .methods import LAMBDA_OF, Method, Rounding
-from .scores import attention_stats
+from .scores import Stats, attention_stats
 from .selection import CANDIDATE_CAP, Selection, omp, top
 from .tiles import TILE_ELEMENTS, gather_rows, hide, working_dtype
-from .values import Rest, fit_values, output_error
+from .values import fit_values
 
 FIT_LIMIT = 512
 """Entries of one head that the fits may change. A longer head has its best FIT_LIMIT entries
@@ -42,8 +43,7 @@ class LayerResult:
 
     heads         the entries, in order of position within each head
     index         `[N]` int32, position in the document of each entry, in the same order
-    mass_error    `[H]`: `sqrt(Σ W²(m̂/m - 1)² / Σ W²)`; 1 for an empty head
-    output_error  `[H]`: `sqrt(Σ W‖Ŷ - Y‖² / Σ W‖Y‖²)`; 1 for an empty head
+    mass_error, output_error  `[H]`, see `errors.FitErrors`; 1 for an empty head
 
     Errors are over the reference queries, of the entries as stored; nan with no queries.
     """
@@ -52,6 +52,59 @@ class LayerResult:
     index: torch.Tensor
     mass_error: torch.Tensor
     output_error: torch.Tensor
+
+
+class Known:
+    """What compactions of one layer have in common when its queries, keys and values are the same.
+
+    `kept`: what the whole document gives the queries is found once, for all methods and ratios.
+    `nested`: every order of selection is kept too, and a shorter one is the beginning of a longer
+    one, so that a search over ratios selects once. Only for calls with one method and one seed;
+    the longer order was chosen among more candidates, so that what is selected may differ a
+    little from what a call by itself selects.
+    """
+
+    def __init__(self, kept: bool = False, nested: bool = False) -> None:
+        self.kept = kept
+        self.nested = nested
+        self._truth: Stats | None = None
+        self._orders: dict[int, torch.Tensor] = {}  # head -> positions, best first
+
+    def truth(
+        self,
+        Q: torch.Tensor,
+        K: torch.Tensor,
+        V: torch.Tensor,
+        scale: float,
+        softcap: float | None,
+        tile: int = TILE_ELEMENTS,
+    ) -> Stats | None:
+        """Log mass and outputs of all heads; None with no queries."""
+        if self._truth is not None:
+            return self._truth
+        found = None
+        if Q.shape[1]:
+            found = attention_stats(Q, K, V, scale, softcap=softcap, tile=tile)
+        self._truth = found if self.kept else None
+        return found
+
+    def order(self, heads: list[int], lengths: list[int]) -> torch.Tensor | None:
+        """`[len(heads), t_max]`, the first `lengths` of each row real; None where not all known."""
+        known = [self._orders.get(h) for h in heads]
+        rows = [x for x, t in zip(known, lengths, strict=True) if x is not None and len(x) >= t]
+        if len(rows) < len(heads):
+            return None
+        t_max = max(lengths)
+        return torch.stack(
+            [torch.nn.functional.pad(x[:t_max], (0, t_max - len(x[:t_max]))) for x in rows]
+        )
+
+    def remember(self, heads: list[int], lengths: list[int], index: torch.Tensor) -> None:
+        """The orders `index [len(heads), t_max]` of some heads, for calls to come."""
+        if self.nested:
+            self._orders |= {
+                h: index[i, :t] for i, (h, t) in enumerate(zip(heads, lengths, strict=True))
+            }
 
 
 def compact_layer(
@@ -65,6 +118,7 @@ def compact_layer(
     scale: float,
     softcap: float | None = None,
     weights: torch.Tensor | None = None,
+    known: Known | None = None,
     seed: int = 0,
     rounding: Rounding | None = None,
     tile: int = TILE_ELEMENTS,
@@ -77,7 +131,8 @@ def compact_layer(
     `ScoreState` or the method's `score`. A head with `lengths[h] = T` keeps its own keys and
     values with beta 0, one with 0 gets no entry. Keys and values come back in the dtypes of
     `K` and `V`, beta in float32 (None for a method without one). `tile` and `gram_elements`
-    bound the memory; raise the latter on a large GPU to work more heads at once.
+    bound the memory; raise the latter on a large GPU to work more heads at once. `known`: what
+    earlier calls with the same queries, keys and values have found, and this one adds to.
 
     With `rounding` all keys and values come back rounded, in float32: keys are rounded as soon as
     they are selected, so that the fits make up for what that loses, values at the end.
@@ -87,27 +142,29 @@ def compact_layer(
     H, T, _ = K.shape
     _check(method, Q, K, V, scores, lengths, weights)
     s = _Settings(scale, softcap, seed, tile, fit_limit, rounding)
+    known = Known() if known is None else known
+    stats = known.truth(Q, K, V, scale, softcap, tile) if known.kept else None
+
+    def bucket(heads: list[int]) -> _Bucket:
+        return _Bucket(
+            heads, [lengths[h] for h in heads], Q[heads], K[heads], V[heads], scores[heads],
+            None if weights is None else weights[heads],
+            None if stats is None else stats.of(heads),
+        )  # fmt: skip
+
     done = {h: _whole(K[h], V[h]) for h in range(H) if lengths[h] == T}
     if rounding is not None and done:
-        whole = list(done)
-        W = None if weights is None else weights[whole]
-        found = round_whole(rounding, Q[whole], K[whole], V[whole], scale, softcap, W, tile)
+        b = bucket(list(done))
+        found = round_whole(
+            rounding, b.Q, b.K, b.V, scale, softcap, b.W, truth=b.truth, tile=tile
+        )  # fmt: skip
         names = ("keys", "values", "mass_error", "output_error")
-        for h, *parts in zip(whole, *found, strict=True):
+        for h, *parts in zip(b.heads, *found, strict=True):
             done[h] = replace(done[h], **dict(zip(names, parts, strict=True)))
     done |= {h: _empty(K[h], V[h]) for h in range(H) if lengths[h] == 0 < T}
-    for bucket in _buckets(lengths, T, method, fit_limit, gram_elements):
-        part = _compact_bucket(
-            method,
-            Q[bucket],
-            K[bucket],
-            V[bucket],
-            scores[bucket],
-            None if weights is None else weights[bucket],
-            [lengths[h] for h in bucket],
-            s,
-        )
-        done |= dict(zip(bucket, part, strict=True))
+    for heads in _buckets(lengths, T, method, fit_limit, gram_elements):
+        part = _compact_bucket(method, bucket(heads), known, s)
+        done |= dict(zip(heads, part, strict=True))
     return _join([done[h] for h in range(H)], lengths, method.has_beta)
 
 
@@ -119,6 +176,8 @@ def round_whole(
     scale: float,
     softcap: float | None,
     weights: torch.Tensor | None,
+    *,
+    truth: Stats | None = None,
     tile: int = TILE_ELEMENTS,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """`(keys [H, T, d], values [H, T, dv], mass error [H], output error [H])` of heads that keep
@@ -127,12 +186,12 @@ def round_whole(
     if Q.shape[1] == 0:
         unknown = keys.new_full((K.shape[0],), torch.nan)
         return keys, values, unknown, unknown
-    lse, Y = attention_stats(Q, K, V, scale, softcap=softcap, tile=tile)
-    mass = mass_error(Q, keys, None, lse, scale, softcap=softcap, weights=weights, tile=tile)
-    output = output_error(
-        Q, keys, None, values, Y, scale, softcap=softcap, weights=weights, tile=tile
+    if truth is None:
+        truth = attention_stats(Q, K, V, scale, softcap=softcap, tile=tile)
+    error = fit_errors(
+        Q, keys, None, values, truth, scale, softcap=softcap, weights=weights, tile=tile
     )
-    return keys, values, mass, output
+    return keys, values, *error
 
 
 @dataclass(frozen=True)
@@ -172,26 +231,34 @@ def _empty(K: torch.Tensor, V: torch.Tensor) -> _Head:
     return _Head(head.keys, head.values, head.beta, head.index, error, error)
 
 
-def _compact_bucket(
-    method: Method,
-    Q: torch.Tensor,
-    K: torch.Tensor,
-    V: torch.Tensor,
-    scores: torch.Tensor,
-    W: torch.Tensor | None,
-    lengths: list[int],
-    s: _Settings,
-) -> list[_Head]:
+@dataclass(frozen=True)
+class _Bucket:
+    """Some heads of a layer, all of `0 < t <= T`; `truth`, where it is known already."""
+
+    heads: list[int]
+    lengths: list[int]
+    Q: torch.Tensor
+    K: torch.Tensor
+    V: torch.Tensor
+    scores: torch.Tensor
+    W: torch.Tensor | None
+    truth: Stats | None
+
+
+def _compact_bucket(method: Method, b: _Bucket, known: Known, s: _Settings) -> list[_Head]:
     """Select and fit the heads of one bucket, all of `0 < t < T`."""
+    Q, K, V, W = b.Q, b.K, b.V, b.W
     if Q.shape[1] == 0:  # a method that wants no queries: nothing to fit, nothing to measure
-        unknown = scores.new_full((len(lengths),), torch.nan)
-        chosen = top(scores, lengths)
+        unknown = b.scores.new_full((len(b.lengths),), torch.nan)
+        chosen = top(b.scores, b.lengths)
         keys, values = gather_rows(K, chosen.index), gather_rows(V, chosen.index)
         if s.rounding is not None:
             keys, values = s.rounding.round_keys(keys), s.rounding.round_values(values)
-        return _split(chosen, keys, values, None, unknown, unknown)
-    lse, Y = attention_stats(Q, K, V, s.scale, softcap=s.softcap, tile=s.tile)
-    order = _select(method, Q, K, scores, W, lengths, lse, Y, s)
+        return _split(chosen, keys, values, None, FitErrors(unknown, unknown))
+    truth = b.truth
+    if truth is None:
+        truth = attention_stats(Q, K, V, s.scale, softcap=s.softcap, tile=s.tile)
+    order = _select(method, b, truth, known, s)
     keys, values = gather_rows(K, order.index), gather_rows(V, order.index)  # [B, t_max, d]
     t = min(s.fit_limit, keys.shape[1])
     if s.rounding is not None:
@@ -202,70 +269,55 @@ def _compact_bucket(
     mask = order.mask[:, :t]
     beta: torch.Tensor | None = None
     if method.mass == "nnls":
-        beta, mass = fit_beta(
-            Q, keys[:, :t], lse, scale=s.scale, softcap=s.softcap, weights=W, mask=mask,
+        beta = fit_beta(
+            Q, keys[:, :t], truth.lse, scale=s.scale, softcap=s.softcap, weights=W, mask=mask,
             rest=None if rest is None else rest.lse, tile=s.tile,
         )  # fmt: skip
-    else:
-        mass = mass_error(
-            Q, keys[:, :t], None, lse, s.scale, softcap=s.softcap, weights=W, mask=mask,
-            rest=None if rest is None else rest.lse, tile=s.tile,
-        )  # fmt: skip
-    C_v, output = fit_values(
-        Q, keys[:, :t], beta, Y, values[:, :t], scale=s.scale, softcap=s.softcap, weights=W,
+    C_v = fit_values(
+        Q, keys[:, :t], beta, truth.Y, values[:, :t], scale=s.scale, softcap=s.softcap, weights=W,
         mask=mask, rest=rest, lam=LAMBDA_OF[method.values], tile=s.tile,
     )  # fmt: skip
     if s.rounding is not None:
         C_v = s.rounding.round_values(C_v)
-        output = output_error(
-            Q, keys[:, :t], beta, C_v, Y, s.scale, softcap=s.softcap, weights=W, mask=mask,
-            rest=rest, tile=s.tile,
-        )  # fmt: skip
+    error = fit_errors(
+        Q, keys[:, :t], beta, C_v, truth, s.scale, softcap=s.softcap, weights=W, mask=mask,
+        rest=rest, tile=s.tile,
+    )  # fmt: skip
     values = torch.cat([C_v, values[:, t:]], dim=1)
     if beta is not None:
         beta = torch.nn.functional.pad(beta, (0, keys.shape[1] - t))
-    return _split(order, keys, values, beta, mass, output)
+    return _split(order, keys, values, beta, error)
 
 
-def _select(
-    method: Method,
-    Q: torch.Tensor,
-    K: torch.Tensor,
-    scores: torch.Tensor,
-    W: torch.Tensor | None,
-    lengths: list[int],
-    lse: torch.Tensor,
-    Y: torch.Tensor,
-    s: _Settings,
-) -> Selection:
-    by_score = top(scores, lengths)
+def _select(method: Method, b: _Bucket, truth: Stats, known: Known, s: _Settings) -> Selection:
+    by_score = top(b.scores, b.lengths)
     # With no more candidates than entries, pursuit could only reorder the best by score.
-    plenty = [t * PLENTY >= K.shape[1] or t >= CANDIDATE_CAP for t in lengths]
+    plenty = [t * PLENTY >= b.K.shape[1] or t >= CANDIDATE_CAP for t in b.lengths]
     if method.selection != "omp" or all(plenty):
         return by_score
-    found = omp(
-        Q, K, lse, scores, lengths, scale=s.scale, softcap=s.softcap, weights=W, Y=Y,
-        target=method.target, gamma=method.gamma, panel=method.panel,
-        candidates=method.candidates, seed=s.seed, tile=s.tile,
-    )  # fmt: skip
-    kept = torch.tensor(plenty, device=K.device).unsqueeze(1)
-    return Selection(torch.where(kept, by_score.index, found.index), found.mask)
+    index = known.order(b.heads, b.lengths)
+    if index is None:
+        index = omp(
+            b.Q, b.K, truth.lse, b.scores, b.lengths, scale=s.scale, softcap=s.softcap,
+            weights=b.W, Y=truth.Y, target=method.target, gamma=method.gamma, panel=method.panel,
+            candidates=method.candidates, seed=s.seed, tile=s.tile,
+        ).index  # fmt: skip
+        known.remember(b.heads, b.lengths, index)
+    kept = torch.tensor(plenty, device=index.device).unsqueeze(1)
+    return Selection(torch.where(kept, by_score.index, index), by_score.mask)
 
 
 def _rest(
     Q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, s: _Settings
-) -> Rest | None:
+) -> Stats | None:
     """What the entries beyond `fit_limit` give, kept as they are; None when there are none."""
     if keys.shape[1] <= s.fit_limit:
         return None
     beyond = slice(s.fit_limit, None)
     bias = hide(None, mask[:, beyond], working_dtype(Q, keys))
-    return Rest(
-        *attention_stats(
-            Q, keys[:, beyond], values[:, beyond], s.scale,
-            softcap=s.softcap, bias=bias, tile=s.tile,
-        )
-    )  # fmt: skip
+    return attention_stats(
+        Q, keys[:, beyond], values[:, beyond], s.scale, softcap=s.softcap, bias=bias, tile=s.tile
+    )
 
 
 def _split(
@@ -273,8 +325,7 @@ def _split(
     keys: torch.Tensor,
     values: torch.Tensor,
     beta: torch.Tensor | None,
-    mass: torch.Tensor,
-    output: torch.Tensor,
+    error: FitErrors,
 ) -> list[_Head]:
     """Drop the padding and put each head's entries in order of position."""
     # Padding sorts behind every real position.
@@ -287,7 +338,14 @@ def _split(
     heads = []
     for h, t in enumerate(order.mask.sum(1).tolist()):
         heads.append(
-            _Head(keys[h, :t], values[h, :t], beta[h, :t], index[h, :t], mass[h], output[h])
+            _Head(
+                keys[h, :t],
+                values[h, :t],
+                beta[h, :t],
+                index[h, :t],
+                error.mass[h],
+                error.output[h],
+            )
         )
     return heads
 

@@ -10,8 +10,7 @@ from math import exp
 
 import torch
 
-from .scores import logsumexp
-from .tiles import TILE_ELEMENTS, hide, key_scale, normal_equations, solve_dtype, working_dtype
+from .tiles import TILE_ELEMENTS, key_scale, normal_equations, solve_dtype
 
 BETA_RANGE = (-3.0, 3.0)
 """Bounds of a fitted beta. The lower one keeps every stored key alive, so that its value can
@@ -158,15 +157,14 @@ def fit_beta(
     shrink: float = DEFAULT_SHRINK,
     beta_range: tuple[float, float] = BETA_RANGE,
     tile: int = TILE_ELEMENTS,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`(beta [H, t], relative mass error [H])` of the kept keys `C_k [H, t, d]`.
+) -> torch.Tensor:
+    """`beta [H, t]` of the kept keys `C_k [H, t, d]`.
 
     `lse_target [H, n]`: log mass of the whole document; `rest [H, n]`: log mass of further kept
     keys that stay as they are (beta 0), if any. `mask [H, t]` marks real keys; padding gets
     beta 0. `shrink` pulls the weights to the best common one, relative to each key's own
     curvature. A key whose best weight is zero ends at the lower bound of `beta_range`. With all
-    keys kept, beta is 0 up to rounding. The error is of the weights as returned:
-    `sqrt(Σ W²(m̂/m - 1)² / Σ W²)`.
+    keys kept, beta is 0 up to rounding.
     """
     if mask is None:
         mask = torch.ones(C_k.shape[:2], dtype=torch.bool, device=C_k.device)
@@ -184,33 +182,4 @@ def fit_beta(
     b = b + prior * start
     G.diagonal(dim1=1, dim2=2).add_(prior)
     w = nnls(G, b, mask, lower=low, upper=high, start=start)
-    beta = torch.where(mask, w.clamp(low, high).log(), 0.0)
-    error = mass_error(
-        Q, C_k, beta, lse_target, scale, softcap=softcap, weights=W, mask=mask, rest=rest, tile=tile
-    )
-    return beta, error
-
-
-def mass_error(
-    Q: torch.Tensor,
-    C_k: torch.Tensor,
-    beta: torch.Tensor | None,
-    lse_target: torch.Tensor,
-    scale: float,
-    *,
-    softcap: float | None = None,
-    weights: torch.Tensor | None = None,
-    mask: torch.Tensor | None = None,
-    rest: torch.Tensor | None = None,
-    tile: int = TILE_ELEMENTS,
-) -> torch.Tensor:
-    """`sqrt(Σ W²(m̂/m - 1)² / Σ W²)` per head `[H]`; arguments as for `fit_beta`."""
-    if mask is None:
-        mask = torch.ones(C_k.shape[:2], dtype=torch.bool, device=C_k.device)
-    bias = hide(beta, mask, working_dtype(Q, C_k))
-    lse = logsumexp(Q, C_k, scale, softcap=softcap, bias=bias, tile=tile)
-    if rest is not None:
-        lse = torch.logaddexp(lse, rest)
-    W2 = torch.ones_like(lse) if weights is None else weights.to(lse).square()
-    size = W2.sum(1).clamp_min(torch.finfo(W2.dtype).tiny)  # a head that no query looks at
-    return ((W2 * torch.expm1(lse - lse_target).square()).sum(1) / size).sqrt()
+    return torch.where(mask, w.clamp(low, high).log(), 0.0)

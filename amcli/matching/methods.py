@@ -20,7 +20,7 @@ from .scores import ScoreKind
 from .selection import Target
 
 if TYPE_CHECKING:
-    from .compact import LayerResult
+    from .compact import Known, LayerResult
 
 SelectionKind = Literal["omp", "top", "all"]
 MassKind = Literal["nnls", "none"]
@@ -155,6 +155,7 @@ class LayerFit(Protocol):
         scale: float,
         softcap: float | None,
         weights: torch.Tensor | None,
+        known: Known | None = None,
         rounding: Rounding | None = None,
     ) -> LayerResult:
         """As `compact_layer`, which says what the arguments are."""

@@ -7,7 +7,7 @@ length of the document and the number of reference queries.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -15,6 +15,24 @@ from .tiles import TILE_ELEMENTS, logits, row_size, spans, tile_shape, working_d
 
 ScoreKind = Literal["max", "rms", "mean"]
 SCORE_KINDS: tuple[ScoreKind, ...] = ("max", "rms", "mean")
+
+
+class Stats(NamedTuple):
+    """What queries get from some keys: `lse [H, n]`, the natural log of their mass, and
+    `Y [H, n, dv]`, the attention output. Those of two sets of keys merge into those of both."""
+
+    lse: torch.Tensor
+    Y: torch.Tensor
+
+    def of(self, heads: list[int]) -> Stats:
+        """Those of some heads."""
+        return Stats(self.lse[heads], self.Y[heads])
+
+    def merged(self, other: Stats) -> Stats:
+        """Those of both sets of keys together."""
+        lse = torch.logaddexp(self.lse, other.lse.to(self.lse.dtype))
+        mine, others = (part.exp().unsqueeze(-1) for part in (self.lse - lse, other.lse - lse))
+        return Stats(lse, self.Y * mine + other.Y.to(self.Y.dtype) * others)
 
 
 def logsumexp(
@@ -45,8 +63,8 @@ def attention_stats(
     limit: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     tile: int = TILE_ELEMENTS,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`(lse [H, n], Y [H, n, dv])`: log-sum-exp and attention output in one pass.
+) -> Stats:
+    """Log-sum-exp and attention output in one pass.
 
     Arguments as for `logsumexp`. A row that sees no key has lse -inf and output 0.
     Online softmax: Milakov and Gimelshein, arXiv 1805.02867.
@@ -54,7 +72,7 @@ def attention_stats(
     lse, Y = _stream(Q, K, V, scale, softcap, limit, bias, tile)
     if Y is None:  # only to narrow the type: _stream returns outputs whenever it gets V
         raise ValueError("no values")
-    return lse, Y
+    return Stats(lse, Y)
 
 
 def _stream(

@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from .scores import attention_stats, logsumexp
+from .scores import Stats
 from .tiles import (
     TILE_ELEMENTS,
     hide,
@@ -40,14 +40,6 @@ _FOLDS = 2
 _BLOCK = 64  # rows that stay together in a fold: neighbours are too alike to be held out singly
 
 
-@dataclass(frozen=True)
-class Rest:
-    """Kept entries that the fits leave as they are: their `lse [H, n]` and `Y [H, n, dv]`."""
-
-    lse: torch.Tensor
-    Y: torch.Tensor
-
-
 def fit_values(
     Q: torch.Tensor,
     C_k: torch.Tensor,
@@ -59,11 +51,11 @@ def fit_values(
     softcap: float | None = None,
     weights: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
-    rest: Rest | None = None,
+    rest: Stats | None = None,
     lam: float | HeldOut | None = "held-out",
     tile: int = TILE_ELEMENTS,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`(C_v [H, t, dv] in V_S's dtype, relative output error [H])`.
+) -> torch.Tensor:
+    """`C_v [H, t, dv]`, in the dtype of `V_S`.
 
     `X [n, t]`: softmax rows over the kept keys `C_k [H, t, d]` with `beta [H, t]` (and `rest`);
     `Y [H, n, dv]`: outputs over the whole document; `V_S [H, t, dv]`: the kept keys' own
@@ -71,8 +63,6 @@ def fit_values(
     least squares, inf the original values), None keeps the original values without a solve,
     "held-out" chooses from LAMBDAS per head over two interleaved folds of the queries, then
     refits on all of them. `mask [H, t]` marks real keys; padding gets value 0.
-
-    The error is that of the values as returned: `sqrt(Σ W‖Ŷ - Y‖² / Σ W‖Y‖²)`.
     """
     if mask is None:
         mask = torch.ones(C_k.shape[:2], dtype=torch.bool, device=C_k.device)
@@ -88,40 +78,7 @@ def fit_values(
         V = V + _solve(G, fit.E.sum(0), shrink, key_scale(G), fallible=lam != "held-out").to(
             V.dtype
         )
-    C_v = V.to(V_S.dtype)
-    error = output_error(
-        Q, C_k, beta, C_v, Y, scale, softcap=softcap, weights=W, mask=mask, rest=rest, tile=tile
-    )
-    return C_v, error
-
-
-def output_error(
-    Q: torch.Tensor,
-    C_k: torch.Tensor,
-    beta: torch.Tensor | None,
-    C_v: torch.Tensor,
-    Y: torch.Tensor,
-    scale: float,
-    *,
-    softcap: float | None = None,
-    weights: torch.Tensor | None = None,
-    mask: torch.Tensor | None = None,
-    rest: Rest | None = None,
-    tile: int = TILE_ELEMENTS,
-) -> torch.Tensor:
-    """`sqrt(Σ W‖Ŷ - Y‖² / Σ W‖Y‖²)` per head `[H]`; arguments as for `fit_values`."""
-    if mask is None:
-        mask = torch.ones(C_k.shape[:2], dtype=torch.bool, device=C_k.device)
-    bias = hide(beta, mask, working_dtype(Q, C_k))
-    lse, out = attention_stats(Q, C_k, C_v, scale, softcap=softcap, bias=bias, tile=tile)
-    if rest is not None:
-        total = torch.logaddexp(lse, rest.lse)
-        out = out * (lse - total).exp().unsqueeze(-1)
-        out = out + rest.Y.to(out.dtype) * (rest.lse - total).exp().unsqueeze(-1)
-    W = torch.ones_like(lse) if weights is None else weights.to(lse)
-    wrong = (W * (out - Y).square().sum(-1)).sum(1)
-    size = (W * Y.to(out.dtype).square().sum(-1)).sum(1)
-    return (wrong / size.clamp_min(torch.finfo(size.dtype).tiny)).sqrt()
+    return V.to(V_S.dtype)
 
 
 @dataclass(frozen=True)
@@ -144,7 +101,7 @@ def _accumulate(
     V: torch.Tensor,
     W: torch.Tensor,
     mask: torch.Tensor,
-    rest: Rest | None,
+    rest: Stats | None,
     scale: float,
     softcap: float | None,
     tile: int,
@@ -154,22 +111,25 @@ def _accumulate(
     t, dv = V.shape[1:]
     dtype = working_dtype(Q, C_k)
     bias = hide(beta, mask, dtype)
-    lse = logsumexp(Q, C_k, scale, softcap=softcap, bias=bias, tile=tile)
-    if rest is not None:
-        lse = torch.logaddexp(lse, rest.lse)
     G = Q.new_zeros((_FOLDS, H, t, t), dtype=dtype)
     E = Q.new_zeros((_FOLDS, H, t, dv), dtype=dtype)
     c = Q.new_zeros(H, dtype=dtype)
-    block = max(1, min(_BLOCK, n // 8))
-    for number, whole in enumerate(spans(n, block)):
-        fold = number % _FOLDS
-        for part in spans(whole.stop - whole.start, row_size(block, H * t, tile)):
-            r = slice(whole.start + part.start, whole.start + part.stop)
-            X = logits(Q[:, r], C_k, scale, softcap, bias).sub_(lse[:, r].unsqueeze(-1)).exp_()
-            error = Y[:, r].to(dtype) - X @ V.to(dtype)  # [H, rows, dv]
+    fold_of = torch.arange(n) // max(1, min(_BLOCK, n // 8)) % _FOLDS
+    for fold in range(_FOLDS):
+        rows = (fold_of == fold).nonzero().squeeze(1).to(Q.device)
+        for part in spans(len(rows), row_size(n, H * t, tile)):
+            r = rows[part]
+            S = logits(Q[:, r], C_k, scale, softcap, bias)  # [H, rows, t]
+            m = S.amax(-1, keepdim=True)
+            X = S.sub_(m).exp_()
+            mass = X.sum(-1, keepdim=True)
+            error = Y[:, r].to(dtype)  # [H, rows, dv]
+            share = torch.ones_like(mass)
             if rest is not None:
-                share = (rest.lse[:, r] - lse[:, r]).exp().unsqueeze(-1)
-                error = error - rest.Y[:, r].to(dtype) * share
+                share = torch.sigmoid(m + mass.log() - rest.lse[:, r].to(dtype).unsqueeze(-1))
+                error = error - rest.Y[:, r].to(dtype) * (1 - share)
+            X = X.mul_(share / mass)
+            error = error - X @ V.to(dtype)
             root = W[:, r].to(dtype).sqrt().unsqueeze(-1)
             X, error = X.mul_(root), error * root
             G[fold].baddbmm_(X.mT, X)

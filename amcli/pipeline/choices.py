@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from amcli.matching.budgets import LayerShape
+from amcli.matching.errors import fit_errors
 from amcli.matching.scores import attention_stats
-from amcli.matching.values import output_error
 from amcli.pipeline.contexts import Context, full_layers, live_keys
 from amcli.pipeline.reference import LayerReference
 from amcli.quantize import NATIVE, Quantizer, quantizer_of
@@ -63,14 +63,15 @@ def rounding_error(
 ) -> torch.Tensor:
     """What rounding a layer's keys and values does to its outputs: mean over heads, 0-d.
 
-    Each head's is `matching.values.output_error` over the `held` queries.
+    Each head's is that of `matching.errors` over the `held` queries.
     """
     K, V = live_keys(context, layer)
-    _, Y = attention_stats(held.Q, K, V, held.scale, softcap=held.softcap)
-    return output_error(
-        held.Q, quantizer.round_keys(K), None, quantizer.round_values(V), Y, held.scale,
+    truth = attention_stats(held.Q, K, V, held.scale, softcap=held.softcap)
+    error = fit_errors(
+        held.Q, quantizer.round_keys(K), None, quantizer.round_values(V), truth, held.scale,
         softcap=held.softcap, weights=held.weights,
-    ).mean()  # fmt: skip
+    )  # fmt: skip
+    return error.output.mean()
 
 
 def _dims(context: Context, layer: int) -> tuple[int, int]:

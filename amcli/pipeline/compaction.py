@@ -15,7 +15,7 @@ from amcli.artifacts import write_artifact
 from amcli.errors import AmkvError, UsageError
 from amcli.matching import budgets
 from amcli.matching.budgets import LayerShape, Lengths
-from amcli.matching.compact import LayerResult, compact_layer
+from amcli.matching.compact import Known, LayerResult, compact_layer
 from amcli.matching.methods import FUTURE, Method, ScoreContext
 from amcli.matching.scores import SCORE_KINDS, ScoreKind
 from amcli.models.rotary import Rotary
@@ -271,7 +271,7 @@ def _references(
         return reference.passages(context, name, options.seed, progress)
 
     def run() -> dict[int, LayerReference]:
-        return reference.collect(
+        found = reference.collect(
             context,
             passages,
             max_queries=options.max_queries,
@@ -281,6 +281,9 @@ def _references(
             rotary=rotary if method.rope else None,
             progress=progress,
         )
+        for layer in found.values():
+            layer.known = Known(kept=passes.shared or passes.search, nested=passes.search)
+        return found
 
     watched = method.watch is not None
     sample = None if watched else (options.seed, options.max_queries)
@@ -430,15 +433,16 @@ def _fit_layer(
     quantizer = quantizer_of(options.storage(method))
     # Keys that are turned after the fit are rounded after that, once.
     rounding = None if method.rerotate else quantizer
+    known = None if found is None else found.known
     if method.fit is not None:
         result = method.fit(
             Q, K, V, scores=scores, lengths=lengths, scale=scale, softcap=softcap,
-            weights=weights, rounding=rounding,
+            weights=weights, known=known, rounding=rounding,
         )  # fmt: skip
     else:
         result = compact_layer(
             method, Q, K, V, scores=scores, lengths=lengths, scale=scale, softcap=softcap,
-            weights=weights, seed=options.seed, rounding=rounding,
+            weights=weights, known=known, seed=options.seed, rounding=rounding,
         )  # fmt: skip
     if method.rerotate and rotary is not None:
         result = _rerotate(result, rotary, layer, context.T)

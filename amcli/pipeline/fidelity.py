@@ -104,7 +104,8 @@ def search(
     """The compaction at the largest ratio of a grid whose agreement is at least `fidelity`.
 
     Bisection from 20× on; which ratios are tried next depends on nothing but the answers, so
-    that a higher fidelity never ends at a larger ratio. The reference pass is run once. Its
+    that a higher fidelity never ends at a larger ratio. The reference pass is run once, and the
+    order in which a ratio selected a head's keys serves the larger ratios after it. Its
     `fidelity` says what was tried; its `seconds` are those of the whole search.
 
     Raises UsageError when no ratio tried reaches it, with the best that was seen, and as
@@ -113,7 +114,7 @@ def search(
     progress = progress or Silent()
     require(fidelity, options)
     method = check(options, context.T)
-    passes = Passes(context, shared=False)
+    passes = Passes(context, shared=False, search=True)
     options = settled(context, method, options, passes, progress)
     judge = Judge(context, held_out(context, options.seed), progress)
     grid = ratios(context, options.storage(method), beta=method.has_beta)

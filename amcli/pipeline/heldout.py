@@ -20,9 +20,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from amcli.matching.mass import mass_error
+from amcli.matching.errors import FitErrors, fit_errors
 from amcli.matching.scores import attention_stats
-from amcli.matching.values import output_error
 from amcli.pipeline.contexts import Context, full_layers, live_keys
 from amcli.pipeline.progress import Progress
 from amcli.pipeline.reference import LayerReference, Passage, collect
@@ -113,22 +112,18 @@ def measure(
     return found
 
 
-def errors(
-    held: LayerReference, K: torch.Tensor, V: torch.Tensor, heads: RaggedHeads
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Relative `(mass, output)` errors of one layer's entries, each `[H]`; 1 for an empty head.
+def errors(held: LayerReference, K: torch.Tensor, V: torch.Tensor, heads: RaggedHeads) -> FitErrors:
+    """Relative errors of one layer's entries, each `[H]`; 1 for an empty head.
 
     `K [H, T, d]`, `V [H, T, dv]`: the whole document. One pass over all heads, padded to the
     longest.
     """
     Q, W = held.Q, held.weights
-    lse, Y = attention_stats(Q, K, V, held.scale, softcap=held.softcap)
+    truth = attention_stats(Q, K, V, held.scale, softcap=held.softcap)
     C_k, C_v, beta, mask = _padded(heads)  # [H, t, d], [H, t, dv], [H, t], [H, t]
-    mass = mass_error(Q, C_k, beta, lse, held.scale, softcap=held.softcap, weights=W, mask=mask)
-    output = output_error(
-        Q, C_k, beta, C_v, Y, held.scale, softcap=held.softcap, weights=W, mask=mask
+    return fit_errors(
+        Q, C_k, beta, C_v, truth, held.scale, softcap=held.softcap, weights=W, mask=mask
     )
-    return mass, output
 
 
 def _padded(

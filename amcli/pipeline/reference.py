@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from amcli.errors import UsageError, did_you_mean
+from amcli.matching.compact import Known
 from amcli.matching.methods import Look, Watcher, WatchFunction
 from amcli.matching.scores import SCORE_KINDS, ScoreKind, ScoreState
 from amcli.models.cache import CompactCache
@@ -62,6 +63,7 @@ class LayerReference:
     scores   what all queries, sampled or not, paid to each key
     scale    factor of the logits; softcap as the model has it, or None
     watched  a method's own view of them; then there is no sample and no other score
+    known    what compactions with these queries have found so far
     """
 
     scores: ScoreState
@@ -71,6 +73,7 @@ class LayerReference:
     rows: int = 0
     parts: list[torch.Tensor] = field(default_factory=list)
     shares: list[torch.Tensor] = field(default_factory=list)
+    known: Known = field(default_factory=Known)
 
     @property
     def Q(self) -> torch.Tensor:
@@ -182,12 +185,14 @@ class Passes:
     """Reference passes over one context, kept for further methods and ratios.
 
     A pass does not depend on the ratio, so a table of many cells needs few of them. `shared`
-    says that several methods will come, so that every kind of score is kept at once.
+    says that several methods will come, so that every kind of score is kept at once; `search`,
+    that one method will come at several ratios, for which keys are then selected once.
     """
 
-    def __init__(self, context: Context, shared: bool = True) -> None:
+    def __init__(self, context: Context, shared: bool = True, search: bool = False) -> None:
         self.context = context
         self.shared = shared
+        self.search = search
         self._done: dict[Hashable, tuple[Any, float]] = {}
 
     def get(self, key: Hashable, make: Callable[[], Made]) -> tuple[Made, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from synthetic_heads import Heads, heads
 
 from amcli.errors import UsageError
 from amcli.matching import methods
-from amcli.matching.compact import LayerResult, compact_layer
+from amcli.matching.compact import Known, LayerResult, compact_layer
 from amcli.matching.methods import Method, ScoreContext, get, names, register
 from amcli.matching.recipes import DEFAULT
 from amcli.matching.scores import ScoreState
@@ -244,3 +245,29 @@ def test_registry_knows_the_built_in_methods_and_names_the_nearest() -> None:
 def test_a_name_is_registered_once() -> None:
     with pytest.raises(ValueError, match="twice"):
         register(get("omp"))
+
+
+@pytest.mark.parametrize("name", ["omp", "omp-beta", "highest-attention", "am-omp"])
+def test_what_is_kept_between_calls_changes_no_result(name: str) -> None:
+    h, known = heads(T=90, n=80), Known(kept=True)
+    method = get(name)
+    compact = method.fit or partial(compact_layer, method)
+    for lengths in ([30, 12], [9, 4], [90, 5]):
+        options = {"lengths": lengths, "scale": h.scale, "weights": h.W, "softcap": None}
+        alone = compact(h.Q, h.K, h.V, scores=scores_of(h), **options)
+        after = compact(h.Q, h.K, h.V, scores=scores_of(h), known=known, **options)
+        assert torch.equal(alone.index, after.index)
+        torch.testing.assert_close(alone.heads.values, after.heads.values)
+        torch.testing.assert_close(alone.output_error, after.output_error)
+
+
+def test_a_search_over_ratios_selects_once() -> None:
+    h, known = heads(T=200, n=150), Known(kept=True, nested=True)
+    longer = run(h, "omp", [40, 30], known=known)
+    shorter = run(h, "omp", [11, 30], known=known)
+    assert set(shorter.index[:11].tolist()) < set(longer.index[:40].tolist())
+    assert torch.equal(shorter.index[11:], longer.index[40:])
+    # As good as a selection of its own: the order was chosen among more candidates.
+    alone = run(h, "omp", [11, 30])
+    assert bool((shorter.output_error <= 1.1 * alone.output_error + 0.01).all())
+    assert run(h, "omp", [45, 30], known=known).heads.lengths == (45, 30)

@@ -16,12 +16,12 @@ import torch
 
 from amcli.ragged import RaggedHeads
 
-from ..compact import LayerResult, round_whole
-from ..mass import mass_error
+from ..compact import Known, LayerResult, round_whole
+from ..errors import fit_errors
 from ..methods import Rounding
-from ..scores import attention_stats
+from ..scores import Stats
 from ..tiles import TILE_ELEMENTS, gather_rows, logits, row_size, solve_dtype, spans
-from ..values import fit_values, output_error
+from ..values import fit_values
 
 _JITTER = 1e-12  # on a unit diagonal: keeps float64 from breaking down, regularises nothing
 _SAFE_JITTER = 1e-8  # for matrices that are singular in float64
@@ -86,6 +86,7 @@ def fit_layer(
     scale: float,
     softcap: float | None,
     weights: torch.Tensor | None,
+    known: Known | None = None,
     rounding: Rounding | None = None,
 ) -> LayerResult:
     """Compacts one layer: `weigh` selects keys and gives their beta, then values are fitted.
@@ -95,22 +96,28 @@ def fit_layer(
     `rounding`: they come out of the selection.
     """
     H, T, _ = K.shape
+    truth = (known or Known()).truth(Q, K, V, scale, softcap)
     rows: list[tuple[torch.Tensor, ...]] = [()] * H
     for t in sorted(set(lengths)):
         heads = [h for h in range(H) if lengths[h] == t]
         W = None if weights is None else weights[heads]
+        stats = None if truth is None else truth.of(heads)
         if t in (0, T):
             found = _unfitted(K[heads], V[heads], t)
             if t and rounding is not None:
                 keys, values, *errors = round_whole(
-                    rounding, Q[heads], K[heads], V[heads], scale, softcap, W
+                    rounding, Q[heads], K[heads], V[heads], scale, softcap, W, truth=stats
                 )
                 found = (keys, values, *found[2:4], *errors)
         else:
             index, beta = weigh(Q[heads], K[heads], scores[heads], t, scale, softcap)
             order = index.argsort(dim=1)
             index, beta = index.gather(1, order), beta.gather(1, order)
-            found = _fitted(Q[heads], K[heads], V[heads], index, beta, scale, softcap, W, rounding)
+            if stats is None:
+                raise ValueError("the fits need reference queries")
+            found = _fitted(
+                Q[heads], K[heads], V[heads], index, beta, stats, scale, softcap, W, rounding
+            )
         for i, h in enumerate(heads):
             rows[h] = tuple(x[i] for x in found)
     keys, values, beta, index = (torch.cat(parts) for parts in list(zip(*rows, strict=True))[:4])
@@ -133,24 +140,23 @@ def _fitted(
     V: torch.Tensor,
     index: torch.Tensor,
     beta: torch.Tensor,
+    truth: Stats,
     scale: float,
     softcap: float | None,
     W: torch.Tensor | None,
     rounding: Rounding | None,
 ) -> tuple[torch.Tensor, ...]:
     """`(keys, values, beta, index, mass error, output error)` with least-squares values."""
-    lse, Y = attention_stats(Q, K, V, scale, softcap=softcap)
     keys, originals = gather_rows(K, index), gather_rows(V, index)
     if rounding is not None:
         keys, originals = rounding.round_keys(keys), originals.float()
     # In the precision of the solve, so that what is not regularised is not noise either.
     exact = solve_dtype(Q.device)
-    values, _ = fit_values(
-        Q.to(exact), keys, beta.to(exact), Y.to(exact), originals, scale=scale, softcap=softcap,
-        lam=0.0,
+    values = fit_values(
+        Q.to(exact), keys, beta.to(exact), truth.Y.to(exact), originals, scale=scale,
+        softcap=softcap, lam=0.0,
     )  # fmt: skip
     if rounding is not None:
         values = rounding.round_values(values)
-    mass = mass_error(Q, keys, beta.float(), lse, scale, softcap=softcap, weights=W)
-    output = output_error(Q, keys, beta.float(), values, Y, scale, softcap=softcap, weights=W)
-    return keys, values, beta, index, mass, output
+    error = fit_errors(Q, keys, beta.float(), values, truth, scale, softcap=softcap, weights=W)
+    return keys, values, beta, index, *error
