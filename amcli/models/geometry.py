@@ -85,27 +85,28 @@ def refuse_unsupported(config: PreTrainedConfig) -> None:
     name = getattr(config, "model_type", None) or type(config).__name__
     text = config.get_text_config(decoder=True)
     if getattr(config, "is_encoder_decoder", False):
-        _refuse(name, "it is an encoder-decoder model")
+        refuse(name, "it is an encoder-decoder model")
     # Not getattr: where layers differ in it, the configuration refuses to say one number.
     if vars(text).get("kv_lora_rank") is not None:
-        _refuse(name, "it uses multi-head latent attention (MLA), which caches latents")
+        refuse(name, "it uses multi-head latent attention (MLA), which caches latents")
     kinds = set(getattr(text, "layer_types", None) or ())
     other = sorted(kinds - {"full_attention", "sliding_attention"})
     if other:
-        _refuse(name, f"it has {other[0]} layers, {_REASONS.get(other[0], _STATE)}")
+        refuse(name, f"it has {other[0]} layers, {_REASONS.get(other[0], _STATE)}")
     if "reuse" in (getattr(text, "kv_sharing_modes", None) or ()) or (
         getattr(text, "num_kv_shared_layers", None)
     ):
-        _refuse(name, "some of its layers share one KV cache")
+        refuse(name, "some of its layers share one KV cache")
 
 
-def _refuse(name: str, reason: str) -> NoReturn:
+def refuse(name: str, reason: str) -> NoReturn:
+    """Raise UsageError: a model type cannot work, and why."""
     raise UsageError(f"the model type {name} is not supported: {reason}", SUPPORTED)
 
 
 def refuse_attention(name: str) -> NoReturn:
     """Raise UsageError for a model whose attention cannot be replaced from outside."""
-    _refuse(name, "its attention does not go through transformers' AttentionInterface")
+    refuse(name, "its attention does not go through transformers' AttentionInterface")
 
 
 def trained_length(config: PreTrainedConfig) -> int | None:

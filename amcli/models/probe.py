@@ -6,19 +6,19 @@ also proves that the model really goes through the registered attention function
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from amcli.errors import AmkvError, UsageError
+from amcli.errors import AmkvError
 from amcli.models.attention import NAME, Recording, recording
 from amcli.models.cache import CompactCache
 from amcli.models.geometry import (
-    SUPPORTED,
     LayerGeometry,
     ModelGeometry,
+    refuse,
     refuse_attention,
     refuse_unsupported,
     rope_parameters,
@@ -69,48 +69,38 @@ def _feed_one_token(model: PreTrainedModel, cache: Cache) -> None:
     except torch.OutOfMemoryError:
         raise
     except (AmkvError, ArithmeticError, AttributeError, LookupError, NotImplementedError) as error:
-        raise _refused(model, error) from error
+        _refuse_for(model, error)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise _refused(model, error) from error
+        _refuse_for(model, error)
 
 
-def _refused(model: PreTrainedModel, error: Exception) -> UsageError:
+def _refuse_for(model: PreTrainedModel, error: Exception) -> NoReturn:
+    name = model.config.model_type
     if not getattr(model, "_supports_attention_backend", False):
-        refuse_attention(model.config.model_type)
-    first = (str(error) or type(error).__name__).splitlines()[0]
-    return UsageError(
-        f"{type(model).__name__} does not run with a compact cache: {first}", SUPPORTED
-    )
+        refuse_attention(name)
+    refuse(name, (str(error) or type(error).__name__).splitlines()[0])
 
 
 def _layers(
     model: PreTrainedModel, cache: Cache, seen: Recording, limit: int | None
 ) -> tuple[LayerGeometry, ...]:
-    name = type(model).__name__
+    name = model.config.model_type
     if not seen.calls:
-        refuse_attention(model.config.model_type)
+        refuse_attention(name)
     if len(seen.calls) != len(cache.layers):
-        raise UsageError(
-            f"{name} is not supported: {len(cache.layers)} of its layers cache keys, but "
-            f"{len(seen.calls)} use the registered attention function",
-            SUPPORTED,
-        )
+        refuse(name, f"its {len(cache.layers)} caching layers attend {len(seen.calls)} times")
     asked = seen.mask_windows - {call.window for call in seen.calls}
     hidden = sorted(window for window in asked if not _covers(window, limit))
     kinds = getattr(model.config.get_text_config(decoder=True), "layer_types", None)
     if kinds is not None and "sliding_attention" not in kinds:
         hidden = []  # a mask that no layer uses
     if hidden:
-        raise UsageError(
-            f"{name} is not supported: it applies its window of {hidden[0]} tokens through the "
-            "mask only",
-            SUPPORTED,
-        )
+        refuse(name, f"it applies its window of {hidden[0]} tokens through the mask only")
     found = []
     for call, layer in zip(seen.calls, cache.layers, strict=True):
         keys, values = cast(DynamicLayer, layer).keys, cast(DynamicLayer, layer).values
         if keys is None or values is None:
-            raise UsageError(f"{name} is not supported: a layer caches nothing", SUPPORTED)
+            refuse(name, "one of its layers caches nothing")
         window = None if _covers(call.window, limit) else call.window
         found.append(
             LayerGeometry(

@@ -6,6 +6,7 @@ them. What is peculiar about a family stands in its row and nowhere else.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import tinymodels as tiny
 import tinytokenizer as tt
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from amcli.models.loading import LoadedModel, load
 
@@ -33,6 +34,20 @@ ROUTED: dict[str, Any] = {
 }  # fmt: skip
 
 
+EYES: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+GEMMA4: dict[str, Any] = {
+    **MIXED,
+    "layer_types": LAST,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": VOCAB,
+}
+
+
 @dataclass(frozen=True)
 class Family:
     """One row. `layers` has a letter a layer of the tiny model: f(ull) or s(liding).
@@ -40,12 +55,14 @@ class Family:
     hub      a model of the family on the Hugging Face hub
     options  of its configuration, beside those that all tiny models have
     note     what is special about its attention
+    around   of the configuration that the text model's stands in, where there is one
     """
 
     hub: str
     layers: str = "fff"
     options: dict[str, Any] = field(default_factory=dict)
     note: str = ""
+    around: dict[str, Any] | None = None
 
     @property
     def kept(self) -> str:
@@ -83,8 +100,22 @@ FAMILIES: dict[str, Family] = {
         "google/gemma-2-9b", "softcap", query_pre_attn_scalar=8, attn_logit_softcapping=2.0
     ),
     "gemma3_text": mixed("google/gemma-3-1b-it", "two RoPE bases", query_pre_attn_scalar=8),
+    "gemma3": Family(
+        "google/gemma-3-4b-it",
+        "sfs",
+        {**MIXED, "query_pre_attn_scalar": 8},
+        "the text part of a model that also sees",
+        {"vision_config": {**EYES, "image_size": 8, "patch_size": 4}, "mm_tokens_per_image": 4},
+    ),
+    "gemma4": Family(
+        "",
+        "ssf",
+        GEMMA4,
+        "the text part of a model that also sees and hears",
+        {"vision_config": None, "audio_config": None},
+    ),
     "gemma4_text": mixed(
-        "google/gemma-4-12B-it",
+        "",
         "partial RoPE in full layers",
         "ssf",
         layer_types=LAST,
@@ -153,14 +184,85 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def known() -> list[str]:
-    """Families that the installed transformers has."""
-    return [name for name in FAMILIES if name in CONFIG_MAPPING]
+@dataclass(frozen=True)
+class Refusal:
+    """A family that cannot work. `reason` is part of the message, `options` make a tiny model.
+
+    Where `options` is None, the default configuration is enough to refuse it: no weights needed.
+    """
+
+    reason: str
+    options: dict[str, Any] | None = None
 
 
-def options(name: str, **overrides: Any) -> dict[str, Any]:
-    common = {"vocab_size": VOCAB, "max_position_embeddings": POSITIONS, **FAMILIES[name].options}
-    return {**common, **overrides}
+MLA = Refusal("multi-head latent attention")
+TWO = Refusal("encoder-decoder")
+STATE = Refusal("keep a state")
+OWN = "does not go through transformers' AttentionInterface"
+BARE: dict[str, Any] = {"head_dim": tiny.ABSENT}
+
+REFUSED: dict[str, Refusal] = {
+    "bart": TWO,
+    "bamba": STATE,
+    "bert": Refusal("causal and sliding-window masks only", {}),
+    "bloom": Refusal(OWN, {}),
+    "codegen": Refusal(OWN, {"rotary_dim": 4}),
+    "deepseek_v2": MLA,
+    "deepseek_v3": MLA,
+    "deepseek_v32": MLA,
+    "deepseek_v4": Refusal("choose the keys that they read"),
+    "diffllama": Refusal("3 caching layers attend 6 times", {}),
+    "doge": Refusal("amkv attention", {}),
+    "dots3_note": MLA,
+    "falcon": Refusal(OWN, BARE),
+    "falcon_h1": STATE,
+    "falcon_mamba": STATE,
+    "gemma3n_text": Refusal("share one KV cache"),
+    "glm4_moe_lite": MLA,
+    "glm_moe_dsa": MLA,
+    "gpt_neo": Refusal(OWN, {"attention_types": [[["global", "local", "global"], 1]]}),
+    "gptj": Refusal(OWN, {"rotary_dim": 4}),
+    "granitemoehybrid": STATE,
+    "jamba": STATE,
+    "jetmoe": Refusal("no amkv attention has read", {**LOCAL, "kv_channels": 8}),
+    "kimi_linear": MLA,
+    "llama4_text": Refusal("their own chunk"),
+    "longcat_flash": MLA,
+    "mamba": STATE,
+    "mamba2": STATE,
+    "minicpm3": MLA,
+    "minimax": STATE,
+    "mpt": Refusal(OWN, {}),
+    "nemotron_h": STATE,
+    "olmo_hybrid": STATE,
+    "openai-gpt": Refusal(OWN, {}),
+    "phimoe": Refusal("window of 7 tokens through the mask only", {**WINDOWED, **LOCAL}),
+    "qwen3_5_text": STATE,
+    "qwen3_next": STATE,
+    "qwen4_exp_text": Refusal("layers, which"),
+    "rwkv": Refusal(OWN, {"attention_hidden_size": 32}),
+    "t5": TWO,
+    "whisper": TWO,
+    "xglm": Refusal(OWN, {}),
+    "xlstm": Refusal(OWN, {}),
+    "youtu": MLA,
+    "zamba2": STATE,
+}
+
+
+def known(table: Mapping[str, object] = FAMILIES) -> list[str]:
+    """Names in a table that the installed transformers has."""
+    return [name for name in table if name in CONFIG_MAPPING]
+
+
+def config(name: str) -> Any:
+    """Configuration of a family's tiny model."""
+    family = FAMILIES[name]
+    sizes = {"vocab_size": VOCAB, "max_position_embeddings": POSITIONS}
+    if family.around is None:
+        return tiny.config(name, **sizes, **family.options)
+    text = {**tiny.COMMON, **sizes, **family.options}
+    return type(AutoConfig.for_model(name))(text_config=text, **family.around)
 
 
 @cache
@@ -168,11 +270,22 @@ def folder(name: str) -> Path:
     """A tiny random model of a family, saved as a user's would be, with a chat template."""
     path = Path(mkdtemp(prefix=f"amkv-{name}-"))
     torch.manual_seed(0)
-    network = AutoModelForCausalLM.from_config(
-        tiny.config(name, **options(name)), dtype=torch.float32
-    )
+    network = AutoModelForCausalLM.from_config(config(name), dtype=torch.float32)
     tiny.fill_sinks(network)
     network.save_pretrained(path)
+    tt.of("chatml").save_pretrained(path)
+    return path
+
+
+def refused_folder(name: str, path: Path) -> Path:
+    """A model of a family that is refused; without weights where none need be read."""
+    made = REFUSED[name].options
+    if made is None:
+        AutoConfig.for_model(name).save_pretrained(path)
+        (path / "model.safetensors").write_bytes(b"never read")
+    else:
+        kind = tiny.config(name, vocab_size=VOCAB, **made)
+        AutoModelForCausalLM.from_config(kind, dtype=torch.float32).save_pretrained(path)
     tt.of("chatml").save_pretrained(path)
     return path
 

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from amcli.artifacts import Artifact
+from amcli.errors import UsageError
 from amcli.models.generate import feed
 from amcli.models.loading import LoadedModel, load
 from amcli.pipeline.compaction import Options, compact
@@ -80,6 +81,17 @@ def test_a_family(name: str, tmp_path: Path) -> None:
     session = Session(short, max_tokens=3)
     assert isinstance("".join(session.ask(QUESTION)), str)
     assert session.turns == 1
+
+
+@pytest.mark.parametrize("name", families.known(families.REFUSED))
+def test_what_cannot_work_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        load(str(families.refused_folder(name, tmp_path)), device="cpu", dtype="float32")
+    message = caught.value.message
+    assert message.startswith(f"the model type {name} is not supported: ")
+    assert families.REFUSED[name].reason in message
+    assert "\n" not in message
+    assert caught.value.hint
 
 
 def test_transformers_own_generate_runs_on_a_compact_context() -> None:

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from amcli.errors import UsageError
 from amcli.models.attention import NAME, register
-from amcli.models.geometry import LayerGeometry, refuse_unsupported
+from amcli.models.geometry import LayerGeometry
 from amcli.models.probe import probe
 
 FULL = LayerGeometry("full", 2, 8, 8)
@@ -55,43 +55,6 @@ def test_a_layer_as_a_manifest_has_it() -> None:
         "value_dim": 8,
         "window": 7,
     }
-
-
-@pytest.mark.parametrize(
-    ("architecture", "overrides", "reason"),
-    [
-        ("t5", {}, "encoder-decoder"),
-        ("deepseek_v3", {}, "latent attention"),
-        ("qwen3_next", {}, "linear_attention layers"),
-        ("llama4_text", {}, "chunked_attention layers"),
-        ("gemma3n_text", {}, "share one KV cache"),
-    ],
-)
-def test_configurations_that_cannot_work_are_refused_by_name(
-    architecture: str, overrides: dict, reason: str
-) -> None:
-    from transformers import AutoConfig
-
-    configuration = AutoConfig.for_model(architecture, **overrides)
-    with pytest.raises(UsageError, match=f"{architecture} is not supported.*{reason}") as caught:
-        refuse_unsupported(configuration)
-    assert caught.value.hint
-
-
-@pytest.mark.parametrize(
-    ("architecture", "overrides", "reason"),
-    [
-        ("bloom", {"n_layer": 2, "n_head": 4}, "bloom is not.* AttentionInterface"),
-        ("phimoe", {"sliding_window": 7, "num_local_experts": 4}, "through the mask only"),
-        ("bert", {}, "causal and sliding-window masks only"),
-    ],
-)  # fmt: skip
-def test_models_that_cannot_work_are_refused_by_the_probe(
-    architecture: str, overrides: dict, reason: str
-) -> None:
-    with pytest.raises(UsageError, match=reason) as caught:
-        probe(build(architecture, **overrides))
-    assert caught.value.hint
 
 
 def test_a_model_that_copies_its_keys_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
