@@ -89,27 +89,20 @@ def make_plan(prefix: Entries | BatchedPrefix, batch: int, tile: int) -> Plan:
     head_slot = torch.zeros_like(lengths)
     head_slot[per_head > 0] = slot[first_tile[per_head > 0]]
 
-    none = torch.zeros_like(head)
-    columns = (
-        offsets[head] + done,
-        (lengths[head] - done).clamp(max=tile),
-        head % H,
-        slot,
-        order_start[context],
-        slots,
-        none,
-        none,
+    none, nobody = torch.zeros_like(head), torch.zeros_like(seen)
+    first, count = offsets[head] + done, (lengths[head] - done).clamp(max=tile)
+    tables = (
+        (first, count, head % H, slot, order_start[context], slots, none, none),
+        (order,),
+        (head_slot, per_head),
+        (seen, index, readers[seen], nobody),
     )
-    device = device_of(entries)
-    rows = torch.stack((seen, index, readers[seen], torch.zeros_like(seen)), dim=1)
-    return Plan(
-        torch.stack(columns, dim=1).int().to(device),
-        order.int().to(device),
-        torch.stack((head_slot, per_head), dim=1).int().to(device),
-        rows.int().to(device),
-        int(slots.sum()),
-        int(readers.max()),
-    )
+    columns = [torch.stack(table, dim=1).int() for table in tables]
+    # One copy to the device, because each waits for it.
+    flat = torch.cat([x.view(-1) for x in columns]).to(device_of(entries))
+    parts = torch.split(flat, [x.numel() for x in columns])
+    tiles, by_context, heads, rows = (p.view_as(x) for p, x in zip(parts, columns, strict=True))
+    return Plan(tiles, by_context.view(-1), heads, rows, int(slots.sum()), int(readers.max()))
 
 
 def device_of(entries: Entries) -> torch.device:

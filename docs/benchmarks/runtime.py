@@ -1,0 +1,452 @@
+"""What a compact context costs at run time: `python docs/benchmarks/runtime.py [PART ...]`.
+
+One GPU, a model of Qwen3-4B's shape with random weights in bf16, no file but what it writes to a
+temporary folder. A context of 60k tokens at 50 times fewer bytes, with a budget as skewed as real
+ones: log-normal over the heads, one head in every fourth layer with 12 times the mean. Parts, by default
+all: `kernel` (attention alone, and its bandwidth against a copy's), `question` (rivals for the
+prefill of a question), `decode` (tokens a second), `load` (artifact to GPU, first token, memory).
+`--json FILE` keeps what other parts wrote there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers.cache_utils import DynamicCache
+
+from amcli.artifacts import Artifact, write_artifact
+from amcli.batched import BatchedPrefix
+from amcli.models.attend import _explicit, _Seen, attend
+from amcli.models.attention import NAME, register
+from amcli.models.cache import CompactCache
+from amcli.models.generate import absorb, feed
+from amcli.models.geometry import LayerGeometry, ModelGeometry
+from amcli.quantize import Entries, Packed, QuantizedHeads
+from amcli.ragged import RaggedHeads
+
+LAYERS, QUERY_HEADS, HEADS, DIM = 36, 32, 8, 128
+T, RATIO, LIVE = 60_000, 50, 64
+FULL_BYTES = 2 * DIM * 2  # a key and a value in bf16
+ENTRY_BYTES = {"native": FULL_BYTES, "int8": 272, "int4": 144}
+DTYPE, CUDA = torch.bfloat16, "cuda"
+SCALING = DIM**-0.5
+
+# ---- a context ---------------------------------------------------------------------------------
+
+
+def lengths(layer: int, store: str, seed: int = 0) -> tuple[int, ...]:
+    """Entries of each head of a layer, `RATIO` times fewer bytes than `T` tokens over the model."""
+    mean = T * FULL_BYTES / (RATIO * ENTRY_BYTES[store])
+    generator = torch.Generator().manual_seed(1000 * seed + layer)
+    shares = torch.randn(HEADS, generator=generator).exp()
+    # A retrieval head in every fourth layer; the other heads share what it leaves.
+    big, whole = (12.0, 2.2 * HEADS) if layer % 4 == 0 else (0.0, 0.6 * HEADS)
+    shares[0] = 0.0
+    t = shares / shares.sum() * (whole - big)
+    t[0] = big
+    return tuple(int(x * mean) for x in t.roll(layer))
+
+
+def entries(layer: int, store: str, seed: int = 0) -> Entries:
+    """Random entries on the GPU, as they are loaded."""
+    t = lengths(layer, store, seed)
+    N = sum(t)
+    if store == "native":
+        shape = (N, DIM)
+        return RaggedHeads(
+            torch.randn(shape, device=CUDA, dtype=DTYPE),
+            torch.randn(shape, device=CUDA, dtype=DTYPE),
+            None,
+            t,
+        )
+    return QuantizedHeads(_codes(N, store, True), _codes(N, store, False), None, t)
+
+
+def _codes(N: int, store: str, keys: bool) -> Packed:
+    scale = torch.full((N, DIM // 32), 0.01 if store == "int8" else 0.15, device=CUDA).half()
+    if store == "int8":
+        codes = torch.randint(-127, 128, (N, DIM), device=CUDA, dtype=torch.int8)
+        return Packed(codes, scale, False)
+    low = torch.randint(1, 16, (N, DIM // 2), device=CUDA, dtype=torch.uint8)
+    return Packed(low | torch.randint_like(low, 1, 16) << 4, scale, keys)
+
+
+def tokens(B: int, n: int, heads: int = HEADS) -> torch.Tensor:
+    """`[B, heads, n, d]` random."""
+    return torch.randn(B, heads, n, DIM, device=CUDA, dtype=DTYPE)
+
+
+# ---- time --------------------------------------------------------------------------------------
+
+
+def gpu_ms(run: Callable[[], Any], repeats: int = 20, graph: bool = True) -> float:
+    """Median milliseconds of `run` on the device; in a CUDA graph, so launches do not count."""
+    run()
+    torch.cuda.synchronize()
+    call = run
+    if graph:
+        captured = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(captured):
+            run()
+        call = captured.replay
+    call()
+    times = []
+    for _ in range(repeats):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times)
+
+
+def wall_ms(run: Callable[[], Any], repeats: int = 5) -> float:
+    """Median milliseconds by the clock, until the device is done."""
+    run()
+    times = []
+    for _ in range(repeats):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        times.append((time.perf_counter() - start) * 1e3)
+    return statistics.median(times)
+
+
+def copy_rate() -> float:
+    """GB/s of a device-to-device copy, bytes read plus bytes written."""
+    a = torch.randn(1 << 29, device=CUDA)
+    b = torch.empty_like(a)
+    return 2 * a.nbytes / gpu_ms(lambda: b.copy_(a), graph=False) / 1e6
+
+
+# ---- kernel ------------------------------------------------------------------------------------
+
+
+def measure_kernel(stores: Sequence[str] = ("native", "int8", "int4")) -> dict[str, Any]:
+    """One decode step's attention over all layers: microseconds a layer, and GB/s."""
+    ceiling = copy_rate()
+    rows = []
+    for store in stores:
+        for batch, contexts in ((1, 1), (8, 1), (32, 1), (32, 32)):
+            prefixes: list[Any] = []
+            for layer in range(LAYERS):
+                parts = [entries(layer, store, seed) for seed in range(contexts)]
+                prefixes.append(BatchedPrefix.join(parts) if contexts > 1 else parts[0])
+                del parts
+            q = tokens(batch, 1, QUERY_HEADS)
+            k, v = tokens(batch, LIVE), tokens(batch, LIVE)
+            ms = gpu_ms(lambda q=q, k=k, v=v, p=prefixes: [attend(q, x, k, v) for x in p])
+            # Entries and live tokens read once, queries read, outputs written.
+            moved = sum(x.nbytes for x in prefixes) + LAYERS * (2 * k.nbytes + 2 * q.nbytes)
+            rate = moved / ms / 1e6
+            rows.append(
+                {
+                    "store": store,
+                    "batch": batch,
+                    "contexts": contexts,
+                    "megabytes_a_layer": round(moved / LAYERS / 1e6, 2),
+                    "microseconds_a_layer": round(ms / LAYERS * 1e3, 2),
+                    "gigabytes_a_second": round(rate),
+                    "of_copy": round(rate / ceiling, 3),
+                }
+            )
+    return {"copy_gigabytes_a_second": round(ceiling), "rows": rows}
+
+
+# ---- question ----------------------------------------------------------------------------------
+
+
+def measure_question() -> list[dict[str, Any]]:
+    """Milliseconds a layer to prefill `m` tokens over a layer's entries, by several ways."""
+    rows = []
+    for store in ("native", "int4"):
+        prefix = entries(1, store)
+        for m in (32, 128, 512, 2048):
+            q, k, v = tokens(1, m, QUERY_HEADS), tokens(1, m), tokens(1, m)
+            ways: dict[str, Callable[[], Any]] = {
+                "kernel": partial(attend, q, prefix, k, v),
+                "SDPA by head": partial(by_head, q, prefix, k, v),
+                "varlen": partial(by_varlen, q, prefix, k, v),
+                "plain PyTorch": partial(plain, q, prefix, k, v),
+            }
+            row: dict[str, Any] = {"store": store, "tokens": m, "entries": sum(prefix.lengths)}
+            for name, way in ways.items():
+                try:
+                    row[name] = round(gpu_ms(way, 10, graph=False), 3)
+                except Exception as error:  # a rival that this build of PyTorch lacks
+                    row[name] = type(error).__name__
+            rows.append(row)
+    return rows
+
+
+def plain(q: torch.Tensor, prefix: Entries, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """What a CUDA device without Triton runs."""
+    m = q.shape[2]
+    grouped = q.reshape(1, HEADS, -1, m, DIM)
+    return _explicit(grouped, prefix, k, v, SCALING, None, None, _Seen(m, m, None, None))
+
+
+def by_head(
+    q: torch.Tensor, prefix: Entries, k: torch.Tensor, v: torch.Tensor
+) -> list[torch.Tensor]:
+    """Every KV head by itself: entries and live tokens in one SDPA call with a mask."""
+    m = q.shape[2]
+    numbers = prefix.unpack().to(CUDA, DTYPE)
+    out = []
+    for h, (C_k, C_v, _) in enumerate(numbers.heads()):
+        rows = q[:, 4 * h : 4 * h + 4]
+        keys = torch.cat((C_k, k[0, h])).expand(1, 4, -1, -1)
+        values = torch.cat((C_v, v[0, h])).expand(1, 4, -1, -1)
+        mask = torch.zeros(m, keys.shape[2], device=CUDA, dtype=DTYPE)
+        mask[:, len(C_k) :] = torch.full((m, m), -torch.inf, device=CUDA, dtype=DTYPE).triu(1)
+        out.append(scaled_dot_product_attention(rows, keys, values, attn_mask=mask))
+    return out
+
+
+def by_varlen(q: torch.Tensor, prefix: Entries, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """KV heads as the sequences of one varlen flash call, joined with the live tokens' by LSE."""
+    m = q.shape[2]
+    numbers = prefix.unpack().to(CUDA, DTYPE)
+    g = QUERY_HEADS // HEADS
+    rows = q.reshape(HEADS * g * m, 1, DIM)
+    starts = torch.arange(0, HEADS + 1, device=CUDA, dtype=torch.int32) * g * m
+    ends = torch.tensor(numbers.offsets, device=CUDA, dtype=torch.int32)
+    keys, values = numbers.keys[:, None], numbers.values[:, None]
+    longest = max(numbers.lengths)
+    flash = torch.ops.aten._flash_attention_forward
+    past, lse, *_ = flash(rows, keys, values, starts, ends, g * m, longest, 0.0, False, False)
+    live = torch.ops.aten._scaled_dot_product_flash_attention
+    wide = (x.repeat_interleave(g, 1) for x in (k, v))
+    now, live_lse, *_ = live(q, *wide, 0.0, True, False)
+    share = torch.sigmoid(live_lse.reshape(-1) - lse.reshape(-1))[:, None]
+    flat = now.reshape(-1, DIM)
+    return past.reshape(-1, DIM) + share.to(DTYPE) * (flat - past.reshape(-1, DIM))
+
+
+# ---- decode ------------------------------------------------------------------------------------
+
+
+def model_and_geometry() -> tuple[Any, ModelGeometry]:
+    """Random weights of Qwen3-4B's shape on the GPU."""
+    register()
+    config = Qwen3Config(
+        vocab_size=151_936,
+        hidden_size=2560,
+        intermediate_size=9728,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=QUERY_HEADS,
+        num_key_value_heads=HEADS,
+        head_dim=DIM,
+        max_position_embeddings=131_072,
+        tie_word_embeddings=True,
+        attn_implementation=NAME,
+        dtype=DTYPE,
+    )
+    torch.set_default_dtype(DTYPE)
+    with torch.device(CUDA):
+        model = Qwen3ForCausalLM(config)
+    torch.set_default_dtype(torch.float32)
+    layer = LayerGeometry("full", HEADS, DIM, DIM)
+    geometry = ModelGeometry(
+        (layer,) * LAYERS, (QUERY_HEADS,) * LAYERS, 131_072, {}, "Qwen3ForCausalLM"
+    )
+    return model.eval().requires_grad_(False), geometry
+
+
+def compact_cache(geometry: ModelGeometry, store: str) -> CompactCache:
+    """A cache that holds the context."""
+    cache = CompactCache.empty(geometry)
+    for layer in range(LAYERS):
+        cache.set_prefix(layer, entries(layer, store), T)
+    return cache
+
+
+def full_cache(model: Any, batch: int) -> DynamicCache:
+    """`T` tokens in a cache of transformers."""
+    cache = DynamicCache(config=model.config)
+    for layer in range(LAYERS):
+        cache.update(tokens(batch, T), tokens(batch, T), layer)
+    return cache
+
+
+@torch.inference_mode()
+def step_ms(model: Any, cache: Any, batch: int, steps: int = 24) -> dict[str, float]:
+    """Milliseconds of a greedy step: by the clock, and busy on the device."""
+    ids = torch.full((batch, 16), 7, device=CUDA)
+
+    def forward(ids: torch.Tensor) -> torch.Tensor:
+        out = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return out.logits[:, -1:].argmax(-1)
+
+    ids = forward(ids)
+    for _ in range(4):
+        ids = forward(ids)
+    times = []
+    for _ in range(steps):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        ids = forward(ids)
+        torch.cuda.synchronize()
+        times.append((time.perf_counter() - start) * 1e3)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(2):
+            ids = forward(ids)
+        torch.cuda.synchronize()
+    busy = sum(e.self_device_time_total for e in profile.key_averages()) / 2e3
+    return {"ms": round(statistics.median(times), 2), "device_ms": round(busy, 2)}
+
+
+def measure_decode(model: Any, geometry: ModelGeometry) -> list[dict[str, Any]]:
+    """Tokens a second by context and batch."""
+    contexts: dict[str, Callable[[int], Any]] = {
+        "empty": lambda batch: CompactCache.empty(geometry),
+        "compact, native": lambda batch: compact_cache(geometry, "native"),
+        "compact, int4": lambda batch: compact_cache(geometry, "int4"),
+        "full": lambda batch: full_cache(model, batch),
+    }
+    rows = []
+    for batch in (1, 8, 32):
+        for name, make in contexts.items():
+            model.set_attn_implementation("sdpa" if name == "full" else NAME)
+            row: dict[str, Any] = {"batch": batch, "context": name}
+            try:
+                row |= step_ms(model, make(batch), batch, 6 if name == "full" else 24)
+                row["tokens_a_second"] = round(1e3 * batch / row["ms"], 1)
+            except torch.OutOfMemoryError:
+                row["ms"] = row["tokens_a_second"] = None
+            rows.append(row)
+            gc.collect()
+            torch.cuda.empty_cache()
+    model.set_attn_implementation(NAME)
+    return rows
+
+
+# ---- load --------------------------------------------------------------------------------------
+
+
+def manifest(store: str, stored: list[list[int]]) -> dict[str, Any]:
+    """A valid manifest, from the examples of the specification."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "formats" / "vectors"))
+    from building import base_manifest, layer
+
+    found = base_manifest("compact", stored, [layer("full", HEADS, DIM, DIM, None)] * LAYERS, T)
+    found["model"]["dtype"] = "bfloat16"
+    if store != "native":
+        found |= {"version": "1.1", "store": store, "features_required": [f"store-{store}"]}
+    return found
+
+
+def measure_load(model: Any, geometry: ModelGeometry, folder: Path) -> list[dict[str, Any]]:
+    """Artifact to GPU against safetensors and one copy, memory, the question's first token."""
+    from safetensors.torch import load_file
+
+    question = [7] * 32
+    plain_ms = wall_ms(lambda: feed(model, CompactCache.empty(geometry), question))
+    rows = []
+    for store in ("native", "int4"):
+        path = folder / f"{store}.amkv"
+        layers = [entries(i, store) for i in range(LAYERS)]
+        write_artifact(path, manifest(store, [list(x.lengths) for x in layers]), [7] * T, layers)
+        del layers
+
+        def load(path: Path = path) -> CompactCache:
+            cache = CompactCache.empty(geometry)
+            with Artifact.open(path) as artifact:
+                for i in range(LAYERS):
+                    cache.set_prefix(i, artifact.heads(i).to(CUDA, DTYPE), T)
+            return cache
+
+        def stock(path: Path = path) -> list[torch.Tensor]:
+            return [x.to(CUDA) for x in load_file(path).values()]
+
+        load_ms, stock_ms = wall_ms(load), wall_ms(stock)
+        gc.collect()
+        before = torch.cuda.memory_allocated()
+        cache = load()
+        held = torch.cuda.memory_allocated() - before
+        feed(model, cache.fork(), question)
+        first = []
+        for _ in range(5):
+            cache = load()
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            feed(model, cache, question)
+            torch.cuda.synchronize()
+            first.append((time.perf_counter() - start) * 1e3)
+        rows.append(
+            {
+                "store": store,
+                "megabytes": round(path.stat().st_size / 1e6, 1),
+                "load_ms": round(load_ms, 1),
+                "safetensors_and_copy_ms": round(stock_ms, 1),
+                "speed_of_safetensors": round(stock_ms / load_ms, 2),
+                "memory_over_stored_bytes": round(held / cache.nbytes(), 4),
+                "question_after_load_ms": round(statistics.median(first), 1),
+                "question_alone_ms": round(plain_ms, 1),
+            }
+        )
+        del cache
+    return rows
+
+
+def measure_prefill_memory(model: Any, geometry: ModelGeometry) -> dict[str, float]:
+    """Peak memory of reading the whole document, in GB."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    cache = CompactCache.empty(geometry)
+    start = time.perf_counter()
+    absorb(model, cache, [7] * T)
+    torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    peak = torch.cuda.max_memory_allocated()
+    rest = peak - before - cache.nbytes()
+    found = {"weights": before, "kv": cache.nbytes(), "peak": peak, "beyond_weights_and_kv": rest}
+    return {name: round(x / 1e9, 2) for name, x in found.items()} | {"seconds": round(seconds, 1)}
+
+
+def main() -> None:
+    """Runs the parts asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", default=["kernel", "question", "decode", "load"])
+    parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
+    args = parser.parse_args()
+    found: dict[str, Any] = json.loads(args.json.read_text()) if args.json.exists() else {}
+    found |= {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+
+    def keep(name: str, result: Any) -> None:
+        found[name] = result
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+
+    if "kernel" in args.parts:
+        keep("kernel", measure_kernel())
+    if "question" in args.parts:
+        keep("question", measure_question())
+    if {"decode", "load"} & set(args.parts):
+        model, geometry = model_and_geometry()
+        if "load" in args.parts:
+            with tempfile.TemporaryDirectory() as folder:
+                keep("load", measure_load(model, geometry, Path(folder)))
+            keep("prefill_memory", measure_prefill_memory(model, geometry))
+        if "decode" in args.parts:
+            keep("decode", measure_decode(model, geometry))
+
+
+if __name__ == "__main__":
+    main()

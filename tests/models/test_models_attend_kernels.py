@@ -1,0 +1,219 @@
+"""The Triton kernels against the plain path, which test_models_attend.py holds to the definition.
+
+Without a GPU the kernels run in Triton's interpreter, which cannot multiply bfloat16.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from amcli.batched import BatchedPrefix
+from amcli.models import attend as module
+from amcli.models.attend import attend
+from amcli.models.kernels.plan import make_plan, tile_size
+from amcli.quantize import QUANTIZERS, Entries
+from amcli.ragged import RaggedHeads
+
+TOLERANCE = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
+
+
+@dataclass
+class Case:
+    query: torch.Tensor
+    prefix: Entries | BatchedPrefix
+    keys: torch.Tensor
+    values: torch.Tensor
+    options: dict[str, Any]
+
+    def to(self, device: str) -> Case:
+        moved = (x.to(device) for x in (self.query, self.prefix, self.keys, self.values))
+        options = {
+            k: x.to(device) if isinstance(x, torch.Tensor) else x for k, x in self.options.items()
+        }
+        return Case(*moved, options)  # type: ignore[arg-type]
+
+    def plain(self) -> torch.Tensor:
+        return attend(self.query, self.prefix, self.keys, self.values, **self.options)
+
+    def fast(self) -> torch.Tensor:
+        from amcli.models.kernels.launch import attend_prefix, can_attend
+
+        assert can_attend(self.query, self.prefix)
+        options = {"softcap": None, "sinks": None, "live": None, **self.options}
+        return attend_prefix(self.query, self.prefix, self.keys, self.values, **options)
+
+
+def entries(
+    lengths: tuple[int, ...], d: int, dv: int, dtype: torch.dtype, store: str, biased: bool
+) -> Entries:
+    N = sum(lengths)
+    numbers = RaggedHeads(
+        torch.randn(N, d).to(dtype),
+        torch.randn(N, dv).to(dtype),
+        2 * torch.randn(N) if biased else None,
+        lengths,
+    )
+    return numbers if store == "native" else QUANTIZERS[store].pack(numbers)
+
+
+def random_case(seed: int, dtypes: list[torch.dtype], scale: int) -> Case:
+    """Anything the kernels take; `scale` sets how large."""
+    dims = [16, 40, 64, 80] if scale == 1 else [64, 80, 96, 112, 128, 192, 256]
+    pick = random.Random(seed)
+    torch.manual_seed(seed)
+    dtype, store = pick.choice(dtypes), pick.choice(["native", "int8", "int4"])
+    d, dv = pick.choice(dims), pick.choice(dims)
+    H, g, B = pick.choice([1, 2, 3]), pick.choice([1, 2, 4, 7]), pick.choice([1, 2, 3])
+    m = pick.choice([1, 1, 1, 2, 5, 16, 14 * scale + 3])
+    n = m + pick.choice([0, 1, 30, 65 * scale])
+
+    def context() -> Entries:
+        lengths = tuple(pick.choice([0, 1, 64, 70 * scale]) for _ in range(H))
+        return entries(lengths, d, dv, dtype, store, pick.random() < 0.5)
+
+    contexts = [context() for _ in range(pick.choice([1, 1, 2]))]
+    prefix: Entries | BatchedPrefix = contexts[0]
+    if len(contexts) > 1:
+        prefix = BatchedPrefix.join([pick.choice(contexts) for _ in range(B)])
+    options: dict[str, Any] = {"scaling": 2 * d**-0.5}
+    if pick.random() < 0.3:
+        options["softcap"] = 3.0
+    if pick.random() < 0.3:
+        options["sinks"] = torch.randn(H * g).to(dtype)
+    if pick.random() < 0.3:
+        options["live"] = torch.rand(B, n) > 0.4
+    # As models and caches hand them over: heads after tokens, and buffers with room to spare.
+    query = torch.randn(B, m, H * g, d).to(dtype).transpose(1, 2)
+    keys = torch.randn(B, H, n + 7, d).to(dtype)[:, :, :n]
+    values = torch.randn(B, H, n + 7, dv).to(dtype)[:, :, :n]
+    return Case(query, prefix, keys, values, options)
+
+
+def assert_close(got: torch.Tensor, want: torch.Tensor) -> None:
+    assert got.shape == want.shape
+    assert got.dtype == want.dtype
+    error = (got.double() - want.double()).norm() / want.double().norm()
+    assert error < TOLERANCE[want.dtype], f"relative error {error:.1e}"
+
+
+def interpreter() -> None:
+    triton = pytest.importorskip("triton")
+    if not triton.knobs.runtime.interpret:
+        pytest.skip("Triton compiles for the GPU here")
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_the_kernels_compute_what_the_plain_path_computes(seed: int) -> None:
+    interpreter()
+    case = random_case(seed, [torch.float32, torch.float32, torch.float16], 1)
+    assert_close(case.fast(), case.plain())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("seed", range(100, 160))
+def test_on_cuda_too(seed: int) -> None:
+    case = random_case(seed, [torch.float32, torch.float16, torch.bfloat16], 10)
+    want = attend(
+        case.query.double(), case.prefix, case.keys.double(), case.values.double(), **case.options
+    )
+    there = case.to("cuda")
+    got = attend(there.query, there.prefix, there.keys, there.values, **there.options)
+    assert_close(got.cpu(), want.to(got.dtype))
+
+
+def test_a_long_chunk_of_queries_is_taken_in_slices_of_bounded_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    interpreter()
+    from amcli.models.kernels import launch
+
+    torch.manual_seed(0)
+    prefix = entries((90, 3), 16, 32, torch.float32, "native", True)
+    query = torch.randn(1, 4, 70, 16)
+    keys, values = torch.randn(1, 2, 81, 16), torch.randn(1, 2, 81, 32)
+    case = Case(query, prefix, keys, values, {"scaling": 0.3, "live": torch.rand(1, 81) > 0.3})
+    monkeypatch.setattr(launch, "PART_BYTES", 10_000)
+    sizes: list[int] = []
+    one = launch._launch
+    monkeypatch.setattr(
+        launch, "_launch", lambda *args: sizes.append(args[0].shape[2]) or one(*args)
+    )
+    assert_close(case.fast(), case.plain())
+    assert len(sizes) > 3
+    assert sum(sizes) == 70
+
+
+def test_what_the_kernels_cannot_do_they_decline() -> None:
+    interpreter()
+    from amcli.models.kernels.launch import can_attend
+
+    def declines(query: torch.Tensor, d: int, store: str = "native") -> bool:
+        return not can_attend(query, entries((4, 0), d, 16, torch.float32, store, False))
+
+    query = torch.randn(1, 2, 1, 16)
+    assert not declines(query, 16)
+    assert declines(query.double(), 16)
+    assert declines(query.clone().requires_grad_(), 16)
+    assert declines(query, 320)
+    assert declines(query, 50, "int4")  # blocks of 25 numbers share bytes
+
+
+@pytest.mark.parametrize("tile", [64, 256])
+def test_tiles_cover_every_entry_once_however_uneven_the_heads(tile: int) -> None:
+    lengths = (1000, 0, 7, 12_000, 64, 500)
+    parts = [entries(lengths, 2, 2, torch.float32, "native", False) for _ in range(2)]
+    unseen = BatchedPrefix.join([*parts, parts[0]]).select([1, 1, 1, 1, 1])
+    both = BatchedPrefix.join([parts[1], parts[0], parts[1], parts[1]])
+    for prefix, readers in ((parts[0], [3]), (both, [3, 1]), (unseen, [0, 5])):
+        plan = make_plan(prefix, sum(readers), tile)
+        covered, slots = [], []
+        flat = prefix.entries if isinstance(prefix, BatchedPrefix) else prefix
+        for first, count, h, slot, start, rows, *_ in plan.tiles.tolist():
+            context = int(first >= sum(lengths))
+            assert 0 < count <= tile
+            assert flat.offsets[context * 6 + h] <= first
+            assert first + count <= flat.offsets[context * 6 + h + 1]
+            assert rows == readers[context]
+            seen_by = plan.order[start : start + rows].tolist()
+            assert all(plan.rows[b].tolist()[:2] == [context, i] for i, b in enumerate(seen_by))
+            covered += range(first, first + count)
+            slots += range(slot, slot + rows)
+        wanted = [p * sum(lengths) + i for p, r in enumerate(readers) if r for i in range(13_571)]
+        assert sorted(covered) == wanted
+        assert sorted(slots) == list(range(plan.slots))
+
+
+def test_a_plan_is_made_once_for_a_prefix_and_goes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    interpreter()
+    from amcli.models.kernels import plan
+
+    made: list[int] = []
+    one = plan.make_plan
+    monkeypatch.setattr(plan, "make_plan", lambda *args: made.append(args[1]) or one(*args))
+    prefix = entries((40, 9), 16, 16, torch.float32, "int4", False)
+    for n in (3, 4, 5):
+        keys = torch.randn(2, 2, n, 16)
+        Case(torch.randn(2, 2, 1, 16), prefix, keys, keys, {"scaling": 1.0}).fast()
+    assert made == [2]
+
+
+@pytest.mark.parametrize(
+    ("keys", "blocks", "tile"),
+    [(1, 1, 64), (264 * 200, 1, 128), (264 * 200, 8, 1024), (10**9, 9, 1 << 14)],
+)
+def test_tiles_are_as_large_as_a_busy_device_allows(keys: int, blocks: int, tile: int) -> None:
+    assert tile_size(keys, blocks) == tile
+
+
+def test_the_processor_keeps_to_plain_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unexpected() -> None:
+        raise RuntimeError("kernels on the CPU")
+
+    monkeypatch.setattr(module, "_kernels", unexpected)
+    assert random_case(3, [torch.float32], 1).plain().isfinite().all()
