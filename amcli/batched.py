@@ -87,6 +87,12 @@ class BatchedPrefix:
         return BatchedPrefix(self.entries.to(device, dtype), self.kv_heads, self.rows)
 
 
+def device_of(entries: Entries) -> torch.device:
+    """Where the entries are."""
+    keys = entries.keys
+    return keys.codes.device if isinstance(keys, Packed) else keys.device
+
+
 def _kind(part: Entries) -> tuple[object, ...]:
     keys, values = part.keys, part.values
     dtypes: tuple[object, ...]
@@ -124,8 +130,7 @@ def _beta(part: Entries) -> torch.Tensor:
     """`[N]` float32."""
     if part.beta is not None:
         return part.beta
-    device = part.keys.codes.device if isinstance(part.keys, Packed) else part.keys.device
-    return torch.zeros(sum(part.lengths), device=device)
+    return torch.zeros(sum(part.lengths), device=device_of(part))
 
 
 def _heads(entries: Entries, first: int, last: int) -> Entries:

@@ -18,6 +18,7 @@ import torch
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from amcli.batched import BatchedPrefix
 from amcli.errors import UsageError
 from amcli.models.attend import attend
 from amcli.models.layer import LINK, CompactLayer
@@ -167,7 +168,9 @@ def _live_columns(
             raise ValueError(
                 f"attention_mask covers {mask.shape[1]} tokens, the sequence has {layer.length}"
             )
-        if not bool(mask[:, : layer.prefix_length].all()):
+        # Rows with contexts of their own are padded on the left, in front of what these stand for.
+        own = isinstance(layer.prefix, BatchedPrefix)
+        if not own and not bool(mask[:, : layer.prefix_length].all()):
             raise ValueError("attention_mask hides tokens that the compact prefix stands for")
     return mask[:, mask.shape[1] - n :]
 

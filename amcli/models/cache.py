@@ -5,13 +5,14 @@ Guards the link to the attention function, forks, truncates, and lets others obs
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
 
+from amcli.batched import BatchedPrefix, device_of
 from amcli.errors import ModelMismatchError
 from amcli.models.geometry import ModelGeometry
 from amcli.models.layer import CompactLayer, Observer, crop_target
@@ -40,6 +41,28 @@ class CompactCache(Cache):
     def empty(cls, geometry: ModelGeometry) -> CompactCache:
         """A cache that holds nothing yet."""
         return cls(geometry, [CompactLayer(layer, i) for i, layer in enumerate(geometry.layers)])
+
+    @classmethod
+    def batch(cls, caches: Sequence[CompactCache]) -> tuple[CompactCache, torch.Tensor]:
+        """A cache whose row `b` goes on from the context in `caches[b]`, and its mask `[B, L]`.
+
+        Each of the caches holds a compact context and nothing after it; one that is given twice
+        is stored once. `L` is the longest logical length, and the mask, int64, is that of a batch
+        padded on the left: append that of the new tokens to it, and positions are its cumulative
+        sum less one, as `generate` has them. Raises ValueError for caches of different models,
+        with live tokens or sliding windows, or with entries stored in different ways.
+        """
+        if not caches or any(cache.geometry != caches[0].geometry for cache in caches):
+            raise ValueError("a batch wants caches of one model")
+        lengths = [cache.get_seq_length() for cache in caches]
+        joined = cls.empty(caches[0].geometry)
+        for i, layer in enumerate(joined.layers):
+            layer.join([cache.layers[i] for cache in caches], max(lengths))
+        first = joined.layers[0].prefix
+        device = device_of(first.entries) if isinstance(first, BatchedPrefix) else None
+        places = torch.arange(max(lengths), device=device)
+        mask = places >= max(lengths) - torch.tensor(lengths, device=device)[:, None]
+        return joined, mask.long()
 
     def __bool__(self) -> bool:
         return True

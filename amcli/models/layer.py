@@ -7,12 +7,13 @@ Knows transformers' cache protocol (5.17 and later) and nothing of models or fil
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
+from amcli.batched import BatchedPrefix
 from amcli.models.geometry import LayerGeometry
 from amcli.quantize import Entries
 
@@ -49,7 +50,7 @@ class CompactLayer(CacheLayerMixin):
         self.is_croppable = not self.is_sliding  # a sliding layer forgets what it would need
         self.index = index
         self.observers: list[Observer] = [] if observers is None else observers
-        self.prefix: Entries | None = None
+        self.prefix: Entries | BatchedPrefix | None = None
         self.prefix_length = 0
         self.length = 0
         self.pending = False  # updated, but not yet seen by the attention function
@@ -108,16 +109,21 @@ class CompactLayer(CacheLayerMixin):
             self.truncate(target)
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Live tokens of batch rows `beam_idx`; the prefix is common to all rows."""
+        """The batch rows `beam_idx`; a prefix that is common to all rows stays."""
         self.batch_select_indices(beam_idx)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep the batch rows `indices`."""
+        if isinstance(self.prefix, BatchedPrefix):
+            self.prefix = self.prefix.select(indices.tolist())
         if self.is_initialized:
             self._replace_rows(lambda tensor: tensor[indices.to(tensor.device)])
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every batch row."""
+        if isinstance(self.prefix, BatchedPrefix):
+            rows = range(len(self.prefix.rows))
+            self.prefix = self.prefix.select([row for row in rows for _ in range(repeats)])
         if self.is_initialized:
             self._replace_rows(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
 
@@ -146,7 +152,7 @@ class CompactLayer(CacheLayerMixin):
             )
         return self._recent(0)
 
-    def set_prefix(self, prefix: Entries, logical_length: int) -> None:
+    def set_prefix(self, prefix: Entries | BatchedPrefix, logical_length: int) -> None:
         """Let `prefix` stand for the first `logical_length` tokens; codes stay codes.
 
         Live tokens it covers are dropped and their memory freed; later ones stay. On an empty
@@ -178,6 +184,22 @@ class CompactLayer(CacheLayerMixin):
         self.prefix = prefix
         self.prefix_length = logical_length
         self.length = max(self.length, logical_length)
+
+    def join(self, rows: Sequence[CompactLayer], logical_length: int) -> None:
+        """Give batch row `b` the prefix of `rows[b]`; the tokens it stands for end at
+        `logical_length` and are padded on the left.
+
+        Raises ValueError for a layer that holds live tokens, or no prefix of one context.
+        """
+        prefixes: list[Entries] = []
+        for row in rows:
+            if row.prefix is None or isinstance(row.prefix, BatchedPrefix) or row._end:
+                raise ValueError(
+                    f"layer {self.index}: only caches that hold a compact context and no token "
+                    "after it can be batched"
+                )
+            prefixes.append(row.prefix)
+        self.set_prefix(BatchedPrefix.join(prefixes), logical_length)
 
     def set_live(self, keys: torch.Tensor, values: torch.Tensor, logical_length: int) -> None:
         """Replace the live tokens by `keys [H, n, d]`, `values [H, n, dv]` (never written to).

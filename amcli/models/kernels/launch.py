@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from amcli.batched import BatchedPrefix
+from amcli.batched import BatchedPrefix, device_of
 from amcli.models.kernels import device
-from amcli.models.kernels.plan import Plan, device_of, plan_of, tile_size
+from amcli.models.kernels.plan import Plan, plan_of, tile_size
 from amcli.quantize import Entries, Packed, block_size, hadamard
 
 MAX_DIM = 256

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from amcli.batched import BatchedPrefix
-from amcli.quantize import Entries, Packed
+from amcli.batched import BatchedPrefix, device_of
+from amcli.quantize import Entries
 
 PROGRAMS = 264
 """Programs that keep a GPU busy: two for each of a Hopper's 132 multiprocessors."""
@@ -103,9 +103,3 @@ def make_plan(prefix: Entries | BatchedPrefix, batch: int, tile: int) -> Plan:
     parts = torch.split(flat, [x.numel() for x in columns])
     tiles, by_context, heads, rows = (p.view_as(x) for p, x in zip(parts, columns, strict=True))
     return Plan(tiles, by_context.view(-1), heads, rows, int(slots.sum()), int(readers.max()))
-
-
-def device_of(entries: Entries) -> torch.device:
-    """Where the entries are."""
-    keys = entries.keys
-    return keys.codes.device if isinstance(keys, Packed) else keys.device
