@@ -13,7 +13,7 @@ import typer
 
 from amcli.commands import options as opt
 from amcli.commands.conversation import Conversation, answer
-from amcli.commands.shared import open_context, typed, work
+from amcli.commands.shared import open_context, typed, warn_of_length, work
 from amcli.console import Console, is_terminal, printable, remark
 from amcli.errors import UsageError
 from amcli.files import open_artifact
@@ -102,6 +102,7 @@ def chat(
         session = Session(found, max_tokens, temperature, seed)
         from amcli.models import failures
     loading = time.perf_counter() - began
+    warn_of_length(console, found)
     with failures.quiet():
         if talking:
             Conversation(console, session, path).run()

@@ -20,6 +20,7 @@ from amcli.commands.shared import (
     read_document,
     refuse_same,
     typed,
+    warn_of_length,
     work,
 )
 from amcli.commands.summary import stored_range
@@ -184,6 +185,7 @@ def compact(
         else:
             with watch.stage("load"):
                 context = open_context(progress, given.content, model, device, dtype)
+        warn_of_length(console, context)
         if fidelity is None:
             result = compaction.compact(context, options, progress=progress)
         else:

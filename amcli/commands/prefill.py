@@ -17,6 +17,7 @@ from amcli.commands.shared import (
     refuse_same,
     remember,
     typed,
+    warn_of_length,
     work,
 )
 from amcli.console import Console, bytes_text, seconds_text
@@ -81,6 +82,7 @@ def prefill(
         with watch.stage("write"):
             progress.start("write", 0)
             contexts.save_prefill(context, path, force)
+    warn_of_length(console, context)
     known = remember(path)
     size = path.stat().st_size
     record: dict[str, Any] = {

@@ -93,6 +93,15 @@ def open_context(
         return contexts.restore(artifact, loaded)
 
 
+def warn_of_length(console: Console, context: Context) -> None:
+    """A line where a context is longer than what its model was made for."""
+    from amcli.models.lengths import past_training
+
+    warning = past_training(context.loaded.model.config, context.T)
+    if warning is not None:
+        console.note(f"warning: {warning}")
+
+
 def read_document(console: Console, document: str) -> Source:
     """A text file or standard input; see `pipeline.source.read_source` for what it raises."""
     if document == STDIN and is_terminal(sys.stdin):

@@ -7,9 +7,10 @@ in `probe`; which configurations are refused before any weight is read is here.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, cast
 
-from transformers import PreTrainedConfig
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from amcli.errors import UsageError
 
@@ -52,6 +53,7 @@ class ModelGeometry:
     max_positions  longest sequence the model was made for, in tokens; None when not said
     rope           RoPE parameters as the configuration has them, plain JSON; {} without RoPE
     architecture   class name, such as `Qwen3ForCausalLM`
+    turned_for     length in tokens for which RoPE turns keys, where its frequencies depend on it
     """
 
     layers: tuple[LayerGeometry, ...]
@@ -59,6 +61,7 @@ class ModelGeometry:
     max_positions: int | None
     rope: dict[str, Any]
     architecture: str
+    turned_for: int | None = None
 
     @property
     def full_layers(self) -> tuple[int, ...]:
@@ -109,24 +112,11 @@ def refuse_attention(name: str) -> NoReturn:
     refuse(name, "its attention does not go through transformers' AttentionInterface")
 
 
-def trained_length(config: PreTrainedConfig) -> int | None:
-    """Positions that a model was made for, in tokens, its RoPE scaling included; None if unsaid.
-
-    Most configurations say the scaled length as `max_position_embeddings`. Those that do not have
-    the original one beside a factor, or, with `dynamic` scaling, the factor alone.
-    """
-    text = config.get_text_config(decoder=True)
-    said = getattr(text, "max_position_embeddings", None)
-    if not isinstance(said, int) or said < 1:
-        return None
-    rope = rope_parameters(config)
-    # Per layer type: the layers that see the whole text decide.
-    rope = rope.get("full_attention", rope) or {}
-    factor = rope.get("factor") or 1.0
-    original = rope.get("original_max_position_embeddings")
-    if original is None and rope.get("rope_type") == "dynamic":
-        original = said
-    return said if original is None else max(said, int(factor * original))
+def decoder_of(model: PreTrainedModel) -> torch.nn.Module:
+    """The part of a model that reads tokens into a cache: all but the head that makes logits."""
+    found = cast(Any, model).get_decoder()
+    # Some models call their head, or a part of it, a decoder.
+    return found if isinstance(found, PreTrainedModel) else model.base_model
 
 
 def rope_parameters(config: PreTrainedConfig) -> dict[str, Any]:

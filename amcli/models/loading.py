@@ -27,6 +27,7 @@ from amcli.models.attention import NAME, register
 from amcli.models.chat import ChatTemplate
 from amcli.models.failures import explain, quiet
 from amcli.models.geometry import ModelGeometry, refuse_attention, refuse_unsupported
+from amcli.models.lengths import forget_lengths
 from amcli.models.probe import probe
 
 POCKET = "pocket"
@@ -219,6 +220,7 @@ def _load(
         raise UsageError(f"{source.id} has no tokenizer", "choose a model that brings its own")
     model = _weights(source, dtype, options, config.model_type)
     torch.nn.Module.to(model, device).train(False).requires_grad_(False)
+    forget_lengths(model)
     generation = getattr(model.generation_config, "eos_token_id", None)
     return LoadedModel(
         model=model,

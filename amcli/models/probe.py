@@ -6,7 +6,7 @@ also proves that the model really goes through the registered attention function
 
 from __future__ import annotations
 
-from typing import Any, NoReturn, cast
+from typing import NoReturn, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -22,8 +22,8 @@ from amcli.models.geometry import (
     refuse_attention,
     refuse_unsupported,
     rope_parameters,
-    trained_length,
 )
+from amcli.models.lengths import trained_length
 
 
 def probe(model: PreTrainedModel) -> ModelGeometry:
@@ -50,13 +50,6 @@ def probe(model: PreTrainedModel) -> ModelGeometry:
     # attention function would lose the prefix, and is found out here rather than in use.
     _feed_one_token(model, CompactCache.empty(geometry))
     return geometry
-
-
-def decoder_of(model: PreTrainedModel) -> torch.nn.Module:
-    """The part of a model that reads tokens into a cache: all but the head that makes logits."""
-    found = cast(Any, model).get_decoder()
-    # Some models call their head, or a part of it, a decoder.
-    return found if isinstance(found, PreTrainedModel) else model.base_model
 
 
 def _feed_one_token(model: PreTrainedModel, cache: Cache) -> None:

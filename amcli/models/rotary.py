@@ -8,7 +8,6 @@ is linear in (cos, sin), so the inverse and the mean over positions need nothing
 
 from __future__ import annotations
 
-import copy
 import inspect
 import sys
 from collections.abc import Callable
@@ -19,11 +18,12 @@ from transformers import PreTrainedModel
 
 from amcli.errors import UsageError
 from amcli.models.cache import CompactCache
-from amcli.models.geometry import ModelGeometry
+from amcli.models.geometry import ModelGeometry, decoder_of
 from amcli.models.layer import CompactLayer
-from amcli.models.probe import decoder_of
+from amcli.models.lengths import changes_with_length
 
 _PROBED_POSITION = 37
+_OTHER = "choose another --method, such as omp"
 
 Apply = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
@@ -31,16 +31,23 @@ Apply = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 class Rotary:
     """The rotations of a model's full layers.
 
-    Raises UsageError when the model has none that can be found, or applies it in a way that its
-    rotary module does not explain.
+    Raises UsageError when the model has none that can be found, applies it in a way that its
+    rotary module does not explain, or changes its frequencies with the length of the text.
     """
 
     def __init__(self, model: PreTrainedModel, geometry: ModelGeometry) -> None:
+        kind = changes_with_length(model)
+        if kind is not None:
+            raise UsageError(
+                f"{geometry.architecture} has {kind} RoPE, whose frequencies change with the "
+                "length, and this method needs to turn keys",
+                _OTHER,
+            )
         module = getattr(decoder_of(model), "rotary_emb", None)
         apply = _apply_function(model)
         if module is None or apply is None:
             raise _unknown(geometry)
-        self._module = copy.deepcopy(module)  # some kinds remember the longest position
+        self._module = module
         self._apply = apply
         self._device = model.device
         self._types = _layer_types(model, module, geometry)
@@ -151,5 +158,5 @@ def _unknown(geometry: ModelGeometry) -> UsageError:
     return UsageError(
         f"the rotary position embedding of {geometry.architecture} could not be found, "
         "and this method needs it",
-        "choose another --method, such as omp",
+        _OTHER,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from amcli import __version__
 from amcli.artifacts import Artifact, write_artifact
 from amcli.errors import ModelMismatchError, UsageError
+from amcli.models import lengths
 from amcli.models.cache import CompactCache
 from amcli.models.generate import CHUNK, absorb
 from amcli.models.loading import LoadedModel
@@ -82,15 +83,17 @@ def prefill(
 ) -> Context:
     """Runs a document through the model in chunks; no logits are computed.
 
-    Raises UsageError when the document does not fit the model's positions.
+    Raises UsageError when the model has no positions for so long a document; where it has them,
+    but was not made for them, `models.lengths.past_training` says so.
     """
     progress = progress or Silent()
     opened = loaded.chat.open_document(source.text, system)
+    loaded = _for_length(loaded, len(opened.ids))
     limit = loaded.geometry.max_positions
     if limit is not None and len(opened.ids) + POSITIONS_FOR_ANSWERS > limit:
         raise UsageError(
             f"{source.name} has {len(opened.ids):,} tokens, and {loaded.id} has {limit:,} "
-            f"positions, {POSITIONS_FOR_ANSWERS} of them needed for questions",
+            f"positions for it, {POSITIONS_FOR_ANSWERS} of them needed for questions",
             "shorten the document, or choose a model with a longer context with --model",
         )
     cache = CompactCache.empty(loaded.geometry)
@@ -105,6 +108,12 @@ def prefill(
         opened.boundary,
         source.manifest(),
     )
+
+
+def _for_length(loaded: LoadedModel, tokens: int) -> LoadedModel:
+    """The same model, with the positions that a context of so many tokens has."""
+    geometry = lengths.for_context(loaded.geometry, tokens, POSITIONS_FOR_ANSWERS)
+    return replace(loaded, geometry=geometry)
 
 
 def save_prefill(context: Context, path: Path, overwrite: bool) -> dict[str, Any]:
@@ -163,8 +172,9 @@ def restore(artifact: Artifact, loaded: LoadedModel) -> Context:
             f"{artifact.path} was made for another model than {loaded.id}: {'; '.join(found)}",
             f"use --model {model_of(artifact)}, or compact the document again for this model",
         )
-    cache = CompactCache.empty(loaded.geometry)
     T = artifact.logical_length
+    loaded = _for_length(loaded, T)
+    cache = CompactCache.empty(loaded.geometry)
     for i, layer in enumerate(loaded.geometry.layers):
         heads = artifact.heads(i).to(loaded.device, loaded.dtype)
         if layer.type == "full" and artifact.kind == "compact":

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from amcli.pocket import folder as pocket_folder
 from conftest import Amkv
@@ -33,8 +34,12 @@ def nothing(here: Path) -> None:
     """A case that needs no file of its own."""
 
 
-def long_document(here: Path) -> None:
-    (here / "long.txt").write_text((here / "doc.txt").read_text() * 70)
+def table_of_positions(here: Path) -> None:
+    """A model that has learned its positions one by one, and no more than 128."""
+    size = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 128, "vocab_size": 4096}
+    GPT2LMHeadModel(GPT2Config(**size)).save_pretrained(here / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(pocket_folder() / name, here / "model")
 
 
 def truncated(here: Path) -> None:
@@ -74,12 +79,18 @@ CASES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], int, str, str]] 
         "UTF-8",
     ),
     "not UTF-8": (write("l.txt", LATIN), ("prefill", "l.txt", *TO), 2, "not UTF-8", "iconv"),
-    "too long": (long_document, ("prefill", "long.txt", *TO), 2, "16,384 positions", "shorten"),
-    "too long to compact": (
-        long_document,
-        ("compact", "long.txt", *TO),
+    "too long": (
+        table_of_positions,
+        ("prefill", "doc.txt", "--model", "model", *TO),
         2,
-        "16,384 positions",
+        "128 positions",
+        "shorten",
+    ),
+    "too long to compact": (
+        table_of_positions,
+        ("compact", "doc.txt", "--model", "model", *TO),
+        2,
+        "128 positions",
         "shorten",
     ),
     "ratio below 1": (nothing, ("compact", "doc.txt", "--ratio", "0.5"), 2, "0.5 is below 1", "20"),

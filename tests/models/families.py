@@ -19,6 +19,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from amcli.models.loading import LoadedModel, load
+from amcli.pipeline.contexts import Context
 
 VOCAB, POSITIONS, WINDOW = 340, 4096, 7
 
@@ -267,10 +268,15 @@ def config(name: str) -> Any:
 
 @cache
 def folder(name: str) -> Path:
-    """A tiny random model of a family, saved as a user's would be, with a chat template."""
+    """A tiny random model of a family, saved as a user's would be."""
+    return saved(config(name), name)
+
+
+def saved(config: Any, name: str = "tiny") -> Path:
+    """A folder with a random model of that configuration and a tokenizer with a chat template."""
     path = Path(mkdtemp(prefix=f"amkv-{name}-"))
     torch.manual_seed(0)
-    network = AutoModelForCausalLM.from_config(config(name), dtype=torch.float32)
+    network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     tiny.fill_sinks(network)
     network.save_pretrained(path)
     tt.of("chatml").save_pretrained(path)
@@ -295,9 +301,23 @@ def loaded(name: str) -> LoadedModel:
     return load(str(folder(name)), device="cpu", dtype="float32")
 
 
-def eager(name: str) -> PreTrainedModel:
-    """The same model with its own attention, as a judge of the first."""
+def eager(path: Path) -> PreTrainedModel:
+    """The model of a folder with its own attention, as a judge of the one behind ours."""
     model = AutoModelForCausalLM.from_pretrained(
-        folder(name), attn_implementation="eager", dtype=torch.float32
+        path, attn_implementation="eager", dtype=torch.float32
     )
     return model.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def full_logits(judge: PreTrainedModel, context: list[int], ids: list[int]) -> torch.Tensor:
+    """Logits of `ids` behind the whole context, by the model's own cache: `[m, V]`."""
+    past = judge(input_ids=torch.tensor([context]), use_cache=True).past_key_values
+    return judge(input_ids=torch.tensor([ids]), past_key_values=past, use_cache=True).logits[0]
+
+
+@torch.no_grad()
+def cached_logits(context: Context, ids: list[int]) -> torch.Tensor:
+    """Logits of `ids` behind a context of the pipeline, full or compact: `[m, V]`."""
+    model, cache = context.loaded.model, context.cache.fork()
+    return model(input_ids=torch.tensor([ids]), past_key_values=cache, use_cache=True).logits[0]

@@ -7,14 +7,14 @@ from pathlib import Path
 import families
 import pytest
 import torch
-from transformers import PreTrainedModel
+from families import cached_logits, full_logits
 
 from amcli.artifacts import Artifact
 from amcli.errors import UsageError
 from amcli.models.generate import feed
 from amcli.models.loading import LoadedModel, load
 from amcli.pipeline.compaction import Options, compact
-from amcli.pipeline.contexts import Context, prefill, restore, save_prefill
+from amcli.pipeline.contexts import prefill, restore, save_prefill
 from amcli.pipeline.session import Session
 from amcli.pipeline.source import Source
 
@@ -23,19 +23,6 @@ DOCUMENT = Source("doc.txt", "Anna owns a lynx, and Omar an otter. They live by 
 TOLERANCE = 1e-4
 
 each = pytest.mark.parametrize("name", families.known())
-
-
-@torch.no_grad()
-def full_logits(judge: PreTrainedModel, context: Context, ids: list[int]) -> torch.Tensor:
-    """Logits of the question behind the document, by the model's own cache: `[m, V]`."""
-    past = judge(input_ids=torch.tensor([context.ids]), use_cache=True).past_key_values
-    return judge(input_ids=torch.tensor([ids]), past_key_values=past, use_cache=True).logits[0]
-
-
-@torch.no_grad()
-def cached_logits(context: Context, ids: list[int]) -> torch.Tensor:
-    model, cache = context.loaded.model, context.cache.fork()
-    return model(input_ids=torch.tensor([ids]), past_key_values=cache, use_cache=True).logits[0]
 
 
 def kinds(loaded: LoadedModel) -> str:
@@ -48,7 +35,7 @@ def test_a_family(name: str, tmp_path: Path) -> None:
     assert kinds(loaded) == families.FAMILIES[name].layers
     context = prefill(loaded, DOCUMENT, chunk=50)
     ids = loaded.chat.first_turn(QUESTION)
-    wanted = full_logits(families.eager(name), context, ids)
+    wanted = full_logits(families.eager(families.folder(name)), context.ids, ids)
     assert wanted.std() > 0.01  # a model that says the same to everything would prove nothing
 
     save_prefill(context, tmp_path / "full.amkv", overwrite=False)

@@ -145,11 +145,6 @@ def test_a_wrong_method_name_is_helped(context: Context) -> None:
     assert methods.names()[0] == "omp"
 
 
-def test_a_document_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"\d+,\d+ tokens.* 4,096 positions"):
-        prefill(model("qwen3"), Source("long.txt", "word " * 3000))
-
-
 def test_another_model_is_refused_with_what_differs(compacted: Compaction, tmp_path: Path) -> None:
     compacted.save(tmp_path / "doc.amkv", overwrite=False)
     with (
