@@ -20,8 +20,11 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTr
 
 from amcli.models.loading import LoadedModel, load
 from amcli.pipeline.contexts import Context
+from amcli.pipeline.source import Source
 
 VOCAB, POSITIONS, WINDOW = 340, 4096, 7
+DOCUMENT = Source("doc.txt", "Anna owns a lynx, and Omar an otter. They live by the sea. " * 3)
+QUESTION = "Who lives in the house by the sea?"
 
 SOME = ["sliding_attention", "full_attention", "sliding_attention"]
 LAST = ["sliding_attention", "sliding_attention", "full_attention"]
@@ -53,7 +56,7 @@ GEMMA4: dict[str, Any] = {
 class Family:
     """One row. `layers` has a letter a layer of the tiny model: f(ull) or s(liding).
 
-    hub      a model of the family on the Hugging Face hub
+    hub      a model of the family on the Hugging Face hub; empty where none is known
     options  of its configuration, beside those that all tiny models have
     note     what is special about its attention
     around   of the configuration that the text model's stands in, where there is one
@@ -170,7 +173,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "persimmon": row("adept/persimmon-8b-base", "partial RoPE; one KV head a query head"),
     "phi": row("microsoft/phi-2", "partial RoPE"),
-    "phi3": row("microsoft/Phi-4", "partial RoPE in some; a window beyond all positions is none"),
+    "phi3": row("microsoft/phi-4", "partial RoPE in some; a window beyond all positions is none"),
     "phimoe": row("microsoft/Phi-3.5-MoE-instruct", sliding_window=None, **LOCAL),
     "qwen2": row("Qwen/Qwen2.5-7B-Instruct"),
     "qwen2_moe": row("Qwen/Qwen1.5-MoE-A2.7B", shared_expert_intermediate_size=16, **EXPERTS),
@@ -187,65 +190,80 @@ FAMILIES: dict[str, Family] = {
 
 @dataclass(frozen=True)
 class Refusal:
-    """A family that cannot work. `reason` is part of the message, `options` make a tiny model.
+    """A family that cannot work: why, what the message says, and options of a tiny model.
 
     Where `options` is None, the default configuration is enough to refuse it: no weights needed.
     """
 
-    reason: str
+    why: str
+    says: str
     options: dict[str, Any] | None = None
 
 
-MLA = Refusal("multi-head latent attention")
-TWO = Refusal("encoder-decoder")
-STATE = Refusal("keep a state")
-OWN = "does not go through transformers' AttentionInterface"
-BARE: dict[str, Any] = {"head_dim": tiny.ABSENT}
+MLA = Refusal("multi-head latent attention caches latents, not keys and values", "(MLA)")
+TWO = Refusal("encoder and decoder", "it is an encoder-decoder model")
+STATE = Refusal("layers that keep a state instead of keys and values", "keep a state")
+CHOSEN = Refusal("layers that choose which keys to read, by an index of their own", "choose the")
+SHARED = Refusal("layers that share one KV cache", "share one KV cache")
+
+
+def own(**options: Any) -> Refusal:
+    says = "its attention does not go through transformers' AttentionInterface"
+    return Refusal("attention or state of its own, not `AttentionInterface`", says, options)
+
 
 REFUSED: dict[str, Refusal] = {
-    "bart": TWO,
     "bamba": STATE,
-    "bert": Refusal("causal and sliding-window masks only", {}),
-    "bloom": Refusal(OWN, {}),
-    "codegen": Refusal(OWN, {"rotary_dim": 4}),
+    "bart": TWO,
+    "bert": Refusal("attention that sees what comes after", "causal and sliding-window", {}),
+    "bloom": own(),
+    "codegen": own(rotary_dim=4),
     "deepseek_v2": MLA,
     "deepseek_v3": MLA,
     "deepseek_v32": MLA,
-    "deepseek_v4": Refusal("choose the keys that they read"),
-    "diffllama": Refusal("3 caching layers attend 6 times", {}),
-    "doge": Refusal("amkv attention", {}),
+    "deepseek_v4": CHOSEN,
+    "diffllama": Refusal("two attentions a layer", "3 caching layers attend 6 times", {}),
+    "doge": Refusal("a mask that depends on the values", "amkv attention", {}),
     "dots3_note": MLA,
-    "falcon": Refusal(OWN, BARE),
+    "falcon": own(head_dim=tiny.ABSENT),
     "falcon_h1": STATE,
     "falcon_mamba": STATE,
-    "gemma3n_text": Refusal("share one KV cache"),
+    "gemma3n_text": SHARED,
     "glm4_moe_lite": MLA,
     "glm_moe_dsa": MLA,
-    "gpt_neo": Refusal(OWN, {"attention_types": [[["global", "local", "global"], 1]]}),
-    "gptj": Refusal(OWN, {"rotary_dim": 4}),
+    "gpt_neo": own(attention_types=[[["global", "local", "global"], 1]]),
+    "gptj": own(rotary_dim=4),
     "granitemoehybrid": STATE,
     "jamba": STATE,
-    "jetmoe": Refusal("no amkv attention has read", {**LOCAL, "kv_channels": 8}),
+    "jetmoe": Refusal(
+        "heads that are copied after the cache",
+        "no amkv attention has read",
+        {**LOCAL, "kv_channels": 8},
+    ),
     "kimi_linear": MLA,
-    "llama4_text": Refusal("their own chunk"),
+    "llama4_text": Refusal("layers that see their own chunk only", "their own chunk"),
     "longcat_flash": MLA,
     "mamba": STATE,
     "mamba2": STATE,
     "minicpm3": MLA,
     "minimax": STATE,
-    "mpt": Refusal(OWN, {}),
+    "mpt": own(),
     "nemotron_h": STATE,
     "olmo_hybrid": STATE,
-    "openai-gpt": Refusal(OWN, {}),
-    "phimoe": Refusal("window of 7 tokens through the mask only", {**WINDOWED, **LOCAL}),
+    "openai-gpt": own(),
+    "phimoe": Refusal(
+        "a window shorter than its positions, which only the mask knows of",
+        "window of 7 tokens through the mask only",
+        {**WINDOWED, **LOCAL},
+    ),
     "qwen3_5_text": STATE,
     "qwen3_next": STATE,
-    "qwen4_exp_text": Refusal("layers, which"),
-    "rwkv": Refusal(OWN, {"attention_hidden_size": 32}),
+    "qwen4_exp_text": Refusal(CHOSEN.why, "layers, which"),
+    "rwkv": own(attention_hidden_size=32),
     "t5": TWO,
     "whisper": TWO,
-    "xglm": Refusal(OWN, {}),
-    "xlstm": Refusal(OWN, {}),
+    "xglm": own(),
+    "xlstm": own(),
     "youtu": MLA,
     "zamba2": STATE,
 }

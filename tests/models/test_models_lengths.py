@@ -10,7 +10,7 @@ import families
 import pytest
 import tinymodels as tiny
 import torch
-from families import cached_logits, full_logits
+from families import DOCUMENT, cached_logits, full_logits
 from transformers import AutoConfig
 
 from amcli.artifacts import Artifact
@@ -23,7 +23,6 @@ from amcli.pipeline.contexts import Context, prefill, restore
 from amcli.pipeline.session import Session
 from amcli.pipeline.source import Source
 
-DOCUMENT = Source("doc.txt", "Anna owns a lynx, and Omar an otter. They live by the sea. " * 3)
 QUESTION = "Who lives in the house by the sea?"
 LONG = {"short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 3.0, 6.0]}
 

@@ -1,0 +1,114 @@
+"""Writes `models.md`: which model families work, measured, and which are refused, and why.
+
+    python docs/models.py
+
+The rows are those of `tests/models/families.py`, which the tests run too. The one thing that is
+measured here is how far a context that keeps everything is from the model's own attention.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "tests" / "models"))
+
+import families  # noqa: E402
+from families import DOCUMENT, FAMILIES, QUESTION, REFUSED  # noqa: E402
+
+from amcli.artifacts import Artifact  # noqa: E402
+from amcli.pipeline.compaction import Options, compact  # noqa: E402
+from amcli.pipeline.contexts import prefill, restore  # noqa: E402
+
+PAGE = HERE / "models.md"
+
+HEAD = """\
+# Models
+
+<!-- Written by `python docs/models.py`; do not edit. -->
+
+`amkv` runs the unmodified modelling code of transformers, 5.17 to the newest, with an attention
+function and a cache of its own. What decides is the mechanism, not the name: a family that is in
+neither table works if its layers attend through transformers' `AttentionInterface` and cache keys
+and values. When a model is loaded, two tokens are fed to it to find out, and one that cannot work
+is refused in one line that names its type and the reason.
+
+## Families that work
+
+Each row is a tiny random model of the family that is run by the tests: a document is prefilled,
+kept whole (`--method keep`), written, loaded, and asked. The last column is the largest difference
+of any logit, in float32, from the model's own eager attention over its own full cache. Then the
+document is compacted 4 times with `omp`, written and loaded, and the model answers from that.
+
+| family | for example | compacted | kept as they are | special | largest difference |
+| --- | --- | --- | --- | --- | --- |
+"""
+
+MIDDLE = """
+Sliding-window layers are not compacted: they store the last tokens that their window reaches, and
+`inspect` shows them as what they are. A window as long as all positions of the model is none: such
+layers are compacted like any other.
+
+## Families that are refused
+
+| reason | families |
+| --- | --- |
+"""
+
+TAIL = """
+## Positions
+
+- Keys are stored as the model turned them, whatever its RoPE: `default`, `linear`, `yarn`,
+  `llama3`, partial, or none in some layers. The methods that turn keys themselves
+  (`expected-attention`, `streaming`) take the rotation from the model.
+- `dynamic` and `longrope` choose their frequencies by the length of the text. A document is read in
+  chunks, and each is turned as a part of the whole. Answers go on as in transformers. With
+  `longrope`, a context that ends before the original length has no positions past it, because the
+  model would turn by other frequencies there. Methods that turn keys are refused for both.
+- A document longer than the model was made for, RoPE scaling included, is read with a warning; by a
+  model with a table of positions, which ends, it is refused.
+"""
+
+
+def kept_error(name: str) -> float:
+    """The largest difference of a logit between a kept context and the model's own cache."""
+    loaded = families.loaded(name)
+    context = prefill(loaded, DOCUMENT, chunk=50)
+    ids = loaded.chat.first_turn(QUESTION)
+    wanted = families.full_logits(families.eager(families.folder(name)), context.ids, ids)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "keep.amkv"
+        compact(context, Options(method="keep"), errors=False).save(path, overwrite=False)
+        with Artifact.open(path) as artifact:
+            again = restore(artifact, loaded)
+    return float((families.cached_logits(again, ids) - wanted).abs().max())
+
+
+def page(errors: Mapping[str, str]) -> str:
+    """The whole page; `errors` are those of `kept_error`, as they are printed."""
+    rows = []
+    for name, family in FAMILIES.items():
+        hub = f"`{family.hub}`" if family.hub else ""
+        compacted = "full layers" if family.kept else "all layers"
+        cells = (f"`{name}`", hub, compacted, family.kept, family.note, errors[name])
+        rows.append("| " + " | ".join(cells) + " |")
+    reasons: dict[str, list[str]] = {}
+    for name, refusal in REFUSED.items():
+        reasons.setdefault(refusal.why, []).append(f"`{name}`")
+    refused = [f"| {why} | {', '.join(names)} |" for why, names in reasons.items()]
+    return HEAD + "\n".join(rows) + "\n" + MIDDLE + "\n".join(refused) + "\n" + TAIL
+
+
+def main() -> None:
+    """Measures every family and writes the page."""
+    missing = sorted(set(FAMILIES) - set(families.known()))
+    if missing:
+        raise SystemExit(f"this transformers does not have {', '.join(missing)}: use a newer one")
+    PAGE.write_text(page({name: f"{kept_error(name):.0e}" for name in FAMILIES}), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
