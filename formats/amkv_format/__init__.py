@@ -1,4 +1,4 @@
-"""Reader, writer and validator of `.amkv` files, version 1.1. Standard library only.
+"""Reader, writer and validator of `.amkv` files, version 1.2. Standard library only.
 
     with AmkvFile.open("doc.amkv") as file:
         file.verify()
@@ -13,7 +13,7 @@ from __future__ import annotations
 from amkv_format.errors import Code, FormatError
 from amkv_format.header import ITEM_BYTES, TensorInfo, TensorSpec
 from amkv_format.jsontext import canonical_json
-from amkv_format.layout import TOKEN_IDS, layer_tensor
+from amkv_format.layout import TOKEN_IDS, layer_tensor, state_tensor
 from amkv_format.manifest import BOUNDARIES, FORMAT, KINDS, MODEL_DTYPES, STORES, VERSION, Layer
 from amkv_format.reader import AmkvFile
 from amkv_format.writer import Writer, write_file
@@ -36,5 +36,6 @@ __all__ = [
     "Writer",
     "canonical_json",
     "layer_tensor",
+    "state_tensor",
     "write_file",
 ]

@@ -17,6 +17,9 @@ STORAGE_DTYPES: Final = ("F32", "BF16", "F16")
 PARTS: Final = ("keys", "values", "keys.scale", "values.scale", "beta", "positions")
 """What a layer's tensors are."""
 
+STATE: Final = "states."
+"""Tensors under this prefix are the states of layers that keep one; a number follows."""
+
 EXTENSION: Final = "ext."
 """Tensors under this prefix are hashed and otherwise left alone."""
 
@@ -27,7 +30,7 @@ SCALE_BLOCK: Final = 32
 
 @dataclass(frozen=True)
 class _Wanted:
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] | None  # None: any
     dtypes: tuple[str, ...]
     required: bool
 
@@ -36,6 +39,11 @@ def layer_tensor(layer: int, part: str) -> str:
     """The name of a layer's tensor; `part` is keys, values, keys.scale, values.scale, beta or
     positions."""
     return f"layers.{layer}.{part}"
+
+
+def state_tensor(n: int) -> str:
+    """The name of the tensor of the `n`-th of the manifest's states."""
+    return f"{STATE}{n}"
 
 
 def check_tensors(outline: Outline, tensors: Mapping[str, TensorSpec]) -> None:
@@ -115,6 +123,8 @@ def _wanted(outline: Outline) -> Iterator[tuple[str, _Wanted]]:
     yield TOKEN_IDS, _Wanted((outline.logical_length,), ("I32",), True)
     for i, layer in enumerate(outline.layers):
         yield from _wanted_of_layer(i, layer, outline)
+    for n in range(outline.states):
+        yield state_tensor(n), _Wanted(None, STORAGE_DTYPES, True)
 
 
 def _wanted_of_layer(i: int, layer: Layer, outline: Outline) -> Iterator[tuple[str, _Wanted]]:
@@ -138,7 +148,7 @@ def _compare(info: TensorSpec, want: _Wanted) -> None:
         raise FormatError(
             Code.TENSOR_MISMATCH, f"{info.name} is {info.dtype}, not {' or '.join(want.dtypes)}"
         )
-    if info.shape != want.shape:
+    if want.shape is not None and info.shape != want.shape:
         raise FormatError(
             Code.TENSOR_MISMATCH,
             f"{info.name} has the shape {list(info.shape)}, the manifest says {list(want.shape)}",

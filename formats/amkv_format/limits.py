@@ -34,6 +34,7 @@ MAX_RANK: Final = 8
 MAX_DIMENSION: Final = 2**48 - 1
 
 MAX_LAYERS: Final = 4096
+MAX_STATES: Final = 16384
 MAX_HEADS: Final = 4096
 MAX_HEAD_DIM: Final = 65536
 MAX_TOKENS: Final = 2**31 - 1

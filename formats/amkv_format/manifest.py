@@ -17,7 +17,7 @@ from amkv_format.errors import Code, FormatError
 from amkv_format.fields import Fields, integer, items, number
 
 FORMAT: Final = "amkv"
-VERSION: Final = "1.1"
+VERSION: Final = "1.2"
 STORES: Final[Mapping[str, str | None]] = {
     "native": None,
     "int8": "store-int8",
@@ -25,7 +25,10 @@ STORES: Final[Mapping[str, str | None]] = {
 }
 """How entries may be stored, each with the feature that it requires."""
 
-KNOWN_FEATURES: Final = frozenset(feature for feature in STORES.values() if feature)
+STATES: Final = "states"
+"""The field that lists states, and the feature that it requires."""
+
+KNOWN_FEATURES: Final = frozenset({STATES, *(feature for feature in STORES.values() if feature)})
 """What `features_required` may name."""
 
 KINDS: Final = ("prefill", "compact")
@@ -66,6 +69,7 @@ class Outline:
 
     store        how the entries of full layers are stored: a key of STORES
     model_bytes  of a number in the model's dtype
+    states       of layers that keep a state instead of keys and values: how many
     """
 
     kind: str
@@ -75,6 +79,7 @@ class Outline:
     layers: tuple[Layer, ...]
     ratio: float | None
     payload_hash: str
+    states: int = 0
 
 
 def check_manifest(manifest: object) -> Outline:
@@ -98,8 +103,11 @@ def check_manifest(manifest: object) -> Outline:
         tools.text(name)
     ratio = root.number("ratio") if kind == "compact" else None
     store = _store(root, kind, layers)
+    states = _states(root)
+    _check_features(root, STORES[store], STATES if states else None)
     number_bytes = MODEL_DTYPES[root.object("model").text("dtype")]
-    return Outline(kind, store, number_bytes, length, layers, ratio, root.sha256("payload_hash"))
+    hash_ = root.sha256("payload_hash")
+    return Outline(kind, store, number_bytes, length, layers, ratio, hash_, states)
 
 
 def _check_identity(root: Fields) -> None:
@@ -227,14 +235,8 @@ def _check_compaction(root: Fields, layers: tuple[Layer, ...]) -> None:
 
 
 def _store(root: Fields, kind: str, layers: tuple[Layer, ...]) -> str:
-    """How entries are stored; a feature must be required exactly when it is used."""
+    """How entries are stored."""
     store = root.choice("store", STORES) if kind == "compact" and "store" in root else "native"
-    feature, required = STORES[store], set(root.array("features_required"))
-    if required != ({feature} if feature else set()):
-        raise FormatError(
-            Code.FIELD_CONFLICT,
-            f"store is {store}, features_required is {', '.join(sorted(required)) or 'empty'}",
-        )
     for i, layer in enumerate(layers):
         odd = layer.key_dim % 2 or layer.value_dim % 2
         if store == "int4" and layer.type == "full" and odd:
@@ -242,6 +244,31 @@ def _store(root: Fields, kind: str, layers: tuple[Layer, ...]) -> str:
                 Code.FIELD_CONFLICT, f"model.layers[{i}] has an odd head dimension, store is int4"
             )
     return store
+
+
+def _states(root: Fields) -> int:
+    """How many states are stored; each is one of a layer, and none is there twice."""
+    if STATES not in root:
+        return 0
+    seen: set[tuple[int, str]] = set()
+    for i, value in enumerate(root.array(STATES, 1, limits.MAX_STATES)):
+        fields = Fields(value, f"{STATES}[{i}]")
+        state = fields.integer("layer", 0, limits.MAX_LAYERS - 1), fields.text("name")
+        if state in seen:
+            raise FormatError(Code.FIELD_CONFLICT, f"{STATES}[{i}] is there twice")
+        seen.add(state)
+    return len(seen)
+
+
+def _check_features(root: Fields, *used: str | None) -> None:
+    """A feature must be required exactly when it is used."""
+    wanted, required = {name for name in used if name}, set(root.array("features_required"))
+    if required != wanted:
+        raise FormatError(
+            Code.FIELD_CONFLICT,
+            f"features_required is {', '.join(sorted(required)) or 'empty'}, "
+            f"the file uses {', '.join(sorted(wanted)) or 'none'}",
+        )
 
 
 def _check_fit_errors(errors: Fields, layers: tuple[Layer, ...]) -> None:
@@ -258,13 +285,13 @@ def _check_fit_errors(errors: Fields, layers: tuple[Layer, ...]) -> None:
 def complete(manifest: Mapping[str, Any], payload_hash: str, ratio: float | None) -> dict[str, Any]:
     """A copy of `manifest` with what a writer knows better than its caller.
 
-    `format`, `version` and `payload_hash` are set; `features_required` (what the `store` calls
-    for), `created` and, when given, `ratio` are filled in where they are absent.
+    `format`, `version` and `payload_hash` are set; `features_required` (what `store` and `states`
+    call for), `created` and, when given, `ratio` are filled in where they are absent.
     """
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    feature = STORES.get(str(manifest.get("store", "native")))
+    used = STORES.get(str(manifest.get("store", "native"))), STATES if STATES in manifest else None
     defaults: dict[str, Any] = {
-        "features_required": [feature] if feature else [],
+        "features_required": [feature for feature in used if feature],
         "created": now,
     }
     if ratio is not None:

@@ -22,6 +22,7 @@ from amkv_format.header import ITEM_BYTES, Header, TensorInfo, header_length, pa
 from amkv_format.jsontext import canonical_json, parse_json
 from amkv_format.layout import (
     EXTENSION,
+    STATE,
     TOKEN_IDS,
     check_tensors,
     compaction_ratio,
@@ -143,8 +144,8 @@ class AmkvFile:
         """Checks what `open` has not looked at; raises FormatError.
 
         Always: that the manifest is canonical, token ids, positions and beta. With `deep` also
-        the payload hash, that every key, value and scale is finite, and that codes are in their
-        range; this reads the whole file.
+        the payload hash, that every key, value, scale and state is finite, and that codes are
+        in their range; this reads the whole file.
         """
         if self._text != canonical_json(self.manifest):
             raise FormatError(Code.MANIFEST_CANONICAL, "the manifest is not in canonical form")
@@ -159,6 +160,9 @@ class AmkvFile:
             raise FormatError(
                 Code.PAYLOAD_HASH, f"the payload is {found}, not {self._outline.payload_hash}"
             )
+        for name in self.tensors:
+            if name.startswith(STATE):
+                self._check_finite(name)
         for part in ("keys", "values"):
             for name in self._named(part):
                 if self.tensors[name].dtype in ("I8", "U8"):

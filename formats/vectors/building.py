@@ -182,6 +182,22 @@ def compact(**changes: Any) -> Example:
     )
 
 
+def hybrid(**changes: Any) -> Example:
+    """`compact`, and between its layers one with two states and one with a state of one number."""
+    it = compact(**changes)
+    kept = (
+        (1, "conv", "F16", [1, 4, 3], 12),
+        (1, "recurrent", "F32", [1, 2, 4, 2], 16),
+        (3, "recurrent", "F32", [1], 1),
+    )
+    states = [{"layer": layer, "name": name} for layer, name, *_ in kept]
+    it.manifest |= {"version": "1.2", "states": states, "features_required": ["states"]}
+    for n, (_, _, dtype, shape, count) in enumerate(kept):
+        it.tensors[f"states.{n}"] = (dtype, shape, floats(dtype, count, seed=n))
+    it.tensors = dict(sorted(it.tensors.items(), key=lambda t: -ITEM_BYTES[t[1][0]]))
+    return it
+
+
 def coded(store: str, kv: dict[str, Any] | None = None, **changes: Any) -> Example:
     """`compact`, but with entries of the full layer as codes; the sliding layer is F16."""
     full = FULL if kv is None else kv

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from building import FULL, SLIDING, Example, coded, compact, example, floats, layer, prefill
+from building import FULL, SLIDING, Example, coded, compact, example, floats, hybrid, layer, prefill
 
 
 def good_examples() -> Iterator[tuple[str, str, Example]]:
@@ -67,3 +67,8 @@ def good_variants() -> Iterator[tuple[str, str, Example]]:
     it = example("compact", [[3]], [SLIDING])
     it.manifest |= {"version": "1.1", "store": "int8", "features_required": ["store-int8"]}
     yield "store-all-sliding", "a store of codes without a layer that has any", it
+    yield "states", "layers that keep a state beside those with keys and values", hybrid()
+    it = hybrid()
+    it.manifest["states"][2]["of_its_own"] = "ignored"
+    it.manifest |= {"x_state": 1}
+    yield "states-more-fields", "a state with a field that no reader knows", it

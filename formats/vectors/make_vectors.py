@@ -1,4 +1,4 @@
-"""Makes the example files of format version 1.1: `good/`, `bad/`, and their index `vectors.json`.
+"""Makes the example files of format version 1.2: `good/`, `bad/`, and their index `vectors.json`.
 
     python formats/vectors/make_vectors.py            rewrites them
     python formats/vectors/make_vectors.py --check    fails if a byte differs
@@ -17,6 +17,7 @@ from typing import Any
 
 from bad_codes import bad_codes, bad_stores
 from bad_examples import bad_containers, bad_contents, bad_manifests, bad_tensors, bad_verify
+from bad_states import bad_numbers, bad_states
 from good_examples import good_examples
 
 HERE = Path(__file__).resolve().parent
@@ -41,8 +42,11 @@ def render() -> dict[str, bytes]:
             }
         )
     stages = (
-        ("open", (bad_containers, bad_tensors, bad_manifests, bad_contents, bad_stores)),
-        ("verify", (bad_verify, bad_codes)),
+        (
+            "open",
+            (bad_containers, bad_tensors, bad_manifests, bad_contents, bad_stores, bad_states),
+        ),
+        ("verify", (bad_verify, bad_codes, bad_numbers)),
     )
     for stage, makers in stages:
         for make in makers:
