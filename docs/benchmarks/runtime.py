@@ -2,7 +2,8 @@
 
 One GPU, a model of Qwen3-4B's shape with random weights in bf16, no file but what it writes to a
 temporary folder. A context of 60k tokens at 50 times fewer bytes, with a budget as skewed as real
-ones: log-normal over the heads, one head in every fourth layer with 12 times the mean. Parts, by default
+ones: log-normal over the heads, one head in every fourth layer with 12 times the mean. Parts, by
+default
 all: `kernel` (attention alone, and its bandwidth against a copy's), `question` (rivals for the
 prefill of a question), `decode` (tokens a second), `load` (artifact to GPU, first token, memory).
 `--json FILE` keeps what other parts wrote there.

@@ -9,8 +9,8 @@ by their log-sum-exps. Logits are kept in base 2 because that is what the hardwa
 
 Columns: a row of `d` numbers is loaded as `BLOCKS` blocks of `WIDE` columns, of which the first
 `d / BLOCK` blocks and `BLOCK` columns exist: powers of two in registers, and a block's scale needs
-one load. Native numbers are one block. 4-bit keys are loaded in two halves, the low and the high
-bits of each byte, and the query's even and odd columns meet them.
+one load. Native numbers are one block. 4-bit codes are loaded four at a time, and come apart into
+four pieces, each of every fourth column, which meet every fourth column of the query.
 
 Arguments without an annotation are pointers, integers and tensors of Triton's own.
 """
@@ -52,30 +52,34 @@ def _numbers(
 
 
 @triton.jit
-def _codes(
-    X,
-    row,
-    ok,
-    ZERO: tl.constexpr,
-    N: tl.constexpr,
-    BYTES: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCKS: tl.constexpr,
+def _words(
+    X, row, ok, N: tl.constexpr, WORDS: tl.constexpr, WIDE: tl.constexpr, BLOCKS: tl.constexpr
 ):
-    """`[rows, BLOCKS, WIDE]` bytes of rows of `N` blocks of `BYTES`; `ZERO` is zero's code."""
+    """`[rows, BLOCKS, WIDE]` of rows of `N` blocks of `WORDS` bytes, or pairs of bytes.
+
+    What is outside is not zero as a number, and so wants a scale or a query of zero.
+    """
     block, i = tl.arange(0, BLOCKS), tl.arange(0, WIDE)
-    at = row[:, None, None] * (N * BYTES) + (block * BYTES)[None, :, None] + i[None, None, :]
-    inside = ok[:, None, None] & (block < N)[None, :, None] & (i < BYTES)[None, None, :]
-    return tl.load(X + at, mask=inside, other=ZERO)
+    at = row[:, None, None] * (N * WORDS) + (block * WORDS)[None, :, None] + i[None, None, :]
+    inside = ok[:, None, None] & (block < N)[None, :, None] & (i < WORDS)[None, None, :]
+    return tl.load(X + at, mask=inside, other=0)
+
+
+@triton.jit
+def _scaled(bits, zero: tl.constexpr, scale, DTYPE: tl.constexpr):
+    """`(code - zero) * scale` as `[rows, columns]`, of codes `[rows, BLOCKS, WIDE]` that were given
+    an fp16 exponent in front: conversions would take longer than reading the codes."""
+    x = bits.to(tl.float16, bitcast=True) - tl.full((), zero, tl.float16)  # exact
+    x = x.to(DTYPE) * scale.to(DTYPE)
+    return tl.reshape(x, (x.shape[0], x.shape[1] * x.shape[2]))
 
 
 @triton.jit
 def _scales(S, row, ok, N: tl.constexpr, BLOCKS: tl.constexpr):
-    """`[rows, BLOCKS, 1]` float32, 0 outside."""
+    """`[rows, BLOCKS, 1]` fp16, 0 outside."""
     block = tl.arange(0, BLOCKS)
     inside = ok[:, None] & (block < N)[None, :]
-    scale = tl.load(S + row[:, None] * N + block[None, :], mask=inside, other=0.0)
-    return scale.to(tl.float32)[:, :, None]
+    return tl.load(S + row[:, None] * N + block[None, :], mask=inside, other=0.0)[:, :, None]
 
 
 @triton.jit
@@ -91,25 +95,30 @@ def _entries(
     WIDE: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
-    """Rows of a matrix in any store, as `[rows, columns]` of `DTYPE`: all of them in the first
-    result, or for INT4 the even and the odd columns in two."""
-    N: tl.constexpr = row.shape[0]
+    """Rows of a matrix in any store, in `DTYPE`. INT4: four pieces, of columns `4i + piece`;
+    otherwise `[rows, columns]` in the first."""
+    N: tl.constexpr = D // BLOCK
     if KIND == NATIVE:
         x = _numbers(X, row, ok, D, BLOCK, WIDE, BLOCKS).to(DTYPE)
-        return x, x
+        return x, x, x, x
     elif KIND == INT8:
-        codes = _codes(X, row, ok, 0, D // BLOCK, BLOCK, WIDE, BLOCKS)
-        x = codes.to(tl.float32) * _scales(S, row, ok, D // BLOCK, BLOCKS)
-        x = tl.reshape(x.to(DTYPE), (N, BLOCKS * WIDE))
-        return x, x
+        codes = _words(X, row, ok, N, BLOCK, WIDE, BLOCKS).to(tl.uint8, bitcast=True)
+        scale = _scales(S, row, ok, N, BLOCKS)
+        # 0x6400: 1024, and the last bit is 1.
+        x = _scaled((codes ^ 0x80).to(tl.uint16) | 0x6400, 1024 + 128, scale, DTYPE)
+        return x, x, x, x
     else:
-        codes = _codes(X, row, ok, 136, D // BLOCK, BLOCK // 2, WIDE // 2, BLOCKS)
-        scale = _scales(S, row, ok, D // BLOCK, BLOCKS)
-        low = ((codes & 15).to(tl.float32) - 8.0) * scale
-        high = ((codes >> 4).to(tl.float32) - 8.0) * scale
-        low = tl.reshape(low.to(DTYPE), (N, BLOCKS * WIDE // 2))
-        high = tl.reshape(high.to(DTYPE), (N, BLOCKS * WIDE // 2))
-        return low, high
+        codes = _words(
+            X, row, ok, N, BLOCK // 4, WIDE // 4, BLOCKS
+        )  # four codes to a pair of bytes
+        scale = _scales(S, row, ok, N, BLOCKS)
+        # 0x5400: 64, and the fifth bit from the right is 1.
+        x_0 = _scaled((codes & 0x0F) | 0x6400, 1024 + 8, scale, DTYPE)
+        x_1 = _scaled((codes & 0xF0) | 0x5400, 64 + 8, scale, DTYPE)
+        codes = codes >> 8
+        x_2 = _scaled((codes & 0x0F) | 0x6400, 1024 + 8, scale, DTYPE)
+        x_3 = _scaled((codes & 0xF0) | 0x5400, 64 + 8, scale, DTYPE)
+        return x_0, x_1, x_2, x_3
 
 
 @triton.jit
@@ -156,6 +165,17 @@ def _store(
 
 
 @triton.jit
+def _largest(x, y):
+    big = tl.maximum(tl.max(tl.abs(x), 1), tl.max(tl.abs(y), 1)).to(tl.float32)
+    return tl.where(big > 0.0, big, 1.0)
+
+
+@triton.jit
+def _divided(x, by):
+    return (x.to(tl.float32) / by[:, None]).to(tl.float16)
+
+
+@triton.jit
 def _prefix_tile(
     pid,
     blocks,
@@ -197,43 +217,56 @@ def _prefix_tile(
     if (pid % blocks) * ROWS < readers * gm:
         b = tl.load(ORDER + order + r // gm, mask=seen, other=0)
         q_row = ((b * H + h) * gm + r % gm).to(tl.int64)
-        DTYPE: tl.constexpr = ASK.dtype.element_ty
+        HALF: tl.constexpr = KIND != NATIVE and ASK.dtype.element_ty != tl.float32
+        DTYPE: tl.constexpr = tl.float16 if HALF else ASK.dtype.element_ty
+        logit_scale = tl.full((ROWS,), 1.0, tl.float32) * scale
         if KIND == INT4:
-            half = tl.arange(0, BLOCKS * WIDE // 2)
-            even = 2 * _column(half, BLOCK // 2, WIDE // 2)
-            inside = seen[:, None] & _exists(half, D // 2, BLOCK // 2, WIDE // 2)[None, :]
-            at = ASK + q_row[:, None] * D + even[None, :]
-            q = tl.load(at, mask=inside, other=0.0)
-            q_odd = tl.load(at + 1, mask=inside, other=0.0)
+            word = tl.arange(0, BLOCKS * WIDE // 4)
+            inside = seen[:, None] & _exists(word, D // 4, BLOCK // 4, WIDE // 4)[None, :]
+            at = ASK + q_row[:, None] * D + 4 * _column(word, BLOCK // 4, WIDE // 4)[None, :]
+            q_0 = tl.load(at, mask=inside, other=0.0)
+            q_1 = tl.load(at + 1, mask=inside, other=0.0)
+            q_2 = tl.load(at + 2, mask=inside, other=0.0)
+            q_3 = tl.load(at + 3, mask=inside, other=0.0)
         else:
-            q = _numbers(ASK, q_row, seen, D, BLOCK, WIDE, BLOCKS)
-            q_odd = q
+            q_0 = _numbers(ASK, q_row, seen, D, BLOCK, WIDE, BLOCKS)
+            q_1, q_2, q_3 = q_0, q_0, q_0
+        if HALF:
+            # Codes times scales are fp16 by nature; queries of any size fit after division.
+            largest = tl.maximum(_largest(q_0, q_1), _largest(q_2, q_3))
+            q_0, q_1 = _divided(q_0, largest), _divided(q_1, largest)
+            q_2, q_3 = _divided(q_2, largest), _divided(q_3, largest)
+            logit_scale *= largest
         top = tl.full((ROWS,), -_INF, tl.float32)
         mass = tl.zeros((ROWS,), tl.float32)
-        SPLIT: tl.constexpr = 2 if KIND == INT4 else 1
-        acc = tl.zeros((ROWS, VBLOCKS * VWIDE // SPLIT), tl.float32)
-        acc_odd = acc
+        PIECES: tl.constexpr = 4 if KIND == INT4 else 1
+        acc = tl.zeros((ROWS, VBLOCKS * VWIDE // PIECES), tl.float32)
+        acc_1, acc_2, acc_3 = acc, acc, acc
         for j in tl.range(0, count, KEYS, num_stages=STAGES):
             n = j + tl.arange(0, KEYS)
             ok = n < count
             row = (first + n).to(tl.int64)
-            k, k_odd = _entries(PK, PKS, row, ok, KIND, DTYPE, D, BLOCK, WIDE, BLOCKS)
-            dots = tl.dot(q, tl.trans(k), input_precision="ieee")
+            k_0, k_1, k_2, k_3 = _entries(PK, PKS, row, ok, KIND, DTYPE, D, BLOCK, WIDE, BLOCKS)
+            dots = tl.dot(q_0, tl.trans(k_0), input_precision="ieee")
             if KIND == INT4:
-                dots = tl.dot(q_odd, tl.trans(k_odd), dots, input_precision="ieee")
-            s = _logits(dots, scale, softcap, CAP)
+                dots = tl.dot(q_1, tl.trans(k_1), dots, input_precision="ieee")
+                dots = tl.dot(q_2, tl.trans(k_2), dots, input_precision="ieee")
+                dots = tl.dot(q_3, tl.trans(k_3), dots, input_precision="ieee")
+            s = _logits(dots, logit_scale[:, None], softcap, CAP)
             if HAS_BETA:
                 s += (tl.load(BETA + row, mask=ok, other=0.0) * _LOG2E)[None, :]
             s = tl.where(ok[None, :], s, -_INF)
             p, shrink, top, mass = _weigh(s, top, mass)
-            v, v_odd = _entries(PV, PVS, row, ok, KIND, DTYPE, DV, VBLOCK, VWIDE, VBLOCKS)
-            p = p.to(DTYPE)
-            acc = tl.dot(p, v, acc * shrink[:, None], input_precision="ieee")
+            v_0, v_1, v_2, v_3 = _entries(PV, PVS, row, ok, KIND, DTYPE, DV, VBLOCK, VWIDE, VBLOCKS)
+            p, shrink = p.to(DTYPE), shrink[:, None]
+            acc = tl.dot(p, v_0, acc * shrink, input_precision="ieee")
             if KIND == INT4:
-                acc_odd = tl.dot(p, v_odd, acc_odd * shrink[:, None], input_precision="ieee")
-        out_row = slot.to(tl.int64) * gm + r
+                acc_1 = tl.dot(p, v_1, acc_1 * shrink, input_precision="ieee")
+                acc_2 = tl.dot(p, v_2, acc_2 * shrink, input_precision="ieee")
+                acc_3 = tl.dot(p, v_3, acc_3 * shrink, input_precision="ieee")
         if KIND == INT4:
-            acc = tl.interleave(acc, acc_odd)
+            acc = tl.interleave(tl.interleave(acc, acc_2), tl.interleave(acc_1, acc_3))
+        out_row = slot.to(tl.int64) * gm + r
         _store(OUT, LSE, out_row, seen, acc, top, mass, DV, VBLOCK, VWIDE, VBLOCKS)
 
 
@@ -304,7 +337,7 @@ def _live_tile(
 
 # Arguments that change from step to step: a kernel must not be compiled anew for their values.
 _VARYING = ["prefix_programs", "prefix_blocks", "live_blocks", "live_tiles", "live_tile"]
-_VARYING += ["base", "m", "gm", "n", "live_batch"]
+_VARYING += ["parts", "base", "m", "gm", "n", "live_batch"]
 
 
 @triton.jit(do_not_specialize=_VARYING, do_not_specialize_on_alignment=["LIVE"])
@@ -322,7 +355,7 @@ def partial(
     TILES,
     ORDER,
     OUT,
-    LSE,
+    parts,
     prefix_programs,
     prefix_blocks,
     live_blocks,
@@ -349,6 +382,8 @@ def partial(
     LIVE_ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     STAGES: tl.constexpr,
+    LIVE_KEYS: tl.constexpr,
+    LIVE_STAGES: tl.constexpr,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
     WIDE: tl.constexpr,
@@ -362,6 +397,7 @@ def partial(
 ):
     """Programs `0 .. prefix_programs` take the tiles of the plan, the others live tokens."""
     pid = tl.program_id(0)
+    LSE = OUT + parts.to(tl.int64) * DV  # behind the results
     if pid < prefix_programs:
         _prefix_tile(
             pid, prefix_blocks, ASK, PK, PKS, PV, PVS, BETA, TILES, ORDER, OUT, LSE,
@@ -372,14 +408,14 @@ def partial(
         _live_tile(
             pid - prefix_programs, live_blocks, live_tiles, live_tile, base, Q, K, V, LIVE,
             OUT, LSE, scale, softcap, m, gm, n, H, k_batch, k_head, v_batch, v_head, live_batch,
-            HAS_LIVE, CAP, LIVE_ROWS, KEYS, STAGES, D, LIVE_WIDE, DV, LIVE_VWIDE,
+            HAS_LIVE, CAP, LIVE_ROWS, LIVE_KEYS, LIVE_STAGES, D, LIVE_WIDE, DV, LIVE_VWIDE,
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["live_tiles", "base", "m", "gm"])
+@triton.jit(do_not_specialize=["parts", "live_tiles", "base", "m", "gm"])
 def reduce(
     PART,
-    LSE,
+    parts,
     HEADS,
     ROWS,
     SINKS,
@@ -393,10 +429,12 @@ def reduce(
     HAS_SINKS: tl.constexpr,
     CHUNK: tl.constexpr,
     DV: tl.constexpr,
-    VWIDE: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
-    """Join one query row's tiles, and its sink: `OUT [B, m, Hq, dv]`."""
+    """Join one query row's tiles, and its sink: `COLUMNS` columns of a row of
+    `OUT [B, m, Hq, dv]`."""
     pid = tl.program_id(0)
+    LSE = PART + parts.to(tl.int64) * DV
     bh, within = pid // gm, pid % gm
     b, h = bh // H, bh % H
     hq = h * (gm // m) + within // m
@@ -404,12 +442,12 @@ def reduce(
     readers = tl.load(ROWS + b * 4 + 2)
     head = HEADS + (context * H + h) * 2
     slot, tiles = tl.load(head), tl.load(head + 1)
-    j = tl.arange(0, VWIDE)
+    j = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     top = tl.full((), -_INF, tl.float32)
     if HAS_SINKS:
         top = tl.load(SINKS + hq).to(tl.float32) * _LOG2E
     mass = tl.where(top == -_INF, 0.0, 1.0)  # a sink takes mass and adds no value
-    acc = tl.zeros((VWIDE,), tl.float32)
+    acc = tl.zeros((COLUMNS,), tl.float32)
     for start in range(0, tiles + live_tiles, CHUNK):
         k = start + tl.arange(0, CHUNK)
         ok = k < tiles + live_tiles

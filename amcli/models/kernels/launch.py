@@ -26,13 +26,16 @@ PART_BYTES = 256 << 20
 DECODE_TILE = 256
 """Entries of a tile at most, while the rows that see it fit into one or two blocks."""
 
+FEW_ROWS = 2048
+"""Query rows up to which joining their tiles is a matter of latency: more, shorter programs."""
+
 _STEP_BYTES = 32 << 10  # keys and values of one step: three steps are in flight in shared memory
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def can_attend(query: torch.Tensor, prefix: Entries | BatchedPrefix) -> bool:
     """Whether the kernels take it: half or single precision, head dimensions up to 256, no
-    gradients, and blocks of codes that do not share a byte."""
+    gradients, and 4-bit codes in blocks of whole pairs of bytes."""
     entries = prefix.entries if isinstance(prefix, BatchedPrefix) else prefix
     if query.dtype not in _DTYPES or (query.requires_grad and torch.is_grad_enabled()):
         return False
@@ -40,8 +43,8 @@ def can_attend(query: torch.Tensor, prefix: Entries | BatchedPrefix) -> bool:
         return False
     if not isinstance(entries.keys, Packed):
         return True
-    odd = block_size(entries.key_dim) % 2 or block_size(entries.value_dim) % 2
-    return not (odd and entries.keys.codes.dtype == torch.uint8)
+    shared = block_size(entries.key_dim) % 4 or block_size(entries.value_dim) % 4
+    return not (shared and entries.keys.codes.dtype == torch.uint8)
 
 
 def attend_prefix(
@@ -62,7 +65,7 @@ def attend_prefix(
     H, n = keys.shape[1:3]
     dv = values.shape[3]
     entries = prefix.entries if isinstance(prefix, BatchedPrefix) else prefix
-    work = _Work.of(prefix, B, H, Hq // H * m, n)
+    work = _Work.of(prefix, query.dtype, B, H, Hq // H * m, n)
     step = max(16, m * PART_BYTES // max(1, work.parts * dv * 4))
     if m <= step:
         return _launch(query, entries, keys, values, scaling, softcap, sinks, live, work)
@@ -70,7 +73,7 @@ def attend_prefix(
     for start in range(0, m, step):
         stop = min(start + step, m)
         upto = n - m + stop
-        part = _Work.of(prefix, B, H, Hq // H * (stop - start), upto)
+        part = _Work.of(prefix, query.dtype, B, H, Hq // H * (stop - start), upto)
         seen = None if live is None else live[:, :upto]
         now = (query[:, :, start:stop], entries, keys[:, :, :upto], values[:, :, :upto])
         slices.append(_launch(*now, scaling, softcap, sinks, seen, part))
@@ -98,14 +101,22 @@ class _Work:
     parts: int
 
     @classmethod
-    def of(cls, prefix: Entries | BatchedPrefix, B: int, H: int, gm: int, n: int) -> _Work:
+    def of(
+        cls,
+        prefix: Entries | BatchedPrefix,
+        dtype: torch.dtype,
+        B: int,
+        H: int,
+        gm: int,
+        n: int,
+    ) -> _Work:
         entries = prefix.entries if isinstance(prefix, BatchedPrefix) else prefix
         contexts = len(entries.lengths) // H
-        rows = _rows(gm * -(-B // contexts))
+        rows = _rows(gm * -(-B // contexts), dtype)
         blocks = -(-gm * -(-B // contexts) // rows)
         most = DECODE_TILE if blocks <= 2 else 1 << 30
         plan = plan_of(prefix, B, tile_size(sum(entries.lengths), blocks, most))
-        live_rows = _rows(gm)
+        live_rows = _rows(gm, dtype)
         live_blocks = -(-gm // live_rows)
         live_tile = tile_size(B * H * n, live_blocks)
         live_tiles = -(-n // live_tile)
@@ -146,11 +157,10 @@ def _launch(
         asking, ask_scaling = query @ signs, scaling * factor
     store = _store_of(entries)
     parts = query.new_empty(work.parts * (dv + 1), dtype=torch.float32)
-    lse = parts[work.parts * dv :]
     out = query.new_empty(B, m, Hq, dv)
     prefix_programs = work.plan.tiles.shape[0] * work.blocks
     programs = prefix_programs + B * H * work.live_tiles * work.live_blocks
-    shapes = _shapes(d, dv, store.kind, query.element_size())
+    shapes = _shapes(d, dv, store.kind, query.element_size(), work.live_rows)
     device.partial[(programs,)](
         query,
         asking,
@@ -165,7 +175,7 @@ def _launch(
         work.plan.tiles,
         work.plan.order,
         parts,
-        lse,
+        work.parts,
         prefix_programs,
         work.blocks,
         work.live_blocks,
@@ -190,9 +200,11 @@ def _launch(
         work.live_rows,
         **shapes,
     )
-    device.reduce[(B * Hq * m,)](
+    few = B * Hq * m <= FEW_ROWS
+    columns = min(32, _power(dv)) if few else _power(dv)
+    device.reduce[(B * Hq * m, -(-dv // columns))](
         parts,
-        lse,
+        work.parts,
         work.plan.heads,
         work.plan.rows,
         sinks,
@@ -204,9 +216,9 @@ def _launch(
         H,
         Hq,
         sinks is not None,
-        CHUNK=16,
+        CHUNK=64 if few else 16,
         DV=dv,
-        VWIDE=_power(dv),
+        COLUMNS=columns,
         num_warps=4,
     )
     return out
@@ -214,7 +226,10 @@ def _launch(
 
 @dataclass(frozen=True)
 class _Store:
-    """The tensors of entries as the kernel takes them; numbers have no scales."""
+    """The tensors of entries as the kernel takes them, kept with the entries; views only.
+
+    Numbers have no scales, and 4-bit codes are read as pairs of bytes.
+    """
 
     kind: int
     keys: torch.Tensor
@@ -224,16 +239,26 @@ class _Store:
 
 
 def _store_of(entries: Entries) -> _Store:
+    found: _Store | None = vars(entries).get("_store")
+    if found is None:
+        found = vars(entries)["_store"] = _make_store(entries)
+    return found
+
+
+def _make_store(entries: Entries) -> _Store:
     keys, values = entries.keys, entries.values
     if isinstance(keys, Packed) and isinstance(values, Packed):
-        kind = 1 if keys.codes.dtype == torch.int8 else 2
-        return _Store(kind, keys.codes, keys.scale, values.codes, values.scale)
+        if keys.codes.dtype == torch.int8:
+            return _Store(1, keys.codes, keys.scale, values.codes, values.scale)
+        pairs = (x.codes.view(torch.uint16) for x in (keys, values))
+        return _Store(2, next(pairs), keys.scale, next(pairs), values.scale)
     return _Store(0, keys, None, values, None)  # type: ignore[arg-type]
 
 
-def _rows(rows: int) -> int:
-    """Rows of a block: what a matrix unit takes at least, or 64."""
-    return 16 if rows <= 16 else 64
+def _rows(rows: int, dtype: torch.dtype) -> int:
+    """Rows of a block: what a matrix unit takes at least, or 64. Float32 has no such unit, and
+    more rows would not fit its registers."""
+    return 16 if rows <= 16 or dtype == torch.float32 else 64
 
 
 def _power(x: int) -> int:
@@ -246,20 +271,24 @@ def _rows_packed(x: torch.Tensor) -> torch.Tensor:
 
 
 @cache
-def _shapes(d: int, dv: int, kind: int, itemsize: int) -> dict[str, Any]:
+def _shapes(d: int, dv: int, kind: int, itemsize: int, live_rows: int) -> dict[str, Any]:
     """Shapes the kernel is compiled for; see `device` for what the columns mean."""
     names = ("D", "BLOCK", "WIDE", "BLOCKS"), ("DV", "VBLOCK", "VWIDE", "VBLOCKS")
     found: dict[str, Any] = {}
     for dim, keys in zip((d, dv), names, strict=True):
         block = block_size(dim) if kind else dim
         blocks = 1 << (dim // block - 1).bit_length()
-        wide = max(1 << (block - 1).bit_length(), 32 // blocks)  # halves of 16 columns at least
+        wide = max(1 << (block - 1).bit_length(), 64 // blocks)  # quarters of 16 columns at least
         found.update(zip(keys, (dim, block, wide, blocks), strict=True))
     a_key = (_power(d) + _power(dv)) * itemsize
     step = 64
     while step > 16 and step * a_key > _STEP_BYTES:
         step //= 2
     found.update(LIVE_WIDE=_power(d), LIVE_VWIDE=_power(dv), KEYS=step, STAGES=3, num_warps=4)
+    # While decoding, live tokens are few, and their buffers must not keep programs that read the
+    # prefix from sharing a multiprocessor.
+    few = live_rows == 16
+    found.update(LIVE_KEYS=max(16, step // 2) if few else step, LIVE_STAGES=2 if few else 3)
     return found
 
 

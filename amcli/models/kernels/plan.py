@@ -16,8 +16,9 @@ import torch
 from amcli.batched import BatchedPrefix, device_of
 from amcli.quantize import Entries
 
-PROGRAMS = 264
-"""Programs that keep a GPU busy: two for each of a Hopper's 132 multiprocessors."""
+PROGRAMS = 132
+"""Programs that keep a GPU busy: the multiprocessors of a Hopper. Twice as many, and the time to
+join their results outweighs what they gain."""
 
 MIN_TILE, MAX_TILE = 64, 1 << 14
 
