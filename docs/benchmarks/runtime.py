@@ -3,10 +3,9 @@
 One GPU, a model of Qwen3-4B's shape with random weights in bf16, no file but what it writes to a
 temporary folder. A context of 60k tokens at 50 times fewer bytes, with a budget as skewed as real
 ones: log-normal over the heads, one head in every fourth layer with 12 times the mean. Parts, by
-default
-all: `kernel` (attention alone, and its bandwidth against a copy's), `question` (rivals for the
-prefill of a question), `decode` (tokens a second), `load` (artifact to GPU, first token, memory).
-`--json FILE` keeps what other parts wrote there.
+default all: `kernel` (attention alone, and its bandwidth against a copy's), `question` (rivals
+for the prefill of a question), `decode` (tokens a second), `load` (artifact to GPU, first token,
+memory). `--json FILE` keeps what other parts wrote there.
 """
 
 from __future__ import annotations
@@ -103,15 +102,19 @@ def gpu_ms(run: Callable[[], Any], repeats: int = 20, graph: bool = True) -> flo
         with torch.cuda.graph(captured):
             run()
         call = captured.replay
-    call()
+    # The clocks of an idle device need a while to rise.
+    start = time.perf_counter()
+    while time.perf_counter() - start < 0.3:
+        call()
+        torch.cuda.synchronize()
     times = []
     for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        first.record()
         call()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
+        last.record()
+        last.synchronize()
+        times.append(first.elapsed_time(last))
     return statistics.median(times)
 
 
@@ -143,7 +146,7 @@ def measure_kernel(stores: Sequence[str] = ("native", "int8", "int4")) -> dict[s
     ceiling = copy_rate()
     rows = []
     for store in stores:
-        for batch, contexts in ((1, 1), (8, 1), (32, 1), (32, 32)):
+        for batch, contexts in ((1, 1), (32, 1), (32, 32)):
             prefixes: list[Any] = []
             for layer in range(LAYERS):
                 parts = [entries(layer, store, seed) for seed in range(contexts)]
@@ -235,8 +238,9 @@ def by_varlen(q: torch.Tensor, prefix: Entries, k: torch.Tensor, v: torch.Tensor
     wide = (x.repeat_interleave(g, 1) for x in (k, v))
     now, live_lse, *_ = live(q, *wide, 0.0, True, False)
     share = torch.sigmoid(live_lse.reshape(-1) - lse.reshape(-1))[:, None]
-    flat = now.reshape(-1, DIM)
-    return past.reshape(-1, DIM) + share.to(DTYPE) * (flat - past.reshape(-1, DIM))
+    before = past.reshape(-1, DIM)
+    joined: torch.Tensor = before + share.to(DTYPE) * (now.reshape(-1, DIM) - before)
+    return joined
 
 
 # ---- decode ------------------------------------------------------------------------------------
@@ -266,7 +270,8 @@ def model_and_geometry() -> tuple[Any, ModelGeometry]:
     geometry = ModelGeometry(
         (layer,) * LAYERS, (QUERY_HEADS,) * LAYERS, 131_072, {}, "Qwen3ForCausalLM"
     )
-    return model.eval().requires_grad_(False), geometry
+    model.train(False)
+    return model.requires_grad_(False), geometry
 
 
 def compact_cache(geometry: ModelGeometry, store: str) -> CompactCache:
@@ -285,56 +290,87 @@ def full_cache(model: Any, batch: int) -> DynamicCache:
     return cache
 
 
-@torch.inference_mode()
-def step_ms(model: Any, cache: Any, batch: int, steps: int = 24) -> dict[str, float]:
-    """Milliseconds of a greedy step: by the clock, and busy on the device."""
-    ids = torch.full((batch, 16), 7, device=CUDA)
+class Decoding:
+    """A greedy decode over a cache, after a question of 16 tokens; one step at a time."""
 
-    def forward(ids: torch.Tensor) -> torch.Tensor:
-        out = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return out.logits[:, -1:].argmax(-1)
+    def __init__(self, model: Any, cache: Any, batch: int) -> None:
+        self.model, self.cache = model, cache
+        self.ids = torch.full((batch, 16), 7, device=CUDA)
+        self.times: list[float] = []
+        for _ in range(4):
+            self.step()
 
-    ids = forward(ids)
-    for _ in range(4):
-        ids = forward(ids)
-    times = []
-    for _ in range(steps):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        ids = forward(ids)
-        torch.cuda.synchronize()
-        times.append((time.perf_counter() - start) * 1e3)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        for _ in range(2):
-            ids = forward(ids)
-        torch.cuda.synchronize()
-    busy = sum(e.self_device_time_total for e in profile.key_averages()) / 2e3
-    return {"ms": round(statistics.median(times), 2), "device_ms": round(busy, 2)}
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Feed a token and choose the next, on the device."""
+        out = self.model(
+            input_ids=self.ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1
+        )
+        self.ids = out.logits[:, -1:].argmax(-1)
+
+    def timed(self, steps: int) -> None:
+        """Note the milliseconds of some steps by the clock."""
+        for _ in range(steps):
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            self.step()
+            torch.cuda.synchronize()
+            self.times.append((time.perf_counter() - start) * 1e3)
+
+    def device_ms(self, steps: int = 3) -> float:
+        """Milliseconds a step that kernels run, without the gaps between them."""
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            for _ in range(steps):
+                self.step()
+            torch.cuda.synchronize()
+        busy: float = sum(e.self_device_time_total for e in profile.key_averages())
+        return busy / steps / 1e3
 
 
 def measure_decode(model: Any, geometry: ModelGeometry) -> list[dict[str, Any]]:
-    """Tokens a second by context and batch."""
-    contexts: dict[str, Callable[[int], Any]] = {
-        "empty": lambda batch: CompactCache.empty(geometry),
-        "compact, native": lambda batch: compact_cache(geometry, "native"),
-        "compact, int4": lambda batch: compact_cache(geometry, "int4"),
-        "full": lambda batch: full_cache(model, batch),
-    }
+    """Milliseconds of a step and tokens a second, by context and batch.
+
+    The contexts take turns, because the speed of a processor that launches kernels drifts.
+    """
     rows = []
     for batch in (1, 8, 32):
-        for name, make in contexts.items():
-            model.set_attn_implementation("sdpa" if name == "full" else NAME)
-            row: dict[str, Any] = {"batch": batch, "context": name}
-            try:
-                row |= step_ms(model, make(batch), batch, 6 if name == "full" else 24)
-                row["tokens_a_second"] = round(1e3 * batch / row["ms"], 1)
-            except torch.OutOfMemoryError:
-                row["ms"] = row["tokens_a_second"] = None
-            rows.append(row)
-            gc.collect()
-            torch.cuda.empty_cache()
-    model.set_attn_implementation(NAME)
+        model.set_attn_implementation(NAME)
+        runs = {"empty": Decoding(model, CompactCache.empty(geometry), batch)}
+        for store in ("native", "int4"):
+            runs[f"compact, {store}"] = Decoding(model, compact_cache(geometry, store), batch)
+        for _ in range(6):
+            for run in runs.values():
+                run.timed(4)
+        rows += [report(name, batch, run) for name, run in runs.items()]
+        del runs, run
+        rows.append(measure_full(model, batch))
     return rows
+
+
+def report(name: str, batch: int, run: Decoding) -> dict[str, Any]:
+    """A line of the table."""
+    wall, device = statistics.median(run.times), run.device_ms()
+    return {
+        "batch": batch,
+        "context": name,
+        "ms": round(wall, 2),
+        "device_ms": round(device, 2),
+        "tokens_a_second": round(1e3 * batch / wall, 1),
+        "tokens_a_second_of_device_time": round(1e3 * batch / device, 1),
+    }
+
+
+def measure_full(model: Any, batch: int) -> dict[str, Any]:
+    """The whole context in the cache and the attention of transformers, where memory suffices."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    model.set_attn_implementation("sdpa")
+    try:
+        run = Decoding(model, full_cache(model, batch), batch)
+        run.timed(6)
+        return report("full", batch, run)
+    except torch.OutOfMemoryError:
+        return {"batch": batch, "context": "full", "ms": None, "tokens_a_second": None}
 
 
 # ---- load --------------------------------------------------------------------------------------
@@ -343,9 +379,11 @@ def measure_decode(model: Any, geometry: ModelGeometry) -> list[dict[str, Any]]:
 def manifest(store: str, stored: list[list[int]]) -> dict[str, Any]:
     """A valid manifest, from the examples of the specification."""
     sys.path.insert(0, str(Path(__file__).parents[2] / "formats" / "vectors"))
-    from building import base_manifest, layer
+    from building import base_manifest, layer  # type: ignore[import-not-found]
 
-    found = base_manifest("compact", stored, [layer("full", HEADS, DIM, DIM, None)] * LAYERS, T)
+    found: dict[str, Any] = base_manifest(
+        "compact", stored, [layer("full", HEADS, DIM, DIM, None)] * LAYERS, T
+    )
     found["model"]["dtype"] = "bfloat16"
     if store != "native":
         found |= {"version": "1.1", "store": store, "features_required": [f"store-{store}"]}

@@ -70,6 +70,8 @@ def random_case(seed: int, dtypes: list[torch.dtype], scale: int) -> Case:
     d, dv = pick.choice(dims), pick.choice(dims)
     H, g, B = pick.choice([1, 2, 3]), pick.choice([1, 2, 4, 7]), pick.choice([1, 2, 3])
     m = pick.choice([1, 1, 1, 2, 5, 16, 14 * scale + 3])
+    if m > 5 and scale == 1:
+        g, B = 2, 1  # the interpreter is slow
     n = m + pick.choice([0, 1, 30, 65 * scale])
 
     def context() -> Entries:
@@ -107,7 +109,7 @@ def interpreter() -> None:
         pytest.skip("Triton compiles for the GPU here")
 
 
-@pytest.mark.parametrize("seed", range(16))
+@pytest.mark.parametrize("seed", range(14))
 def test_the_kernels_compute_what_the_plain_path_computes(seed: int) -> None:
     interpreter()
     case = random_case(seed, [torch.float32, torch.float32, torch.float16], 1)
