@@ -17,7 +17,15 @@ from amcli.errors import ArtifactError
 from amcli.files import open_artifact, output_errors
 from amcli.quantize import QUANTIZERS, Entries, Packed, QuantizedHeads
 from amcli.ragged import RaggedHeads
-from amkv_format import TOKEN_IDS, AmkvFile, FormatError, TensorSpec, Writer, layer_tensor
+from amkv_format import (
+    TOKEN_IDS,
+    AmkvFile,
+    FormatError,
+    TensorSpec,
+    Writer,
+    layer_tensor,
+    state_tensor,
+)
 
 _DTYPES = {
     "F32": torch.float32,
@@ -73,6 +81,11 @@ class Artifact:
         turned = QUANTIZERS[self.store].rotate
         return QuantizedHeads(self._packed(keys, turned), self._packed(values, False), beta, stored)
 
+    def states(self) -> dict[tuple[int, str], torch.Tensor]:
+        """What layers without keys and values keep, by the model's layer and a name."""
+        places = [(x["layer"], x["name"]) for x in self.manifest.get("states", [])]
+        return {place: self._tensor(state_tensor(n)) for n, place in enumerate(places)}
+
     @property
     def payload_bytes(self) -> int:
         """Bytes of all keys, values, scales and biases, sliding-window layers included."""
@@ -101,16 +114,22 @@ def write_artifact(
     manifest: Mapping[str, Any],
     token_ids: Sequence[int],
     layers: Sequence[Entries],
+    states: Mapping[tuple[int, str], torch.Tensor] | None = None,
     *,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Writes one artifact whole or not at all; returns the manifest as it is in the file.
+
+    states  what layers without keys and values keep, by the model's layer and a name
 
     The manifest's `store` has to say what entries as codes are. Raises UsageError when the file
     exists (and not `overwrite`) or its folder does not, OutOfMemoryError when the disk is full,
     OutputError for anything else the system refuses.
     """
     tensors = list(_tensors(token_ids, layers))
+    if states:
+        manifest = {**manifest, "states": [{"layer": i, "name": name} for i, name in states]}
+        tensors += [(state_tensor(n), x) for n, x in enumerate(states.values())]
     specs = [TensorSpec(name, _NAMES[x.dtype], tuple(x.shape)) for name, x in tensors]
     with output_errors(path), Writer(path, specs, overwrite=overwrite) as writer:
         for name, tensor in tensors:

@@ -33,7 +33,7 @@ HEAD = """\
 `amkv` runs the unmodified modelling code of transformers, 5.17 to the newest, with an attention
 function and a cache of its own. What decides is the mechanism, not the name: a family that is in
 neither table works if its layers attend through transformers' `AttentionInterface` and cache keys
-and values. When a model is loaded, two tokens are fed to it to find out, and one that cannot work
+and values. When a model is loaded, a few tokens are fed to it to find out, and one that cannot work
 is refused in one line that names its type and the reason.
 
 ## Families that work
@@ -51,6 +51,11 @@ MIDDLE = """
 Sliding-window layers are not compacted: they store the last tokens that their window reaches, and
 `inspect` shows them as what they are. A window as long as all positions of the model is none: such
 layers are compacted like any other.
+
+Layers with a state (linear attention, SSMs, short convolutions) have nothing to compact: what they
+keep has one size, whatever the length of the text. It is stored as it is, restored, and copied for
+every conversation; it stands for the whole document, so that a conversation cannot be taken back to
+an earlier point, only begun again. Layers are counted without them wherever `amkv` shows a number.
 
 ## Families that are refused
 

@@ -13,7 +13,7 @@ from amcli.commands import options as opt
 from amcli.commands.summary import fit_errors, stored_range
 from amcli.console import Console, bytes_text
 from amcli.files import open_artifact
-from amkv_format import TOKEN_IDS, AmkvFile
+from amkv_format import TOKEN_IDS, AmkvFile, state_tensor
 
 
 def inspect(
@@ -53,6 +53,14 @@ def describe(artifact: AmkvFile, path: Path) -> dict[str, Any]:
         "ratio": round(artifact.ratio, 4),
         "stored_per_head": {"min": low, "mean": mean, "max": high},
         "layers": [_layer(artifact, i) for i in range(len(artifact.layers))],
+        "states": [
+            {
+                "layer": state["layer"],
+                "name": state["name"],
+                "bytes": artifact.tensors[state_tensor(n)].nbytes,
+            }
+            for n, state in enumerate(manifest.get("states", []))
+        ],
         "created": manifest["created"],
         "tools": manifest["tools"],
         "payload_hash": manifest["payload_hash"],
@@ -113,6 +121,10 @@ def _facts(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "bytes", f"{record['stored_bytes']:,} stored of {record['full_bytes']:,} in full{how}"
     yield "", f"{record['file_bytes']:,} ({bytes_text(record['file_bytes'])}) in the file"
     yield "created", f"{record['created']} by amkv {tools['amkv']}"
+    if record["states"]:
+        layers = len({state["layer"] for state in record["states"]})
+        size = bytes_text(sum(state["bytes"] for state in record["states"]))
+        yield "states", f"of {layers} layers without keys and values, {size}, as they are"
     others = ", ".join(f"{name} {number}" for name, number in tools.items() if name != "amkv")
     if others:
         yield "", others

@@ -1,12 +1,13 @@
-"""The cache a model runs on: one `CompactLayer` a layer, and what concerns all of them.
+"""The cache a model runs on: one `CompactLayer` an attention layer, and what concerns all of them.
 
 Guards the link to the attention function, forks, truncates, and lets others observe queries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +17,16 @@ from amcli.batched import BatchedPrefix, device_of
 from amcli.errors import ModelMismatchError
 from amcli.models.geometry import ModelGeometry
 from amcli.models.layer import CompactLayer, Observer, crop_target
+from amcli.models.state import StateLayer
 from amcli.quantize import Entries
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A logical length, and the states at that length."""
+
+    length: int
+    states: dict[tuple[int, str], torch.Tensor]
 
 
 class CompactCache(Cache):
@@ -27,10 +37,21 @@ class CompactCache(Cache):
     whole sequence, the document's included.
     """
 
-    layers: list[CompactLayer]  # type: ignore[assignment]
+    layers: list[Any]
+    """What transformers finds by the model's count: `attention` and `states` in their places."""
 
-    def __init__(self, geometry: ModelGeometry, layers: list[CompactLayer]) -> None:
-        super().__init__(layers=list(layers))
+    def __init__(
+        self,
+        geometry: ModelGeometry,
+        layers: list[CompactLayer],
+        states: Sequence[StateLayer] | None = None,
+    ) -> None:
+        self.attention = layers
+        self.states = [StateLayer() for _ in geometry.states] if states is None else list(states)
+        kept = dict(zip(geometry.states, self.states, strict=True))
+        rest = iter(layers)
+        places = range(len(layers) + len(kept))
+        super().__init__(layers=[kept[i] if i in kept else next(rest) for i in places])
         self.geometry = geometry
         self._observers: list[Observer] = []
         for layer in layers:
@@ -54,11 +75,13 @@ class CompactCache(Cache):
         """
         if not caches or any(cache.geometry != caches[0].geometry for cache in caches):
             raise ValueError("a batch wants caches of one model")
+        if caches[0].states:
+            raise ValueError("layers that keep a state cannot be batched over different contexts")
         lengths = [cache.get_seq_length() for cache in caches]
         joined = cls.empty(caches[0].geometry)
-        for i, layer in enumerate(joined.layers):
-            layer.join([cache.layers[i] for cache in caches], max(lengths))
-        first = joined.layers[0].prefix
+        for i, layer in enumerate(joined.attention):
+            layer.join([cache.attention[i] for cache in caches], max(lengths))
+        first = joined.attention[0].prefix
         device = device_of(first.entries) if isinstance(first, BatchedPrefix) else None
         places = torch.arange(max(lengths), device=device)
         mask = places >= max(lengths) - torch.tensor(lengths, device=device)[:, None]
@@ -92,18 +115,18 @@ class CompactCache(Cache):
 
     def set_prefix(self, layer: int, prefix: Entries, logical_length: int) -> None:
         """See `CompactLayer.set_prefix`."""
-        self.layers[layer].set_prefix(prefix, logical_length)
+        self.attention[layer].set_prefix(prefix, logical_length)
 
     def set_live(
         self, layer: int, keys: torch.Tensor, values: torch.Tensor, logical_length: int
     ) -> None:
         """See `CompactLayer.set_live`."""
-        self.layers[layer].set_live(keys, values, logical_length)
+        self.attention[layer].set_live(keys, values, logical_length)
 
     def live(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """See `CompactLayer.live`."""
         self.require_attended()
-        return self.layers[layer].live()
+        return self.attention[layer].live()
 
     def fork(self, batch: int = 1) -> CompactCache:
         """A cache that goes its own way from here, with `batch` copies of the sequence.
@@ -112,18 +135,47 @@ class CompactCache(Cache):
         """
         self.require_attended()
         observers: list[Observer] = []
-        return CompactCache(self.geometry, [layer.fork(batch, observers) for layer in self.layers])
+        layers = [layer.fork(batch, observers) for layer in self.attention]
+        return CompactCache(self.geometry, layers, [state.fork(batch) for state in self.states])
+
+    def get_states(self) -> dict[tuple[int, str], torch.Tensor]:
+        """Copies of all states, by the model's layer and the name of the state."""
+        return {
+            (place, name): tensor
+            for place, state in zip(self.geometry.states, self.states, strict=True)
+            for name, tensor in state.tensors().items()
+        }
+
+    def set_states(self, found: Mapping[tuple[int, str], torch.Tensor]) -> None:
+        """Go on from states as `get_states` gives them."""
+        for place, state in zip(self.geometry.states, self.states, strict=True):
+            state.load({name: tensor for (layer, name), tensor in found.items() if layer == place})
+
+    def mark(self) -> Mark:
+        """Where the cache is, to `rewind` to after a forward pass that failed."""
+        return Mark(self.get_seq_length(), self.get_states())
+
+    def rewind(self, mark: Mark) -> None:
+        """Back to a mark, at most one forward pass later."""
+        self.set_states(mark.states)
+        self._truncate(mark.length)
 
     def truncate(self, logical_length: int) -> None:
         """Drop live tokens back to a logical length, at least the prefix's; all layers or none.
 
         Also mends the cache after an interrupted forward pass. Raises ValueError when a layer
-        does not hold the tokens it would need: a sliding layer forgets its past.
+        does not hold the tokens it would need: a sliding layer forgets its past, and a state has
+        it no more.
         """
-        for layer in self.layers:
+        if self.states and logical_length != self.get_seq_length():
+            raise ValueError("layers that keep a state cannot go back")
+        self._truncate(logical_length)
+
+    def _truncate(self, logical_length: int) -> None:
+        for layer in self.attention:
             if not layer.can_truncate(logical_length):
                 layer.truncate(logical_length)
-        for layer in self.layers:
+        for layer in self.attention:
             layer.truncate(logical_length)
         self._newest = None
 
@@ -144,5 +196,6 @@ class CompactCache(Cache):
             self._observers.remove(callback)
 
     def nbytes(self) -> int:
-        """Bytes of all prefixes and live tokens."""
-        return sum(layer.nbytes for layer in self.layers)
+        """Bytes of all prefixes, live tokens and states."""
+        kept = sum(state.nbytes for state in self.states)
+        return kept + sum(layer.nbytes for layer in self.attention)

@@ -73,16 +73,16 @@ def _run(
     **options: Any,
 ) -> Any:
     """One forward pass that leaves the cache as it was if it fails."""
-    length = cache.get_seq_length()
+    mark = cache.mark()
     inputs = torch.tensor([list(ids)], device=device)
     try:
         output = module(input_ids=inputs, past_key_values=cache, use_cache=True, **options)
         cache.require_attended()
     except BaseException as error:
-        cache.truncate(length)
+        cache.rewind(mark)
         if out_of_memory(error):
             raise OutOfMemoryError(
-                f"out of memory on {device} at token {length + len(ids)}",
+                f"out of memory on {device} at token {mark.length + len(ids)}",
                 "try a shorter document, --dtype bfloat16, or --device cpu",
             ) from error
         raise

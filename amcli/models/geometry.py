@@ -6,13 +6,14 @@ in `probe`; which configurations are refused before any weight is read is here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn, cast
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from amcli.errors import UsageError
+from amcli.models.state import EMPTY, KINDS
 
 SUPPORTED = "amkv works with decoder-only models with softmax attention, such as Qwen/Qwen3-4B"
 
@@ -47,21 +48,26 @@ class LayerGeometry:
 
 @dataclass(frozen=True)
 class ModelGeometry:
-    """The layers of a model in order, and what decides positions.
+    """The attention layers of a model in order, and what decides positions.
+
+    Two are equal when caches of one fit the other.
 
     query_heads    query heads of each layer, a multiple of that layer's KV heads
     max_positions  longest sequence the model was made for, in tokens; None when not said
     rope           RoPE parameters as the configuration has them, plain JSON; {} without RoPE
     architecture   class name, such as `Qwen3ForCausalLM`
     turned_for     length in tokens for which RoPE turns keys, where its frequencies depend on it
+    states         layers without keys and values, which keep a state or nothing, counted among
+                   all of the model's; what is called layer `i` elsewhere is `layers[i]`
     """
 
     layers: tuple[LayerGeometry, ...]
     query_heads: tuple[int, ...]
-    max_positions: int | None
+    max_positions: int | None = field(compare=False)
     rope: dict[str, Any]
     architecture: str
     turned_for: int | None = None
+    states: tuple[int, ...] = ()
 
     @property
     def full_layers(self) -> tuple[int, ...]:
@@ -69,8 +75,11 @@ class ModelGeometry:
         return tuple(i for i, layer in enumerate(self.layers) if layer.type == "full")
 
 
+ATTENTION = frozenset({"full_attention", "sliding_attention"})
+"""What configurations call layers that cache keys and values."""
+
 # What a layer keeps or reads, by the name that configurations give its kind.
-_STATE = "which keep a state instead of keys and values"
+_BOTH = "which keep a state beside keys and values"
 _CHOSEN = "which choose the keys that they read, and choose by what a compact cache does not have"
 _REASONS = {
     "chunked_attention": "which see their own chunk of the text only",
@@ -93,9 +102,13 @@ def refuse_unsupported(config: PreTrainedConfig) -> None:
     if vars(text).get("kv_lora_rank") is not None:
         refuse(name, "it uses multi-head latent attention (MLA), which caches latents")
     kinds = set(getattr(text, "layer_types", None) or ())
-    other = sorted(kinds - {"full_attention", "sliding_attention"})
+    other = sorted(kinds - ATTENTION - KINDS - EMPTY)
     if other:
-        refuse(name, f"it has {other[0]} layers, {_REASONS.get(other[0], _STATE)}")
+        refuse(name, f"it has {other[0]} layers, {_REASONS.get(other[0], _BOTH)}")
+    if kinds and not kinds & ATTENTION:
+        refuse(name, "all of its layers keep a state instead of keys and values")
+    if kinds & KINDS and getattr(text, "number_of_conv_states", 1) != 1:
+        refuse(name, "its layers keep several states")
     if "reuse" in (getattr(text, "kv_sharing_modes", None) or ()) or (
         getattr(text, "num_kv_shared_layers", None)
     ):

@@ -6,7 +6,8 @@ also proves that the model really goes through the registered attention function
 
 from __future__ import annotations
 
-from typing import NoReturn, cast
+from collections.abc import Callable
+from typing import Any, NoReturn, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -24,6 +25,7 @@ from amcli.models.geometry import (
     rope_parameters,
 )
 from amcli.models.lengths import trained_length
+from amcli.models.state import EMPTY, KINDS, StateLayer
 
 
 def probe(model: PreTrainedModel) -> ModelGeometry:
@@ -34,7 +36,8 @@ def probe(model: PreTrainedModel) -> ModelGeometry:
     refuse_unsupported(model.config)
     if model.config.get_text_config(decoder=True)._attn_implementation != NAME:
         raise ValueError(f"load the model with attn_implementation={NAME!r}")
-    cache = Cache(layer_class_to_replicate=DynamicLayer)
+    states = _states(model)
+    cache = _plain_cache(model, states)
     with recording() as seen:
         _feed_one_token(model, cache)
     limit = trained_length(model.config)
@@ -45,11 +48,48 @@ def probe(model: PreTrainedModel) -> ModelGeometry:
         max_positions=limit,
         rope=rope_parameters(model.config),
         architecture=type(model).__name__,
+        states=states,
     )
     # The same token through the real cache: a model that copies keys on their way to the
     # attention function would lose the prefix, and is found out here rather than in use.
     _feed_one_token(model, CompactCache.empty(geometry))
+    if states:
+        _require_going_on(model, geometry)
     return geometry
+
+
+def _states(model: PreTrainedModel) -> tuple[int, ...]:
+    """The layers that cache no keys and values, by what the configuration calls them."""
+    kinds = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
+    return tuple(i for i, kind in enumerate(kinds) if kind in KINDS | EMPTY)
+
+
+@torch.no_grad()
+def _require_going_on(model: PreTrainedModel, geometry: ModelGeometry) -> None:
+    """Refuse a model that reads several tokens at once as if no state were there.
+
+    Some do, in transformers itself: with their own cache, too, a document in chunks or a question
+    behind it would be read as if it stood alone.
+    """
+    ids = torch.arange(1, 9, device=model.device).unsqueeze(0)
+    found = []
+    for size in (8, 4):
+        cache = CompactCache.empty(geometry)
+        for part in ids.chunk(8 // size, dim=1):
+            logits = model(input_ids=part, past_key_values=cache, use_cache=True).logits
+        found.append(logits[0, -1].float())
+    # 16-bit models round; a state that is ignored changes far more.
+    if not (found[0] - found[1]).norm() <= 0.05 * found[0].norm():
+        refuse(model.config.model_type, "it forgets its state when it reads several tokens at once")
+
+
+def _plain_cache(model: PreTrainedModel, states: tuple[int, ...]) -> Cache:
+    """A cache of transformers' own layers."""
+    if not states:
+        return Cache(layer_class_to_replicate=DynamicLayer)
+    count = len(model.config.get_text_config(decoder=True).layer_types)
+    layer: Callable[[], Any] = DynamicLayer
+    return Cache(layers=[StateLayer() if i in states else layer() for i in range(count)])
 
 
 def _feed_one_token(model: PreTrainedModel, cache: Cache) -> None:
@@ -80,8 +120,9 @@ def _layers(
     name = model.config.model_type
     if not seen.calls:
         refuse_attention(name)
-    if len(seen.calls) != len(cache.layers):
-        refuse(name, f"its {len(cache.layers)} caching layers attend {len(seen.calls)} times")
+    caching = [layer for layer in cache.layers if not isinstance(layer, StateLayer)]
+    if len(seen.calls) != len(caching):
+        refuse(name, f"its {len(caching)} caching layers attend {len(seen.calls)} times")
     asked = seen.mask_windows - {call.window for call in seen.calls}
     hidden = sorted(window for window in asked if not _covers(window, limit))
     kinds = getattr(model.config.get_text_config(decoder=True), "layer_types", None)
@@ -90,7 +131,7 @@ def _layers(
     if hidden:
         refuse(name, f"it applies its window of {hidden[0]} tokens through the mask only")
     found = []
-    for call, layer in zip(seen.calls, cache.layers, strict=True):
+    for call, layer in zip(seen.calls, caching, strict=True):
         keys, values = cast(DynamicLayer, layer).keys, cast(DynamicLayer, layer).values
         if keys is None or values is None:
             refuse(name, "one of its layers caches nothing")

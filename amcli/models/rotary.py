@@ -106,7 +106,8 @@ def _layer_types(
     """The argument by which a rotary module tells layers apart, if it does."""
     if "layer_type" not in inspect.signature(module.forward).parameters:
         return [None] * len(geometry.layers)
-    return list(model.config.get_text_config(decoder=True).layer_types)
+    kinds = model.config.get_text_config(decoder=True).layer_types
+    return [kind for place, kind in enumerate(kinds) if place not in geometry.states]
 
 
 def _layers_without(

@@ -111,7 +111,8 @@ class Compaction:
             manifest["queries"]["held_out"] = self.errors.count
         if self.fidelity is not None:
             manifest["fidelity"] = self.fidelity.record()
-        return write_artifact(path, manifest, self.context.ids, self.layers, overwrite=overwrite)
+        ids, states = self.context.ids, self.context.cache.get_states()
+        return write_artifact(path, manifest, ids, self.layers, states, overwrite=overwrite)
 
     def save_budget(self, path: Path, overwrite: bool) -> None:
         """Writes how the entries were shared out as a budget file; see `budget_file.write`."""

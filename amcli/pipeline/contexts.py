@@ -18,6 +18,7 @@ from amcli.models import lengths
 from amcli.models.cache import CompactCache
 from amcli.models.generate import CHUNK, absorb
 from amcli.models.loading import LoadedModel
+from amcli.models.state import placed
 from amcli.pipeline.progress import Progress, Silent
 from amcli.pipeline.source import Source
 from amcli.quantize import Entries
@@ -124,7 +125,8 @@ def save_prefill(context: Context, path: Path, overwrite: bool) -> dict[str, Any
         "kind": "prefill",
         "stored": [list(heads.lengths) for heads in layers],
     }
-    return write_artifact(path, manifest, context.ids, layers, overwrite=overwrite)
+    states = context.cache.get_states()
+    return write_artifact(path, manifest, context.ids, layers, states, overwrite=overwrite)
 
 
 def dense(cache: CompactCache, layer: int) -> RaggedHeads:
@@ -183,6 +185,12 @@ def restore(artifact: Artifact, loaded: LoadedModel) -> Context:
             live, n = heads.unpack(), heads.lengths[0]
             keys = live.keys.view(layer.kv_heads, n, -1)
             cache.set_live(i, keys, live.values.view(layer.kv_heads, n, -1), T)
+    cache.set_states(
+        {
+            (i, name): placed(name, state, loaded.device, loaded.dtype)
+            for (i, name), state in artifact.states().items()
+        }
+    )
     return Context(
         loaded,
         cache,

@@ -113,8 +113,11 @@ class AmkvFile:
 
     @property
     def full_bytes(self) -> int:
-        """Bytes of all keys and values before compaction, tails of sliding layers as they are."""
-        return sum(full_bytes(self._outline, self.tensors, i) for i in range(len(self.layers)))
+        """Bytes before compaction: all keys and values; tails of sliding layers and states as
+        they are."""
+        states = sum(x.nbytes for name, x in self.tensors.items() if name.startswith(STATE))
+        layers = range(len(self.layers))
+        return states + sum(full_bytes(self._outline, self.tensors, i) for i in layers)
 
     def read(self, name: str) -> memoryview:
         """The bytes of a tensor, little-endian, as a read-only view that copies nothing.

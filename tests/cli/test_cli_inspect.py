@@ -96,6 +96,7 @@ def test_no_invalid_example_gets_past_opening_with_anything_but_exit_code_3(amkv
         "scale-infinite",
         "scale-nan",
         "scale-negative",
+        "states-nan",
         "token-negative",
     }
     assert set(codes.values()) <= {0, 3}

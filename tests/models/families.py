@@ -28,6 +28,21 @@ QUESTION = "Who lives in the house by the sea?"
 
 SOME = ["sliding_attention", "full_attention", "sliding_attention"]
 LAST = ["sliding_attention", "sliding_attention", "full_attention"]
+LINEAR = ["linear_attention", "full_attention", "linear_attention"]
+CONVOLVED = ["conv", "full_attention", "conv"]
+DELTA: dict[str, Any] = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "initializer_range": 0.1,
+}
+MAMBA: dict[str, Any] = {
+    "mamba_n_heads": 8,
+    "mamba_d_head": 8,
+    "mamba_d_state": 8,
+    "mamba_n_groups": 1,
+}
 MIXED: dict[str, Any] = {"sliding_window": WINDOW, "layer_types": SOME}
 WINDOWED: dict[str, Any] = {"sliding_window": WINDOW}
 EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
@@ -54,7 +69,7 @@ GEMMA4: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Family:
-    """One row. `layers` has a letter a layer of the tiny model: f(ull) or s(liding).
+    """One row. `layers` has a letter a layer of the tiny model: f(ull), s(liding) or k(ept state).
 
     hub      a model of the family on the Hugging Face hub; empty where none is known
     options  of its configuration, beside those that all tiny models have
@@ -71,6 +86,8 @@ class Family:
     @property
     def kept(self) -> str:
         """Which layers are stored as they are."""
+        if "k" in self.layers:
+            return "layers with a state"
         return "sliding-window layers" if "s" in self.layers else ""
 
 
@@ -81,6 +98,11 @@ def row(hub: str, note: str = "", layers: str = "fff", **options: Any) -> Family
 def mixed(hub: str, note: str = "", layers: str = "sfs", **options: Any) -> Family:
     """Sliding-window layers beside full ones."""
     return Family(hub, layers, {**MIXED, **options}, note)
+
+
+def hybrid(hub: str, note: str = "", layers: str = "kfk", **options: Any) -> Family:
+    """Layers that keep a state beside full ones."""
+    return Family(hub, layers, {"layer_types": LINEAR, **options}, note)
 
 
 FAMILIES: dict[str, Family] = {
@@ -141,10 +163,24 @@ FAMILIES: dict[str, Family] = {
     "hunyuan_v1_moe": row("tencent/Hunyuan-A13B-Instruct", num_experts=4, moe_topk=2),
     "hy_v3": row("tencent/Hy3-preview", **EXPERTS),
     "hyperclovax": row("naver-hyperclovax/HyperCLOVAX-SEED-Think-14B"),
+    "granitemoehybrid": hybrid(
+        "ibm-granite/granite-4.0-h-tiny",
+        "Mamba 2",
+        shared_intermediate_size=16,
+        **MAMBA,
+        **LOCAL,
+    ),
     "internlm3": row("internlm/internlm3-8b-instruct"),
     "jais2": row("inceptionai/Jais-2-8B-Chat"),
     "laguna": mixed("poolside/laguna-XS.2", **EXPERTS),
-    "lfm2": row("LiquidAI/LFM2-1.2B", layer_types=["full_attention"] * 3),
+    "lfm2": hybrid("LiquidAI/LFM2-1.2B", "short convolutions", layer_types=CONVOLVED),
+    "lfm2_moe": hybrid(
+        "LiquidAI/LFM2-8B-A1B",
+        "short convolutions",
+        layer_types=CONVOLVED,
+        num_dense_layers=1,
+        **EXPERTS,
+    ),
     "llama": row("meta-llama/Llama-3.1-8B-Instruct", "also Llama 2 and 3, with or without GQA"),
     "mellum": mixed("JetBrains/Mellum2-12B-A2.5B-Base", **EXPERTS),
     "mimo_v2_flash": mixed(
@@ -161,9 +197,28 @@ FAMILIES: dict[str, Family] = {
     "modernbert-decoder": mixed("jhu-clsp/ettin-decoder-150m", "one KV head a query head"),
     "nanochat": row("karpathy/nanochat-d32"),
     "nemotron": row("nvidia/Minitron-4B-Base", "partial RoPE"),
+    "nemotron_h": hybrid(
+        "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16",
+        "Mamba 2; no RoPE; layers without attention",
+        layer_types=tiny.ABSENT,
+        layers_block_type=["mamba", "attention", "moe"],
+        mamba_num_heads=4,
+        mamba_head_dim=8,
+        ssm_state_size=8,
+        n_groups=1,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        moe_shared_expert_intermediate_size=16,
+    ),
     "olmo": row("allenai/OLMo-7B-hf"),
     "olmo2": row("allenai/OLMo-2-1124-7B-Instruct"),
     "olmo3": mixed("allenai/Olmo-3-7B-Instruct"),
+    "olmo_hybrid": hybrid(
+        "allenai/Olmo-Hybrid-7B",
+        "gated delta net; RoPE only where the configuration has it",
+        **DELTA,
+    ),
     "olmoe": row("allenai/OLMoE-1B-7B-0924", **EXPERTS),
     "opt": row(
         "facebook/opt-350m",
@@ -178,7 +233,38 @@ FAMILIES: dict[str, Family] = {
     "qwen2": row("Qwen/Qwen2.5-7B-Instruct"),
     "qwen2_moe": row("Qwen/Qwen1.5-MoE-A2.7B", shared_expert_intermediate_size=16, **EXPERTS),
     "qwen3": row("Qwen/Qwen3-4B"),
+    "qwen3_5": Family(
+        "Qwen/Qwen3.5-27B",
+        "kfk",
+        {"layer_types": LINEAR, **DELTA},
+        "gated delta net; the text part of a model that also sees",
+        {
+            "vision_config": {
+                "depth": 1,
+                "num_heads": 2,
+                "out_hidden_size": 32,
+                "patch_size": 4,
+                "hidden_size": 16,
+                "intermediate_size": 16,
+            }
+        },
+    ),
+    "qwen3_5_moe_text": hybrid(
+        "Qwen/Qwen3.5-35B-A3B",
+        "gated delta net",
+        shared_expert_intermediate_size=16,
+        **DELTA,
+        **EXPERTS,
+    ),
+    "qwen3_5_text": hybrid("Qwen/Qwen3.5-27B", "gated delta net", **DELTA),
     "qwen3_moe": row("Qwen/Qwen3-30B-A3B", **EXPERTS),
+    "qwen3_next": hybrid(
+        "Qwen/Qwen3-Next-80B-A3B-Instruct",
+        "gated delta net",
+        shared_expert_intermediate_size=16,
+        **DELTA,
+        **EXPERTS,
+    ),
     "seed_oss": row("ByteDance-Seed/Seed-OSS-36B-Instruct"),
     "smollm3": row("HuggingFaceTB/SmolLM3-3B", "every fourth layer without RoPE"),
     "solar_open": row("upstage/Solar-Open-100B", **ROUTED),
@@ -202,9 +288,15 @@ class Refusal:
 
 MLA = Refusal("multi-head latent attention caches latents, not keys and values", "(MLA)")
 TWO = Refusal("encoder and decoder", "it is an encoder-decoder model")
-STATE = Refusal("layers that keep a state instead of keys and values", "keep a state")
+STATE = Refusal("layers that keep a state, and none with keys and values", "all of its layers")
+BOTH = Refusal("layers that keep a state beside keys and values", "beside keys and values")
 CHOSEN = Refusal("layers that choose which keys to read, by an index of their own", "choose the")
 SHARED = Refusal("layers that share one KV cache", "share one KV cache")
+
+
+def forgetful(**options: Any) -> Refusal:
+    why = "a state that transformers forgets when several tokens are read at once"
+    return Refusal(why, "forgets its state", options)
 
 
 def own(**options: Any) -> Refusal:
@@ -213,7 +305,7 @@ def own(**options: Any) -> Refusal:
 
 
 REFUSED: dict[str, Refusal] = {
-    "bamba": STATE,
+    "bamba": forgetful(attn_layer_indices=[1], **MAMBA),
     "bart": TWO,
     "bert": Refusal("attention that sees what comes after", "causal and sliding-window", {}),
     "bloom": own(),
@@ -226,15 +318,16 @@ REFUSED: dict[str, Refusal] = {
     "doge": Refusal("a mask that depends on the values", "amkv attention", {}),
     "dots3_note": MLA,
     "falcon": own(head_dim=tiny.ABSENT),
-    "falcon_h1": STATE,
+    "falcon_h1": BOTH,
     "falcon_mamba": STATE,
     "gemma3n_text": SHARED,
     "glm4_moe_lite": MLA,
     "glm_moe_dsa": MLA,
     "gpt_neo": own(attention_types=[[["global", "local", "global"], 1]]),
     "gptj": own(rotary_dim=4),
-    "granitemoehybrid": STATE,
-    "jamba": STATE,
+    "jamba": forgetful(
+        attn_layer_period=3, attn_layer_offset=1, num_experts=2, mamba_d_state=4, mamba_dt_rank=4
+    ),
     "jetmoe": Refusal(
         "heads that are copied after the cache",
         "no amkv attention has read",
@@ -246,18 +339,14 @@ REFUSED: dict[str, Refusal] = {
     "mamba": STATE,
     "mamba2": STATE,
     "minicpm3": MLA,
-    "minimax": STATE,
+    "minimax": Refusal("a cache of its own", "cache of its own", {"layer_types": LINEAR, **LOCAL}),
     "mpt": own(),
-    "nemotron_h": STATE,
-    "olmo_hybrid": STATE,
     "openai-gpt": own(),
     "phimoe": Refusal(
         "a window shorter than its positions, which only the mask knows of",
         "window of 7 tokens through the mask only",
         {**WINDOWED, **LOCAL},
     ),
-    "qwen3_5_text": STATE,
-    "qwen3_next": STATE,
     "qwen4_exp_text": Refusal(CHOSEN.why, "layers, which"),
     "rwkv": own(attention_hidden_size=32),
     "t5": TWO,
@@ -265,7 +354,7 @@ REFUSED: dict[str, Refusal] = {
     "xglm": own(),
     "xlstm": own(),
     "youtu": MLA,
-    "zamba2": STATE,
+    "zamba2": BOTH,
 }
 
 
@@ -328,10 +417,18 @@ def eager(path: Path) -> PreTrainedModel:
 
 
 @torch.no_grad()
-def full_logits(judge: PreTrainedModel, context: list[int], ids: list[int]) -> torch.Tensor:
-    """Logits of `ids` behind the whole context, by the model's own cache: `[m, V]`."""
+def full_logits(
+    judge: PreTrainedModel, context: list[int], ids: list[int], singly: int = 0
+) -> torch.Tensor:
+    """Logits of `ids` behind the whole context, by the model's own cache: `[m, V]`.
+
+    The last `singly` of them are read one by one, as an answer is written.
+    """
     past = judge(input_ids=torch.tensor([context]), use_cache=True).past_key_values
-    return judge(input_ids=torch.tensor([ids]), past_key_values=past, use_cache=True).logits[0]
+    found = []
+    for part in torch.tensor([ids]).split([len(ids) - singly] + [1] * singly, dim=1):
+        found.append(judge(input_ids=part, past_key_values=past, use_cache=True).logits[0])
+    return torch.cat(found)
 
 
 @torch.no_grad()

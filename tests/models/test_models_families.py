@@ -24,7 +24,10 @@ each = pytest.mark.parametrize("name", families.known())
 
 
 def kinds(loaded: LoadedModel) -> str:
-    return "".join(layer.type[0] for layer in loaded.geometry.layers)
+    geometry = loaded.geometry
+    attention = iter(layer.type[0] for layer in geometry.layers)
+    places = range(len(geometry.layers) + len(geometry.states))
+    return "".join("k" if i in geometry.states else next(attention) for i in places)
 
 
 @each
@@ -33,7 +36,8 @@ def test_a_family(name: str, tmp_path: Path) -> None:
     assert kinds(loaded) == families.FAMILIES[name].layers
     context = prefill(loaded, families.DOCUMENT, chunk=50)
     ids = loaded.chat.first_turn(QUESTION)
-    wanted = full_logits(families.eager(families.folder(name)), context.ids, ids)
+    judge = families.eager(families.folder(name))
+    wanted = full_logits(judge, context.ids, ids)
     assert wanted.std() > 0.01  # a model that says the same to everything would prove nothing
 
     save_prefill(context, tmp_path / "full.amkv", overwrite=False)
@@ -43,23 +47,27 @@ def test_a_family(name: str, tmp_path: Path) -> None:
             assert artifact.ratio == 1.0
             again = restore(artifact, loaded)
         torch.testing.assert_close(cached_logits(again, ids), wanted, atol=TOLERANCE, rtol=0)
-    cache = again.cache.fork()  # and one token at a time, as an answer is written
-    last = [feed(loaded.model, cache, [token]) for token in ids][-1]
-    torch.testing.assert_close(last, wanted[-1], atol=TOLERANCE, rtol=0)
+    wanted = full_logits(judge, context.ids, ids, singly=3)[-4:]
+    cache = again.cache.fork()
+    parts = [ids[:-3], *([token] for token in ids[-3:])]
+    found = torch.stack([feed(loaded.model, cache, part) for part in parts])
+    torch.testing.assert_close(found, wanted, atol=TOLERANCE, rtol=0)
 
     options = Options(ratio=4, method="omp", queries="repeat", store="native", max_queries=64)
-    found = compact(context, options, errors=False)
-    found.save(tmp_path / "doc.amkv", overwrite=False)
+    compact(context, options, errors=False).save(tmp_path / "doc.amkv", overwrite=False)
     with Artifact.open(tmp_path / "doc.amkv") as artifact:
         assert 4 <= artifact.ratio < 4.5
         short = restore(artifact, loaded)
+    mine, theirs = short.cache.get_states(), context.cache.get_states()
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[place], theirs[place]) for place in mine)
     for i, layer in enumerate(loaded.geometry.layers):
         if layer.type != "full":
-            assert short.cache.layers[i].prefix is None
-            for mine, theirs in zip(short.cache.live(i), context.cache.live(i), strict=True):
-                assert torch.equal(mine, theirs)
+            assert short.cache.attention[i].prefix is None
+            for a, b in zip(short.cache.live(i), context.cache.live(i), strict=True):
+                assert torch.equal(a, b)
         else:
-            prefix = short.cache.layers[i].prefix
+            prefix = short.cache.attention[i].prefix
             assert prefix is not None
             assert sum(prefix.lengths) < layer.kv_heads * context.T
     assert cached_logits(short, ids).isfinite().all()

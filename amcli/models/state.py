@@ -1,0 +1,81 @@
+"""One layer that keeps a state instead of keys and values: linear attention, an SSM, a convolution.
+
+Such layers have nothing to compact: their state has one size, whatever the length of the text. It
+is stored as it is, and copied wherever a conversation goes its own way. Knows transformers'
+protocol for such layers (5.17 and later) and nothing of models or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers.cache_utils import LinearAttentionLayer
+
+KINDS = frozenset({"conv", "linear_attention"})
+"""What configurations call layers with one such state."""
+
+EMPTY = frozenset({"mlp", "moe"})
+"""What they call layers that keep nothing at all."""
+
+_CONV, _RECURRENT = "conv", "recurrent"
+
+
+def placed(
+    name: str, state: torch.Tensor, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
+    """A state where a model in `dtype` has it.
+
+    The inputs of a convolution are in the model's dtype. What a layer makes of them need not be,
+    and stays what it is.
+    """
+    return state.to(device=device, dtype=dtype if name == _CONV else state.dtype)
+
+
+class StateLayer(LinearAttentionLayer):
+    """transformers' own layer, whose states can be taken out, put back and copied.
+
+    `conv` holds the last inputs of a convolution `[B, channels, kernel]`, `recurrent` what the
+    layer has made of all inputs; a layer has either or both.
+    """
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The states that there are, by name: copies, because the layer writes into its own."""
+        return {name: state.clone() for name, state in self._held().items()}
+
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Go on from copies of these states; from the beginning where there are none."""
+        conv, recurrent = tensors.get(_CONV), tensors.get(_RECURRENT)
+        self.conv_states[0] = None if conv is None else conv.clone()
+        self.recurrent_states[0] = None if recurrent is None else recurrent.clone()
+        self.is_conv_states_initialized[0] = conv is not None
+        self.is_recurrent_states_initialized[0] = recurrent is not None
+        self.has_previous_state[0] = bool(tensors)
+        self.conv_kernel_size[0] = None if conv is None else conv.shape[-1]
+        # transformers sets both with the first state; it looks at them when moving between devices.
+        first: Any = conv if conv is not None else recurrent
+        self.dtype, self.device = (None, None) if first is None else (first.dtype, first.device)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.load({})
+
+    def fork(self, batch: int) -> StateLayer:
+        """A layer that goes on from the same states, with `batch` rows."""
+        held = self._held()
+        rows = {len(state) for state in held.values()}
+        if not rows <= {1, batch}:
+            raise ValueError(f"cannot fork {max(rows)} sequences into {batch}")
+        other = StateLayer()
+        other.load({name: state.expand(batch, *state.shape[1:]) for name, state in held.items()})
+        return other
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the states."""
+        return sum(state.numel() * state.element_size() for state in self._held().values())
+
+    def _held(self) -> dict[str, torch.Tensor]:
+        found = {_CONV: self.conv_states[0], _RECURRENT: self.recurrent_states[0]}
+        return {name: state for name, state in found.items() if state is not None}
