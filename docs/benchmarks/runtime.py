@@ -18,7 +18,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from datetime import date
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -468,6 +470,7 @@ def main() -> None:
     args = parser.parse_args()
     found: dict[str, Any] = json.loads(args.json.read_text()) if args.json.exists() else {}
     found |= {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+    found |= {"transformers": version("transformers"), "date": date.today().isoformat()}
 
     def keep(name: str, result: Any) -> None:
         found[name] = result
