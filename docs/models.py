@@ -2,7 +2,7 @@
 
     python docs/models.py
 
-The rows are those of `tests/models/families.py`, which the tests run too. The one thing that is
+The rows are those of `families.py` and `refusals.py` in `tests/models`, which the tests run too. The one thing that is
 measured here is how far a context that keeps everything is from the model's own attention.
 """
 
@@ -17,7 +17,8 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests" / "models"))
 
 import families  # noqa: E402
-from families import DOCUMENT, FAMILIES, QUESTION, REFUSED  # noqa: E402
+from families import DOCUMENT, FAMILIES, QUESTION  # noqa: E402
+from refusals import REFUSED  # noqa: E402
 
 from amcli.artifacts import Artifact  # noqa: E402
 from amcli.pipeline.compaction import Options, compact  # noqa: E402

@@ -86,6 +86,8 @@ _REASONS = {
     "compressed_sparse_attention": _CHOSEN,
     "deepseek_sparse_attention": _CHOSEN,
     "heavily_compressed_attention": _CHOSEN,
+    "hybrid": _BOTH,
+    "hybrid_sliding": _BOTH,
     "indexed_attention": _CHOSEN,
     "minimax_m3_sparse": _CHOSEN,
     "qwen_sparse_attention": _CHOSEN,
@@ -104,7 +106,9 @@ def refuse_unsupported(config: PreTrainedConfig) -> None:
     kinds = set(getattr(text, "layer_types", None) or ())
     other = sorted(kinds - ATTENTION - KINDS - EMPTY)
     if other:
-        refuse(name, f"it has {other[0]} layers, {_REASONS.get(other[0], _BOTH)}")
+        refuse(
+            name, f"it has {other[0]} layers, {_REASONS.get(other[0], 'which amkv does not know')}"
+        )
     if kinds and not kinds & ATTENTION:
         refuse(name, "all of its layers keep a state instead of keys and values")
     if kinds & KINDS and getattr(text, "number_of_conv_states", 1) != 1:

@@ -1,4 +1,4 @@
-"""Find a model's geometry by feeding it one token and looking at the tensors that pass.
+"""Find a model's geometry by feeding it a token and looking at the tensors that pass.
 
 Configurations name heads, dimensions and windows in too many ways; tensors do not. The probe
 also proves that the model really goes through the registered attention function.
@@ -29,7 +29,7 @@ from amcli.models.state import EMPTY, KINDS, StateLayer
 
 
 def probe(model: PreTrainedModel) -> ModelGeometry:
-    """The geometry of a model loaded with `attn_implementation="amkv"`; feeds it two tokens.
+    """The geometry of a model loaded with `attn_implementation="amkv"`; feeds it a few tokens.
 
     Raises UsageError, naming the reason, when the model cannot work with a compact cache.
     """
@@ -39,7 +39,7 @@ def probe(model: PreTrainedModel) -> ModelGeometry:
     states = _states(model)
     cache = _plain_cache(model, states)
     with recording() as seen:
-        _feed_one_token(model, cache)
+        _feed(model, cache, [0])
     limit = trained_length(model.config)
     layers = _layers(model, cache, seen, limit)
     geometry = ModelGeometry(
@@ -52,7 +52,7 @@ def probe(model: PreTrainedModel) -> ModelGeometry:
     )
     # The same token through the real cache: a model that copies keys on their way to the
     # attention function would lose the prefix, and is found out here rather than in use.
-    _feed_one_token(model, CompactCache.empty(geometry))
+    _feed(model, CompactCache.empty(geometry), [0])
     if states:
         _require_going_on(model, geometry)
     return geometry
@@ -64,22 +64,18 @@ def _states(model: PreTrainedModel) -> tuple[int, ...]:
     return tuple(i for i, kind in enumerate(kinds) if kind in KINDS | EMPTY)
 
 
-@torch.no_grad()
 def _require_going_on(model: PreTrainedModel, geometry: ModelGeometry) -> None:
     """Refuse a model that reads several tokens at once as if no state were there.
 
     Some do, in transformers itself: with their own cache, too, a document in chunks or a question
     behind it would be read as if it stood alone.
     """
-    ids = torch.arange(1, 9, device=model.device).unsqueeze(0)
-    found = []
-    for size in (8, 4):
-        cache = CompactCache.empty(geometry)
-        for part in ids.chunk(8 // size, dim=1):
-            logits = model(input_ids=part, past_key_values=cache, use_cache=True).logits
-        found.append(logits[0, -1].float())
+    at_once = _feed(model, CompactCache.empty(geometry), [1, 2, 3, 4, 5, 6, 7, 8])
+    cache = CompactCache.empty(geometry)
+    _feed(model, cache, [1, 2, 3, 4])
+    in_two = _feed(model, cache, [5, 6, 7, 8])
     # 16-bit models round; a state that is ignored changes far more.
-    if not (found[0] - found[1]).norm() <= 0.05 * found[0].norm():
+    if not (at_once - in_two).norm() <= 0.05 * at_once.norm():
         refuse(model.config.model_type, "it forgets its state when it reads several tokens at once")
 
 
@@ -92,13 +88,17 @@ def _plain_cache(model: PreTrainedModel, states: tuple[int, ...]) -> Cache:
     return Cache(layers=[StateLayer() if i in states else layer() for i in range(count)])
 
 
-def _feed_one_token(model: PreTrainedModel, cache: Cache) -> None:
-    ids = torch.zeros((1, 1), dtype=torch.long, device=model.device)
+def _feed(model: PreTrainedModel, cache: Cache, ids: list[int]) -> torch.Tensor:
+    """The last token's logits `[V]`, float32; UsageError for whatever goes wrong."""
+    tokens = torch.tensor([ids], device=model.device)
     try:
         with torch.no_grad():
-            model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            output = model(
+                input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1
+            )
         if isinstance(cache, CompactCache):
             cache.require_attended()
+        return cast(torch.Tensor, output.logits[0, -1].float())
     except torch.OutOfMemoryError:
         raise
     except (AmkvError, ArithmeticError, AttributeError, LookupError, NotImplementedError) as error:

@@ -25,7 +25,7 @@ from amcli.models.lengths import changes_with_length
 _PROBED_POSITION = 37
 _OTHER = "choose another --method, such as omp"
 
-Apply = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+Apply = Callable[..., Any]
 
 
 class Rotary:
@@ -86,14 +86,26 @@ class Rotary:
         if layer in self._plain:
             return x
         flat = x.reshape(1, -1, *x.shape[-2:])  # [1, heads, m, d], as the models have it
-        return self._apply(flat, flat[:, :1], cos, sin)[0].reshape(x.shape)
+        try:
+            turned = self._applied(flat, cos, sin)
+        except RuntimeError:
+            # Some models cut the channels that RoPE turns off the others before they apply it.
+            turned, rest = flat.split([cos.shape[-1], flat.shape[-1] - cos.shape[-1]], dim=-1)
+            turned = torch.cat([self._applied(turned, cos, sin), rest], dim=-1)
+        return turned.reshape(x.shape)
+
+    def _applied(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """Turned by the model's own function, which takes queries and keys, or one of them."""
+        if "k" in inspect.signature(self._apply).parameters:
+            return cast(torch.Tensor, self._apply(x, x[:, :1], cos, sin)[0])
+        return cast(torch.Tensor, self._apply(x, cos, sin))
 
     _plain: frozenset[int] = frozenset()
 
 
 def _apply_function(model: PreTrainedModel) -> Apply | None:
     """`apply_rotary_pos_emb` of the file that the model's attention is written in."""
-    for module in model.modules():
+    for module in decoder_of(model).modules():
         if type(module).__name__.endswith("Attention"):
             file = sys.modules[type(module).__module__]
             return cast("Apply | None", getattr(file, "apply_rotary_pos_emb", None))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import families
 import pytest
+import refusals
 import torch
 from families import cached_logits, full_logits
 
@@ -76,13 +77,13 @@ def test_a_family(name: str, tmp_path: Path) -> None:
     assert session.turns == 1
 
 
-@pytest.mark.parametrize("name", families.known(families.REFUSED))
+@pytest.mark.parametrize("name", families.known(refusals.REFUSED))
 def test_what_cannot_work_is_refused_by_name(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
-        load(str(families.refused_folder(name, tmp_path)), device="cpu", dtype="float32")
+        load(str(refusals.refused_folder(name, tmp_path)), device="cpu", dtype="float32")
     message = caught.value.message
     assert message.startswith(f"the model type {name} is not supported: ")
-    assert families.REFUSED[name].says in message
+    assert refusals.REFUSED[name].says in message
     assert "\n" not in message
     assert caught.value.hint
 

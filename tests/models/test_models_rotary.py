@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+import families
 import pytest
 import tinymodels as tiny
 import torch
@@ -54,3 +55,18 @@ def test_the_mean_rotation_is_that_of_the_vectors(architecture: str) -> None:
     q = torch.randn(8, generator=torch.Generator().manual_seed(0))
     want = torch.stack([rotary.rotate(layer, q[None], p[None])[0] for p in places]).mean(0)
     torch.testing.assert_close(rotary.mean(layer, places, 8) @ q, want)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gemma4_text", "persimmon", "phi", "qwen3_next"])
+def test_layouts_of_other_families(name: str) -> None:
+    """Channels cut off before, one tensor at a time, beside eyes, beside states: `Rotary` checks
+    itself against the model's own queries, and what it turns comes back."""
+    loaded = families.loaded(name)
+    rotary = Rotary(loaded.model, loaded.geometry)
+    layer = loaded.geometry.full_layers[0]
+    x = torch.randn(2, 3, loaded.geometry.layers[layer].key_dim)
+    places = torch.tensor([0, 5, 90])
+    turned = rotary.rotate(layer, x, places)
+    torch.testing.assert_close(turned[:, 0], x[:, 0], atol=1e-5, rtol=0)
+    assert not torch.allclose(turned[:, 1:], x[:, 1:], atol=1e-2)
+    torch.testing.assert_close(rotary.unrotate(layer, turned, places), x, atol=1e-4, rtol=0)
