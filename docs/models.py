@@ -2,8 +2,9 @@
 
     python docs/models.py
 
-The rows are those of `families.py` and `refusals.py` in `tests/models`, which the tests run too. The one thing that is
-measured here is how far a context that keeps everything is from the model's own attention.
+The rows are those of `families.py` and `refusals.py` in `tests/models`, which the tests run too.
+The one thing that is measured here is how far a context that keeps everything is from the model's
+own attention.
 """
 
 from __future__ import annotations

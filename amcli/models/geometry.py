@@ -106,9 +106,8 @@ def refuse_unsupported(config: PreTrainedConfig) -> None:
     kinds = set(getattr(text, "layer_types", None) or ())
     other = sorted(kinds - ATTENTION - KINDS - EMPTY)
     if other:
-        refuse(
-            name, f"it has {other[0]} layers, {_REASONS.get(other[0], 'which amkv does not know')}"
-        )
+        reason = _REASONS.get(other[0], "which amkv does not know")
+        refuse(name, f"it has {other[0]} layers, {reason}")
     if kinds and not kinds & ATTENTION:
         refuse(name, "all of its layers keep a state instead of keys and values")
     if kinds & KINDS and getattr(text, "number_of_conv_states", 1) != 1:

@@ -90,8 +90,9 @@ class Rotary:
             turned = self._applied(flat, cos, sin)
         except RuntimeError:
             # Some models cut the channels that RoPE turns off the others before they apply it.
-            turned, rest = flat.split([cos.shape[-1], flat.shape[-1] - cos.shape[-1]], dim=-1)
-            turned = torch.cat([self._applied(turned, cos, sin), rest], dim=-1)
+            cut = cos.shape[-1]
+            turned = self._applied(flat[..., :cut], cos, sin)
+            turned = torch.cat([turned, flat[..., cut:]], dim=-1)
         return turned.reshape(x.shape)
 
     def _applied(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
