@@ -10,10 +10,12 @@ CUDA a prefix goes to the kernels of `amcli.models.kernels` where they can take 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch.nn.attention.bias import causal_lower_right
@@ -72,12 +74,9 @@ def attend(
         raise ValueError(f"a prefix for {len(prefix.rows)} rows, queries of {B}")
     scaling = d**-0.5 if scaling is None else scaling
     if prefix is not None and query.is_cuda:
-        kernels = _kernels()
-        if kernels is not None and kernels.can_attend(query, prefix):
-            out: torch.Tensor = kernels.attend_prefix(
-                query, prefix, keys, values, scaling, softcap, sinks, live
-            )
-            return out
+        found = _by_kernels(query, prefix, keys, values, scaling, softcap, sinks, live)
+        if found is not None:
+            return found
     if isinstance(prefix, BatchedPrefix):
         out = query.new_empty(B, m, Hq, values.shape[-1])
         for entries, rows in prefix.contexts():
@@ -99,6 +98,36 @@ def attend(
     else:
         out = _explicit(grouped, prefix, keys, values, scaling, softcap, sinks, seen)
     return out.permute(0, 3, 1, 2, 4).reshape(B, m, Hq, -1)  # [B, H, g, m, dv] -> [B, m, Hq, dv]
+
+
+_broken: list[str] = []
+"""Why the kernels cannot run here, once they could not: the plain path takes over for good."""
+
+
+def _by_kernels(
+    query: torch.Tensor, prefix: Entries | BatchedPrefix, *arguments: Any
+) -> torch.Tensor | None:
+    """What the kernels compute, or None where they are missing, decline or do not compile.
+
+    Triton compiles when a kernel is first needed, with a C compiler that a machine may lack, for a
+    GPU that may be too old or too small. A context has to be of use there too, only slower.
+    """
+    kernels = _kernels()
+    if kernels is None or _broken or not kernels.can_attend(query, prefix):
+        return None
+    try:
+        out: torch.Tensor = kernels.attend_prefix(query, prefix, *arguments)
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except Exception as error:
+        _broken.append(f"{type(error).__name__}: {error}")
+        warnings.warn(
+            f"the attention kernels cannot run here, so answers are slower: {_broken[0]}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    return out
 
 
 @cache

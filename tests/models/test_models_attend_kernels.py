@@ -125,6 +125,7 @@ def test_on_cuda_too(seed: int) -> None:
         case.query.double(), case.prefix, case.keys.double(), case.values.double(), **case.options
     )
     there = case.to("cuda")
+    assert_close(there.fast().cpu(), want.to(case.query.dtype))
     got = attend(there.query, there.prefix, there.keys, there.values, **there.options)
     assert_close(got.cpu(), want.to(got.dtype))
 
@@ -213,9 +214,51 @@ def test_tiles_are_as_large_as_a_busy_device_allows(keys: int, blocks: int, tile
     assert tile_size(keys, blocks) == tile
 
 
+def kernels_that(raise_error: Exception | None) -> Any:
+    """The kernels' module on a machine where they fail, or where they answer 7."""
+
+    class Kernels:
+        @staticmethod
+        def can_attend(query: torch.Tensor, prefix: Entries) -> bool:
+            return query.shape[0] == 1
+
+        @staticmethod
+        def attend_prefix(query: torch.Tensor, *rest: Any) -> torch.Tensor:
+            if raise_error is not None:
+                raise raise_error
+            return torch.full_like(query, 7.0)
+
+    return Kernels
+
+
+def test_where_kernels_do_not_compile_the_plain_path_takes_over_with_one_warning(
+    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    query, prefix = torch.randn(1, 2, 1, 8), entries((3,), 8, 8, torch.float32, "native", False)
+    arguments = (torch.randn(1, 1, 2, 8), torch.randn(1, 1, 2, 8), 1.0, None, None, None)
+    monkeypatch.setattr(module, "_broken", [])
+    monkeypatch.setattr(module, "_kernels", lambda: kernels_that(None))
+    assert module._by_kernels(query, prefix, *arguments) is not None
+    assert module._by_kernels(query.expand(2, -1, -1, -1), prefix, *arguments) is None
+
+    full = kernels_that(torch.OutOfMemoryError("full"))
+    monkeypatch.setattr(module, "_kernels", lambda: full)
+    with pytest.raises(torch.OutOfMemoryError):
+        module._by_kernels(query, prefix, *arguments)
+
+    failing = kernels_that(RuntimeError("Failed to find C compiler"))
+    monkeypatch.setattr(module, "_kernels", lambda: failing)
+    for _ in range(3):
+        assert module._by_kernels(query, prefix, *arguments) is None
+    assert [str(w.message) for w in recwarn] == [
+        "the attention kernels cannot run here, so answers are slower: "
+        "RuntimeError: Failed to find C compiler"
+    ]
+
+
 def test_the_processor_keeps_to_plain_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unexpected() -> None:
+    def unexpected(*arguments: Any) -> None:
         raise RuntimeError("kernels on the CPU")
 
-    monkeypatch.setattr(module, "_kernels", unexpected)
+    monkeypatch.setattr(module, "_by_kernels", unexpected)
     assert random_case(3, [torch.float32], 1).plain().isfinite().all()

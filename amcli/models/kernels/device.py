@@ -7,11 +7,6 @@ Rows: a query row of KV head `h` in batch row `b` is `within = (query head in th
 A tile's result is its softmax output and the base-2 log-sum-exp of its logits; two results join
 by their log-sum-exps. Logits are kept in base 2 because that is what the hardware exponentiates.
 
-Columns: a row of `d` numbers is loaded as `BLOCKS` blocks of `WIDE` columns, of which the first
-`d / BLOCK` blocks and `BLOCK` columns exist: powers of two in registers, and a block's scale needs
-one load. Native numbers are one block. 4-bit codes are loaded four at a time, and come apart into
-four pieces, each of every fourth column, which meet every fourth column of the query.
-
 Arguments without an annotation are pointers, integers and tensors of Triton's own.
 """
 # mypy: ignore-errors
@@ -22,103 +17,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-NATIVE = tl.constexpr(0)
-INT8 = tl.constexpr(1)
-INT4 = tl.constexpr(2)
+from amcli.models.kernels.stores import INT4, NATIVE, column, entries, exists, numbers
 
 _LOG2E = tl.constexpr(1.4426950408889634)
 _INF = tl.constexpr(float("inf"))
-
-
-@triton.jit
-def _column(j, BLOCK: tl.constexpr, WIDE: tl.constexpr):
-    """Column of the stored row that position `j` of a padded row holds."""
-    return (j // WIDE) * BLOCK + j % WIDE
-
-
-@triton.jit
-def _exists(j, D: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr):
-    return (j % WIDE < BLOCK) & (j // WIDE < D // BLOCK)
-
-
-@triton.jit
-def _numbers(
-    X, row, ok, D: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr, BLOCKS: tl.constexpr
-):
-    """`[rows, BLOCKS * WIDE]` as stored, 0 outside."""
-    j = tl.arange(0, BLOCKS * WIDE)
-    inside = ok[:, None] & _exists(j, D, BLOCK, WIDE)[None, :]
-    return tl.load(X + row[:, None] * D + _column(j, BLOCK, WIDE)[None, :], mask=inside, other=0.0)
-
-
-@triton.jit
-def _words(
-    X, row, ok, N: tl.constexpr, WORDS: tl.constexpr, WIDE: tl.constexpr, BLOCKS: tl.constexpr
-):
-    """`[rows, BLOCKS, WIDE]` of rows of `N` blocks of `WORDS` bytes, or pairs of bytes.
-
-    What is outside is not zero as a number, and so wants a scale or a query of zero.
-    """
-    block, i = tl.arange(0, BLOCKS), tl.arange(0, WIDE)
-    at = row[:, None, None] * (N * WORDS) + (block * WORDS)[None, :, None] + i[None, None, :]
-    inside = ok[:, None, None] & (block < N)[None, :, None] & (i < WORDS)[None, None, :]
-    return tl.load(X + at, mask=inside, other=0)
-
-
-@triton.jit
-def _scaled(bits, zero: tl.constexpr, scale, DTYPE: tl.constexpr):
-    """`(code - zero) * scale` as `[rows, columns]`, of codes `[rows, BLOCKS, WIDE]` that were given
-    an fp16 exponent in front: conversions would take longer than reading the codes."""
-    x = bits.to(tl.float16, bitcast=True) - tl.full((), zero, tl.float16)  # exact
-    x = x.to(DTYPE) * scale.to(DTYPE)
-    return tl.reshape(x, (x.shape[0], x.shape[1] * x.shape[2]))
-
-
-@triton.jit
-def _scales(S, row, ok, N: tl.constexpr, BLOCKS: tl.constexpr):
-    """`[rows, BLOCKS, 1]` fp16, 0 outside."""
-    block = tl.arange(0, BLOCKS)
-    inside = ok[:, None] & (block < N)[None, :]
-    return tl.load(S + row[:, None] * N + block[None, :], mask=inside, other=0.0)[:, :, None]
-
-
-@triton.jit
-def _entries(
-    X,
-    S,
-    row,
-    ok,
-    KIND: tl.constexpr,
-    DTYPE: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCKS: tl.constexpr,
-):
-    """Rows of a matrix in any store, in `DTYPE`. INT4: four pieces, of columns `4i + piece`;
-    otherwise `[rows, columns]` in the first."""
-    N: tl.constexpr = D // BLOCK
-    if KIND == NATIVE:
-        x = _numbers(X, row, ok, D, BLOCK, WIDE, BLOCKS).to(DTYPE)
-        return x, x, x, x
-    elif KIND == INT8:
-        codes = _words(X, row, ok, N, BLOCK, WIDE, BLOCKS).to(tl.uint8, bitcast=True)
-        scale = _scales(S, row, ok, N, BLOCKS)
-        # 0x6400: 1024, and the last bit is 1.
-        x = _scaled((codes ^ 0x80).to(tl.uint16) | 0x6400, 1024 + 128, scale, DTYPE)
-        return x, x, x, x
-    else:
-        codes = _words(
-            X, row, ok, N, BLOCK // 4, WIDE // 4, BLOCKS
-        )  # four codes to a pair of bytes
-        scale = _scales(S, row, ok, N, BLOCKS)
-        # 0x5400: 64, and the fifth bit from the right is 1.
-        x_0 = _scaled((codes & 0x0F) | 0x6400, 1024 + 8, scale, DTYPE)
-        x_1 = _scaled((codes & 0xF0) | 0x5400, 64 + 8, scale, DTYPE)
-        codes = codes >> 8
-        x_2 = _scaled((codes & 0x0F) | 0x6400, 1024 + 8, scale, DTYPE)
-        x_3 = _scaled((codes & 0xF0) | 0x5400, 64 + 8, scale, DTYPE)
-        return x_0, x_1, x_2, x_3
 
 
 @triton.jit
@@ -159,8 +61,8 @@ def _store(
     acc = acc / tl.where(some, mass, 1.0)[:, None]
     lse = tl.where(some, top + tl.log2(tl.where(some, mass, 1.0)), -_INF)
     j = tl.arange(0, BLOCKS * WIDE)
-    inside = seen[:, None] & _exists(j, D, BLOCK, WIDE)[None, :]
-    tl.store(OUT + row[:, None] * D + _column(j, BLOCK, WIDE)[None, :], acc, mask=inside)
+    inside = seen[:, None] & exists(j, D, BLOCK, WIDE)[None, :]
+    tl.store(OUT + row[:, None] * D + column(j, BLOCK, WIDE)[None, :], acc, mask=inside)
     tl.store(LSE + row, lse, mask=seen)
 
 
@@ -222,14 +124,14 @@ def _prefix_tile(
         logit_scale = tl.full((ROWS,), 1.0, tl.float32) * scale
         if KIND == INT4:
             word = tl.arange(0, BLOCKS * WIDE // 4)
-            inside = seen[:, None] & _exists(word, D // 4, BLOCK // 4, WIDE // 4)[None, :]
-            at = ASK + q_row[:, None] * D + 4 * _column(word, BLOCK // 4, WIDE // 4)[None, :]
+            inside = seen[:, None] & exists(word, D // 4, BLOCK // 4, WIDE // 4)[None, :]
+            at = ASK + q_row[:, None] * D + 4 * column(word, BLOCK // 4, WIDE // 4)[None, :]
             q_0 = tl.load(at, mask=inside, other=0.0)
             q_1 = tl.load(at + 1, mask=inside, other=0.0)
             q_2 = tl.load(at + 2, mask=inside, other=0.0)
             q_3 = tl.load(at + 3, mask=inside, other=0.0)
         else:
-            q_0 = _numbers(ASK, q_row, seen, D, BLOCK, WIDE, BLOCKS)
+            q_0 = numbers(ASK, q_row, seen, D, BLOCK, WIDE, BLOCKS)
             q_1, q_2, q_3 = q_0, q_0, q_0
         if HALF:
             # Codes times scales are fp16 by nature; queries of any size fit after division.
@@ -246,7 +148,7 @@ def _prefix_tile(
             n = j + tl.arange(0, KEYS)
             ok = n < count
             row = (first + n).to(tl.int64)
-            k_0, k_1, k_2, k_3 = _entries(PK, PKS, row, ok, KIND, DTYPE, D, BLOCK, WIDE, BLOCKS)
+            k_0, k_1, k_2, k_3 = entries(PK, PKS, row, ok, KIND, DTYPE, D, BLOCK, WIDE, BLOCKS)
             dots = tl.dot(q_0, tl.trans(k_0), input_precision="ieee")
             if KIND == INT4:
                 dots = tl.dot(q_1, tl.trans(k_1), dots, input_precision="ieee")
@@ -257,7 +159,7 @@ def _prefix_tile(
                 s += (tl.load(BETA + row, mask=ok, other=0.0) * _LOG2E)[None, :]
             s = tl.where(ok[None, :], s, -_INF)
             p, shrink, top, mass = _weigh(s, top, mass)
-            v_0, v_1, v_2, v_3 = _entries(PV, PVS, row, ok, KIND, DTYPE, DV, VBLOCK, VWIDE, VBLOCKS)
+            v_0, v_1, v_2, v_3 = entries(PV, PVS, row, ok, KIND, DTYPE, DV, VBLOCK, VWIDE, VBLOCKS)
             p, shrink = p.to(DTYPE), shrink[:, None]
             acc = tl.dot(p, v_0, acc * shrink, input_precision="ieee")
             if KIND == INT4:
@@ -310,7 +212,7 @@ def _live_tile(
     bh = pid // blocks // tiles
     b, h = (bh // H).to(tl.int64), (bh % H).to(tl.int64)
     seen = r < gm
-    q = _numbers(Q, bh.to(tl.int64) * gm + r, seen, D, D, WIDE, 1)
+    q = numbers(Q, bh.to(tl.int64) * gm + r, seen, D, D, WIDE, 1)
     at = n - m + r % m  # where the rows stand among the live tokens
     start = k_tile * tile
     # No row of this block sees anything after its own newest token.
@@ -321,7 +223,7 @@ def _live_tile(
     for j in tl.range(start, stop, KEYS, num_stages=STAGES):
         column = j + tl.arange(0, KEYS)
         ok = column < stop
-        k = _numbers(K + b * k_batch + h * k_head, column.to(tl.int64), ok, D, D, WIDE, 1)
+        k = numbers(K + b * k_batch + h * k_head, column.to(tl.int64), ok, D, D, WIDE, 1)
         s = _logits(tl.dot(q, tl.trans(k.to(q.dtype)), input_precision="ieee"), scale, softcap, CAP)
         sees = ok[None, :] & (column[None, :] <= at[:, None])
         if HAS_LIVE:
@@ -329,7 +231,7 @@ def _live_tile(
             # Padding sees itself: a row that saw nothing would be NaN.
             sees = sees & (alive[None, :] | (column[None, :] == at[:, None]))
         p, shrink, top, mass = _weigh(tl.where(sees, s, -_INF), top, mass)
-        v = _numbers(V + b * v_batch + h * v_head, column.to(tl.int64), ok, DV, DV, VWIDE, 1)
+        v = numbers(V + b * v_batch + h * v_head, column.to(tl.int64), ok, DV, DV, VWIDE, 1)
         acc = tl.dot(p.to(q.dtype), v.to(q.dtype), acc * shrink[:, None], input_precision="ieee")
     out_row = (base + (bh * tiles + k_tile) * gm).to(tl.int64) + r
     _store(OUT, LSE, out_row, seen, acc, top, mass, DV, DV, VWIDE, 1)

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 
 from amcli.batched import BatchedPrefix, device_of
-from amcli.models.kernels import device
+from amcli.models.kernels import device, stores
 from amcli.models.kernels.plan import Plan, plan_of, tile_size
 from amcli.quantize import Entries, Packed, block_size, hadamard
+
+NATIVE, INT8, INT4 = (kind.value for kind in (stores.NATIVE, stores.INT8, stores.INT4))
 
 MAX_DIM = 256
 """Head dimension up to which a tile fits a multiprocessor's shared memory."""
@@ -249,10 +251,10 @@ def _make_store(entries: Entries) -> _Store:
     keys, values = entries.keys, entries.values
     if isinstance(keys, Packed) and isinstance(values, Packed):
         if keys.codes.dtype == torch.int8:
-            return _Store(1, keys.codes, keys.scale, values.codes, values.scale)
+            return _Store(INT8, keys.codes, keys.scale, values.codes, values.scale)
         pairs = (x.codes.view(torch.uint16) for x in (keys, values))
-        return _Store(2, next(pairs), keys.scale, next(pairs), values.scale)
-    return _Store(0, keys, None, values, None)  # type: ignore[arg-type]
+        return _Store(INT4, next(pairs), keys.scale, next(pairs), values.scale)
+    return _Store(NATIVE, keys, None, values, None)  # type: ignore[arg-type]
 
 
 def _rows(rows: int, dtype: torch.dtype) -> int:
@@ -276,7 +278,7 @@ def _shapes(d: int, dv: int, kind: int, itemsize: int, live_rows: int) -> dict[s
     names = ("D", "BLOCK", "WIDE", "BLOCKS"), ("DV", "VBLOCK", "VWIDE", "VBLOCKS")
     found: dict[str, Any] = {}
     for dim, keys in zip((d, dv), names, strict=True):
-        block = block_size(dim) if kind else dim
+        block = dim if kind == NATIVE else block_size(dim)
         blocks = 1 << (dim // block - 1).bit_length()
         wide = max(1 << (block - 1).bit_length(), 64 // blocks)  # quarters of 16 columns at least
         found.update(zip(keys, (dim, block, wide, blocks), strict=True))
@@ -284,11 +286,12 @@ def _shapes(d: int, dv: int, kind: int, itemsize: int, live_rows: int) -> dict[s
     step = 64
     while step > 16 and step * a_key > _STEP_BYTES:
         step //= 2
-    found.update(LIVE_WIDE=_power(d), LIVE_VWIDE=_power(dv), KEYS=step, STAGES=3, num_warps=4)
+    stages = 3 if _power(d) + _power(dv) <= 256 else 2  # with more, some GPUs lack the room
+    found.update(LIVE_WIDE=_power(d), LIVE_VWIDE=_power(dv), KEYS=step, STAGES=stages, num_warps=4)
     # While decoding, live tokens are few, and their buffers must not keep programs that read the
     # prefix from sharing a multiprocessor.
     few = live_rows == 16
-    found.update(LIVE_KEYS=max(16, step // 2) if few else step, LIVE_STAGES=2 if few else 3)
+    found.update(LIVE_KEYS=max(16, step // 2) if few else step, LIVE_STAGES=2 if few else stages)
     return found
 
 
