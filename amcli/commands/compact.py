@@ -118,8 +118,8 @@ Queries = Annotated[
         help=(
             "What stands for future questions: repeat (the document, said again), self-study "
             "(questions that the model asks itself), context (the document's own), or a mixture "
-            "such as repeat+self-study. The method's own if left out: repeat, with questions "
-            "where fewer keys are kept, questions alone where very few are."
+            "such as repeat+self-study. The method's own if left out: repeat, and "
+            "repeat+self-study where few keys are kept."
         ),
     ),
 ]

@@ -166,7 +166,8 @@ class Method:
     """Which pieces a method uses. The defaults are the best that was measured.
 
     name, summary   what `--method` takes and what the help says of it
-    score_kind      statistic of the reference queries' softmax that ranks keys
+    score_kind      statistic of the reference queries' softmax that ranks keys; None: the one
+                    that suits the source of the queries
     score           replaces `score_kind`: `score(ctx) -> [H, T]`, larger is better
     queries         whether it needs reference queries at all
     source          where they come from unless the user says otherwise
@@ -186,7 +187,7 @@ class Method:
 
     name: str
     summary: str
-    score_kind: ScoreKind = "max"
+    score_kind: ScoreKind | None = None
     score: ScoreFunction | None = None
     queries: bool = True
     source: str = "repeat"

@@ -17,10 +17,10 @@ from amcli.pipeline.contexts import Context, full_layers, live_keys
 from amcli.pipeline.reference import LayerReference
 from amcli.quantize import NATIVE, Quantizer, quantizer_of
 
-ASKING, SCARCE = 5.0, 20.0
-"""Keys for one entry from which on questions are among the reference queries, and from which on
-they are alone. Repeating a document wants all of it; the more of it has to go, the more it matters
-what could be asked. With many entries questions change nothing and cost time."""
+ASKING = 10.0
+"""Keys for one entry from which on questions are among the reference queries. Repeating a document
+wants all of it; the more of it has to go, the more it matters what could be asked. With many
+entries questions change nothing and cost time."""
 
 ROUNDING = 0.25
 """Largest relative error of a layer's outputs that rounding the whole cache to 4 bits may cause.
@@ -29,12 +29,12 @@ a few channels far larger than the others (as some models have) give 0.33 and mo
 
 
 def queries_by_need(context: Context, layers: Sequence[LayerShape], planned: Sequence[int]) -> str:
-    """The sources for `planned` entries a head of each layer: `repeat`, questions too, or alone."""
+    """The sources for `planned` entries a head of each layer: `repeat`, or questions too."""
     entries = sum(t * layer.heads for t, layer in zip(planned, layers, strict=True))
     keys = sum(layer.tokens * layer.heads for layer in layers)
     if context.loaded.chat.raw or keys < ASKING * entries:
         return "repeat"
-    return "repeat+self-study" if keys < SCARCE * entries else "self-study"
+    return "repeat+self-study"
 
 
 def holds_every_key(ratio: float, layers: Sequence[LayerShape], beta: bool) -> bool:

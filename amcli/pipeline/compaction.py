@@ -13,7 +13,7 @@ import torch
 
 from amcli.artifacts import write_artifact
 from amcli.errors import AmkvError, UsageError
-from amcli.matching import budgets
+from amcli.matching import budgets, methods
 from amcli.matching.budgets import LayerShape, Lengths
 from amcli.matching.compact import Known, LayerResult, compact_layer
 from amcli.matching.methods import FUTURE, Method, ScoreContext
@@ -28,7 +28,7 @@ from amcli.pipeline.options import AUTO, budget_of
 from amcli.pipeline.options import Options as Options
 from amcli.pipeline.options import check as check
 from amcli.pipeline.progress import Progress, Silent
-from amcli.pipeline.reference import LayerReference, Passage, Passes
+from amcli.pipeline.reference import SOURCES, LayerReference, Passage, Passes
 from amcli.quantize import NATIVE, Entries, quantizer_of
 
 if TYPE_CHECKING:
@@ -261,23 +261,24 @@ def _references(
     source = options.source(method)
     if source == "none":
         return {}, {"reference": 0.0}
-    kinds: tuple[ScoreKind, ...] = () if method.score is not None else (method.score_kind,)
-    if passes.shared and method.watch is None:
-        kinds = SCORE_KINDS  # each costs little beside a pass of its own
     last = method.window if options.window is None else max(options.window, method.window or 0)
+    watched = method.watch is not None
+    sample = None if watched else (options.seed, options.max_queries)
+    window = last if watched else None
 
     def ask(name: str) -> list[Passage]:
         if name == "context" and method.window is not None:
             return reference.context_passages(context, last)
-        return reference.passages(context, name, options.seed, progress)
+        return SOURCES[name].passages(context, options.seed, progress)
 
-    def run() -> dict[int, LayerReference]:
+    def run(passages: list[Passage], statistic: ScoreKind) -> dict[int, LayerReference]:
         found = reference.collect(
             context,
             passages,
             max_queries=options.max_queries,
             seed=options.seed,
-            kinds=kinds,
+            kinds=_kinds(method, statistic, passes),
+            statistic=statistic,
             watch=method.watch,
             rotary=rotary if method.rope else None,
             progress=progress,
@@ -286,18 +287,27 @@ def _references(
             layer.known = Known(kept=passes.shared or passes.search, nested=passes.search)
         return found
 
-    watched = method.watch is not None
-    sample = None if watched else (options.seed, options.max_queries)
-    window = last if watched else None
-    passages: list[Passage] = []
-    asking = 0.0
-    for name in reference.sources(source):  # one by one: questions serve alone and in mixtures
-        made, spent = passes.get(("passages", name, options.seed, window), partial(ask, name))
-        passages, asking = passages + made, asking + spent
-    found, reading = passes.get((source, method.watch, window, kinds, sample), run)
-    if "self-study" not in source:
-        return found, {"reference": asking + reading}
-    return found, {"self-study": asking, "reference": reading}
+    parts: list[dict[int, LayerReference]] = []
+    seconds: dict[str, float] = {}
+    for name in reference.sources(source):  # one by one: a source serves alone and in mixtures
+        passages, asking = passes.get(("passages", name, options.seed, window), partial(ask, name))
+        if name == "self-study":
+            seconds["self-study"] = asking
+        read = partial(run, passages, SOURCES[name].statistic)
+        kinds = _kinds(method, SOURCES[name].statistic, passes)
+        found, reading = passes.get((name, method.watch, window, kinds, sample), read)
+        seconds["reference"] = seconds.get("reference", 0.0) + reading
+        parts.append(found)
+    return reference.mixed(parts), seconds
+
+
+def _kinds(method: Method, statistic: ScoreKind, passes: Passes) -> tuple[ScoreKind, ...]:
+    """The scores that are kept: those this method asks for, or any that comes after it."""
+    if passes.shared and method.watch is None:
+        others = (methods.get(name).score_kind for name in methods.names())
+        wanted = {statistic, *(kind for kind in others if kind is not None)}
+        return tuple(kind for kind in SCORE_KINDS if kind in wanted)
+    return () if method.score is not None else (method.score_kind or statistic,)
 
 
 def _budget(method: Method, options: Options) -> str:
@@ -359,7 +369,7 @@ def _scores(
         )
     if found is None:
         return K.new_zeros(K.shape[:2], dtype=torch.float32)
-    return found.scores.scores(method.score_kind)
+    return found.ranked(method.score_kind)
 
 
 def _allocate(

@@ -3,8 +3,8 @@
 `repeat` makes the model say the document again, part by part, and looks at the queries of every
 layer on the way (KVzip, arXiv 2505.23416; Attention Matching, arXiv 2602.16284, section 3).
 `self-study` has it ask itself questions and answer them (see `self_study`). `context` takes the
-queries that the context itself had when it was read. Names joined by `+` are mixtures.
-One pass gives the scores of all keys from all queries; for the fits a seeded sample is kept.
+queries that the context itself had when it was read. One pass gives the scores of all keys from
+all queries; for the fits a seeded sample is kept. Names joined by `+` are mixtures, see `mixed`.
 """
 
 from __future__ import annotations
@@ -44,14 +44,12 @@ class Passage:
 
     start   the context's length, or earlier: the context's own tokens, read once more
     part    positions of the context that the passage is about
-    source  what it comes from, a key of `SOURCES`
     """
 
     ids: list[int]
     first: int
     start: int
     part: slice
-    source: str = "repeat"
 
 
 @dataclass
@@ -60,7 +58,8 @@ class LayerReference:
 
     Q        `[H, n, d]`, post-RoPE; `weights [H, n]`: each query's share of softmax mass on
              the document (1 minus what falls on the tokens fed since)
-    scores   what all queries, sampled or not, paid to each key
+    scores   what all queries, sampled or not, paid to each key; statistic: the one to rank by
+    others   further sources, whose scores count as well
     scale    factor of the logits; softcap as the model has it, or None
     watched  a method's own view of them; then there is no sample and no other score
     known    what compactions with these queries have found so far
@@ -70,10 +69,19 @@ class LayerReference:
     scale: float = 1.0
     softcap: float | None = None
     watched: Watcher | None = None
+    statistic: ScoreKind = "max"
+    others: tuple[LayerReference, ...] = ()
     rows: int = 0
     parts: list[torch.Tensor] = field(default_factory=list)
     shares: list[torch.Tensor] = field(default_factory=list)
     known: Known = field(default_factory=Known)
+
+    def ranked(self, kind: ScoreKind | None = None) -> torch.Tensor:
+        """`[H, T]`: scores by `kind`, or by each source's own statistic; the geometric mean of
+        all sources."""
+        sources = (*self.others, self)
+        found = [source.scores.scores(kind or source.statistic) for source in sources]
+        return found[0] if len(found) == 1 else torch.stack(found).log_().mean(0).exp_()
 
     @property
     def Q(self) -> torch.Tensor:
@@ -141,16 +149,26 @@ def study_passages(context: Context, seed: int, progress: Progress) -> list[Pass
     limit = context.loaded.geometry.max_positions
     room = PART if limit is None else min(PART, limit - context.T)
     whole = slice(0, context.T)
-    return [
-        Passage(ids[:room], 0, context.T, whole, "self-study")
-        for ids in dialogues(context, exchanges, room)
-    ]
+    return [Passage(ids[:room], 0, context.T, whole) for ids in dialogues(context, exchanges, room)]
 
 
-SOURCES: dict[str, Callable[[Context, int, Progress], list[Passage]]] = {
-    "repeat": lambda context, seed, progress: repeat_passages(context),
-    "self-study": study_passages,
-    "context": lambda context, seed, progress: context_passages(context),
+@dataclass(frozen=True)
+class QuerySource:
+    """A way to make reference queries: `passages(context, seed, progress)`, and the `statistic` of
+    their attention that says which keys matter.
+
+    A repetition comes to each token once, so that one look is all that a key can get; questions
+    come to what matters more often, and to what does not by chance.
+    """
+
+    passages: Callable[[Context, int, Progress], list[Passage]]
+    statistic: ScoreKind = "max"
+
+
+SOURCES: dict[str, QuerySource] = {
+    "repeat": QuerySource(lambda context, seed, progress: repeat_passages(context)),
+    "self-study": QuerySource(study_passages, "rms"),
+    "context": QuerySource(lambda context, seed, progress: context_passages(context)),
 }
 """Ways to make reference queries, by the names that `--queries` takes."""
 
@@ -168,14 +186,19 @@ def sources(name: str) -> tuple[str, ...]:
     return found
 
 
-def passages(context: Context, name: str, seed: int, progress: Progress) -> list[Passage]:
-    """What is fed for a source or a mixture of them. Raises UsageError as the sources do."""
-    names = sources(name)
-    found = []
-    for source in names:
-        made = SOURCES[source](context, seed, progress)
-        found += [replace(passage, source=source) for passage in made]
-    return found
+def mixed(parts: Sequence[dict[int, LayerReference]]) -> dict[int, LayerReference]:
+    """Several sources together: keys count by the geometric mean of what each makes of them, and
+    the fits have the queries of the source named last.
+
+    A key that only one source looks at is mostly one that serves that source's own form. The
+    largest score of all sources together (that is, one pass over all) keeps those keys too, and
+    needs far more entries for as many answers (docs/methods.md).
+    """
+    *others, last = parts
+    return {
+        layer: replace(found, others=tuple(part[layer] for part in others))
+        for layer, found in last.items()
+    }
 
 
 Made = TypeVar("Made")
@@ -210,6 +233,7 @@ def collect(
     max_queries: int = MAX_QUERIES,
     seed: int = 0,
     kinds: Collection[ScoreKind] = SCORE_KINDS,
+    statistic: ScoreKind = "max",
     watch: WatchFunction | None = None,
     rotary: Rotary | None = None,
     progress: Progress,
@@ -218,9 +242,9 @@ def collect(
 
     Each passage sees the context before it and itself, not the others. The context's cache is
     left as it was, but a passage that reads the whole context again needs a second one of its
-    size. `kinds` are the scores that will be asked for. `watch` makes what is shown all queries
-    instead, before RoPE too where a `rotary` is given. Returns one `LayerReference` for each
-    index in `full_layers`.
+    size. `kinds` are the scores that will be asked for, `statistic` the one to rank by. `watch`
+    makes what is shown all queries instead, before RoPE too where a `rotary` is given. Returns one
+    `LayerReference` for each index in `full_layers`.
     """
     recorder = _Recorder(context, passages, max_queries, seed, kinds, watch, rotary)
     progress.start("reference pass", sum(len(p.ids) for p in passages))
@@ -231,6 +255,8 @@ def collect(
             for ids in _chunks(passage.ids):
                 absorb(context.loaded.model, cache, ids, len(ids))
                 progress.advance(len(ids))
+    for found in recorder.layers.values():
+        found.statistic = statistic
     return recorder.layers
 
 
@@ -370,21 +396,11 @@ class _Recorder:
 
 
 def _sample(passages: Sequence[Passage], count: int, seed: int) -> list[torch.Tensor]:
-    """For each passage a mask over its tokens: a seeded sample of `count` reference tokens.
-
-    Sources have equal shares of the sample, however many tokens each has.
-    """
+    """For each passage a mask over its tokens: a seeded sample of `count` reference tokens."""
     masks = [torch.zeros(len(p.ids), dtype=torch.bool) for p in passages]
     generator = torch.Generator().manual_seed(seed)
-    places: dict[str, list[tuple[int, int]]] = {}
-    for i, p in enumerate(passages):
-        places.setdefault(p.source, []).extend((i, j) for j in range(p.first, len(p.ids)))
-    left = count
-    # The smallest first: what it cannot use goes to the others.
-    for number, group in enumerate(sorted(places.values(), key=len)):
-        share = min(len(group), left // (len(places) - number))
-        left -= share
-        for k in torch.randperm(len(group), generator=generator)[:share].tolist():
-            i, j = group[k]
-            masks[i][j] = True
+    places = [(i, j) for i, p in enumerate(passages) for j in range(p.first, len(p.ids))]
+    for k in torch.randperm(len(places), generator=generator)[:count].tolist():
+        i, j = places[k]
+        masks[i][j] = True
     return masks

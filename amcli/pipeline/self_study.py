@@ -21,7 +21,7 @@ from amcli.prompts import ASK, ASK_FROM
 
 TOKENS_PER_QUESTION = 4
 """One question for this many tokens of the document, within LEAST and MOST."""
-LEAST, MOST = 32, 384
+LEAST, MOST = 32, 1024
 
 TEMPERATURE = 1.0
 """Of the questions; answers are greedy."""
