@@ -7,6 +7,7 @@ files into errors a user understands. Knows nothing of models or methods.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,16 +71,23 @@ class Artifact:
         except FormatError as error:
             raise ArtifactError(f"{self.path} is not a valid .amkv file: {error}") from error
 
-    def heads(self, layer: int) -> Entries:
-        """The entries of one layer, on the CPU, as they are in the file: numbers or codes."""
+    def heads(self, layer: int, device: torch.device | str = "cpu") -> Entries:
+        """The entries of one layer on a device, as they are in the file: numbers or codes."""
+
+        def tensor(name: str) -> torch.Tensor:
+            return self._tensor(name, device)
+
+        def packed(name: str, rotated: bool) -> Packed:
+            return Packed(tensor(name), tensor(f"{name}.scale"), rotated)
+
         name = layer_tensor(layer, "beta")
-        beta = self._tensor(name) if name in self._file.tensors else None
+        beta = tensor(name) if name in self._file.tensors else None
         stored = tuple(self.layers[layer].stored)
         keys, values = layer_tensor(layer, "keys"), layer_tensor(layer, "values")
         if f"{keys}.scale" not in self._file.tensors:
-            return RaggedHeads(self._tensor(keys), self._tensor(values), beta, stored)
+            return RaggedHeads(tensor(keys), tensor(values), beta, stored)
         turned = QUANTIZERS[self.store].rotate
-        return QuantizedHeads(self._packed(keys, turned), self._packed(values, False), beta, stored)
+        return QuantizedHeads(packed(keys, turned), packed(values, False), beta, stored)
 
     def states(self) -> dict[tuple[int, str], torch.Tensor]:
         """What layers without keys and values keep, by the model's layer and a name."""
@@ -96,17 +104,20 @@ class Artifact:
         """Bytes the same layers would take uncompacted."""
         return self._file.full_bytes
 
-    def _packed(self, name: str, rotated: bool) -> Packed:
-        return Packed(self._tensor(name), self._tensor(f"{name}.scale"), rotated)
-
-    def _tensor(self, name: str) -> torch.Tensor:
+    def _tensor(self, name: str, device: torch.device | str = "cpu") -> torch.Tensor:
         info = self._file.tensors[name]
         dtype = _DTYPES[info.dtype]
-        # Copied, so that nobody who changes the file later changes (or kills) a session.
-        raw = bytearray(self._file.read(name))
+        raw: memoryview | bytearray = self._file.read(name)
         if not raw:
-            return torch.empty(info.shape, dtype=dtype)
-        return torch.frombuffer(raw, dtype=dtype).reshape(info.shape)
+            return torch.empty(info.shape, dtype=dtype, device=device)
+        if torch.device(device).type == "cpu":
+            # Copied, so that nobody who changes the file later changes (or kills) a session.
+            raw = bytearray(raw)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")
+            mapped = torch.frombuffer(raw, dtype=dtype)
+        # On another device it is a copy in any case, and one straight from the file's mapping.
+        return mapped.reshape(info.shape).to(device)
 
 
 def write_artifact(

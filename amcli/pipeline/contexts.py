@@ -178,7 +178,7 @@ def restore(artifact: Artifact, loaded: LoadedModel) -> Context:
     loaded = _for_length(loaded, T)
     cache = CompactCache.empty(loaded.geometry)
     for i, layer in enumerate(loaded.geometry.layers):
-        heads = artifact.heads(i).to(loaded.device, loaded.dtype)
+        heads = artifact.heads(i, loaded.device).to(loaded.device, loaded.dtype)
         if layer.type == "full" and artifact.kind == "compact":
             cache.set_prefix(i, heads, T)
         else:  # numbers, whatever the store: a reader of files refuses codes here

@@ -295,7 +295,7 @@ def measure_load(model: Any, geometry: ModelGeometry, folder: Path) -> list[dict
             cache = CompactCache.empty(geometry)
             with Artifact.open(path) as artifact:
                 for i in range(LAYERS):
-                    cache.set_prefix(i, artifact.heads(i).to(CUDA, DTYPE), T)
+                    cache.set_prefix(i, artifact.heads(i, CUDA).to(CUDA, DTYPE), T)
             return cache
 
         def stock(path: Path = path) -> list[torch.Tensor]:
