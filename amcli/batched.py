@@ -1,4 +1,4 @@
-"""One layer's entries for a batch whose rows have different contexts.
+"""One layer's entries of several contexts: for the rows of a batch, or one context after another.
 
 Knows the two kinds of entries; knows nothing of models, files or methods.
 """
@@ -85,6 +85,34 @@ class BatchedPrefix:
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> BatchedPrefix:
         """The same on another device; numbers, not codes, in `dtype`."""
         return BatchedPrefix(self.entries.to(device, dtype), self.kv_heads, self.rows)
+
+
+def appended(parts: Sequence[Entries], dtype: torch.dtype) -> Entries:
+    """Entries of contexts that follow each other in one sequence: head `h` has those of all parts.
+
+    Parts that are stored in different ways become numbers in `dtype`. Raises ValueError for parts
+    of different shapes.
+    """
+    if len({(len(part.lengths), part.key_dim, part.value_dim) for part in parts}) != 1:
+        raise ValueError("contexts of one model have as many heads and numbers a key and value")
+    if len({_kind(part) for part in parts}) != 1:
+        parts = [part.unpack().to(device_of(part), dtype) for part in parts]
+    flat, H = _concatenate(parts), len(parts[0].lengths)
+    order = torch.cat(
+        [
+            torch.arange(flat.offsets[h + p * H], flat.offsets[h + p * H + 1])
+            for h in range(H)
+            for p in range(len(parts))
+        ]
+    ).to(device_of(flat))
+    beta = None if flat.beta is None else flat.beta[order]
+    lengths = tuple(sum(flat.lengths[h::H]) for h in range(H))
+    if isinstance(flat, RaggedHeads):
+        return RaggedHeads(flat.keys[order], flat.values[order], beta, lengths)
+    keys, values = (
+        Packed(x.codes[order], x.scale[order], x.rotated) for x in (flat.keys, flat.values)
+    )
+    return QuantizedHeads(keys, values, beta, lengths)
 
 
 def device_of(entries: Entries) -> torch.device:

@@ -13,7 +13,7 @@ import typer
 
 from amcli.commands import options as opt
 from amcli.commands.conversation import Conversation, answer
-from amcli.commands.shared import open_context, typed, warn_of_length, work
+from amcli.commands.shared import open_contexts, warn_of_length, work
 from amcli.console import Console, is_terminal, printable, remark
 from amcli.errors import UsageError
 from amcli.files import open_artifact
@@ -29,7 +29,10 @@ Contexts = Annotated[
         "-c",
         metavar="FILE",
         show_default=False,
-        help="The artifact to chat with, compact or prefill.",
+        help=(
+            "The artifact to chat with, compact or prefill. Given several times, one follows the "
+            "other."
+        ),
     ),
 ]
 Prompt = Annotated[
@@ -86,17 +89,19 @@ def chat(
     \b
       amkv chat --context doc.amkv
       amkv chat --context doc.amkv -p "Who wrote this?"
+      amkv chat --context one.amkv --context two.amkv
     """
     console = Console(json, quiet, debug)
-    path = _only(context)
-    open_artifact(path).close()  # says what is wrong with it before anything heavy is loaded
+    paths = _given(context)
+    for path in paths:
+        open_artifact(path).close()  # says what is wrong before anything heavy is loaded
     talking = prompt is None and is_terminal(sys.stdin)
     if talking and json:
         raise UsageError("--json needs a question", 'add -p "…", or pipe questions in')
     question = None if prompt is None else _question(prompt)
     began = time.perf_counter()
     with work(console) as progress:
-        found = open_context(progress, path, model, device, dtype)
+        found = open_contexts(progress, paths, model, device, dtype)
         from amcli.pipeline.session import Session
 
         session = Session(found, max_tokens, temperature, seed)
@@ -105,25 +110,20 @@ def chat(
     warn_of_length(console, found)
     with failures.quiet():
         if talking:
-            Conversation(console, session, path).run()
+            Conversation(console, session, paths).run()
             return
-        asker = _Asker(console, session, path, loading)
+        asker = _Asker(console, session, paths, loading)
         for text in _lines() if question is None else [question]:
             asker.ask(text)
 
 
-def _only(contexts: list[Path] | None) -> Path:
-    """The one context there has to be."""
+def _given(contexts: list[Path] | None) -> list[Path]:
+    """The contexts there have to be, at least one."""
     if not contexts:
         raise UsageError(
             "no context was given", "name an artifact, such as: amkv chat --context doc.amkv"
         )
-    if len(contexts) > 1:
-        raise UsageError(
-            f"{len(contexts)} contexts were given, and chat takes one",
-            typed("amkv", "chat", "--context", contexts[0]),
-        )
-    return contexts[0]
+    return contexts
 
 
 def _question(prompt: str) -> str:
@@ -159,7 +159,7 @@ class _Asker:
 
     console: Console
     session: Session
-    path: Path
+    paths: list[Path]
     loading: float
 
     def ask(self, question: str) -> None:
@@ -184,6 +184,6 @@ class _Asker:
             "tokens": self.session.tokens,
             "seconds": round(seconds, 3),
             "load_seconds": round(self.loading, 3),
-            "context": str(self.path),
+            "context": ", ".join(str(path) for path in self.paths),
             "model": self.session.context.loaded.id,
         }

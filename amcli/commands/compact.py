@@ -16,7 +16,7 @@ from amcli.commands.shared import (
     choose_model,
     last_prefill,
     load,
-    open_context,
+    open_contexts,
     read_document,
     refuse_same,
     typed,
@@ -184,7 +184,7 @@ def compact(
                 context = contexts.prefill(loaded, given.content, progress=progress)
         else:
             with watch.stage("load"):
-                context = open_context(progress, given.content, model, device, dtype)
+                context = open_contexts(progress, [given.content], model, device, dtype)
         warn_of_length(console, context)
         if fidelity is None:
             result = compaction.compact(context, options, progress=progress)

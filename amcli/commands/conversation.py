@@ -44,10 +44,10 @@ def answer(session: Session, question: str) -> Iterator[str]:
 class Conversation:
     """Questions from the keyboard, answers to the screen, until the user leaves."""
 
-    def __init__(self, console: Console, session: Session, path: Path):
+    def __init__(self, console: Console, session: Session, paths: list[Path]):
         self._console = console
         self._session = session
-        self._path = path
+        self._paths = paths
         self._commands: dict[str, Callable[[], bool]] = {
             "/help": self._help,
             "/reset": self._reset,
@@ -121,22 +121,26 @@ class Conversation:
         from rich.text import Text
 
         context = self._session.context
-        with open_artifact(self._path) as file:
-            kind, ratio = file.kind, file.ratio
         loaded = context.loaded
-        held = bytes_text(context.cache.nbytes())
-        size = (
-            f"{held}, every key and value" if kind == "prefill" else f"{held}, {ratio:.1f}× smaller"
-        )
+        names = " + ".join(path.name for path in self._paths)
         facts = {
             "document": f"{context.source['name']}, {context.T:,} tokens",
-            "context": f"{self._path.name}: {size}",
+            "context": f"{names}: {self._size(context.cache.nbytes())}",
             "model": f"{loaded.id} on {loaded.device}",
         }
         text = Text("\n", overflow="ellipsis", no_wrap=True).join(
             Text(f"{label:<10}{printable(value)}") for label, value in facts.items()
         )
         return Panel(text, width=width, subtitle="/help for commands, Ctrl-D to leave")
+
+    def _size(self, held: int) -> str:
+        """What the artifacts take in memory; of a single one, against what it would be."""
+        if len(self._paths) > 1:
+            return bytes_text(held)
+        with open_artifact(self._paths[0]) as file:
+            whole = file.kind == "prefill"
+            against = "every key and value" if whole else f"{file.ratio:.1f}× smaller"
+        return f"{bytes_text(held)}, {against}"
 
 
 def _read_line() -> str:

@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,19 +78,27 @@ def load(progress: Progress, spec: str, device: str | None, dtype: str | None) -
     return loading.load(spec, device=device, dtype=dtype)
 
 
-def open_context(
-    progress: Progress, path: Path, model: str | None, device: str | None, dtype: str | None
+def open_contexts(
+    progress: Progress,
+    paths: Sequence[Path],
+    model: str | None,
+    device: str | None,
+    dtype: str | None,
 ) -> Context:
-    """The context of an artifact in its own model, or in the one named instead.
+    """The contexts of artifacts, one after another, in the first one's model or the one named.
 
-    Raises ArtifactError, ModelMismatchError, and what `load` raises.
+    Raises ArtifactError, ModelMismatchError, and what `load` and `joining.join` raise.
     """
     from amcli.artifacts import Artifact
-    from amcli.pipeline import contexts
+    from amcli.pipeline import contexts, joining
 
-    with Artifact.open(path) as artifact:
-        loaded = load(progress, model or contexts.model_of(artifact), device, dtype)
-        return contexts.restore(artifact, loaded)
+    found: list[Context] = []
+    for path in paths:
+        with Artifact.open(path) as artifact:
+            if not found:
+                loaded = load(progress, model or contexts.model_of(artifact), device, dtype)
+            found.append(contexts.restore(artifact, loaded))
+    return joining.join(found)
 
 
 def warn_of_length(console: Console, context: Context) -> None:

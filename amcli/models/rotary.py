@@ -29,7 +29,7 @@ Apply = Callable[..., Any]
 
 
 class Rotary:
-    """The rotations of a model's full layers.
+    """The rotations of a model's layers.
 
     Raises UsageError when the model has none that can be found, applies it in a way that its
     rotary module does not explain, or changes its frequencies with the length of the text.
@@ -126,7 +126,7 @@ def _layer_types(
 def _layers_without(
     rotary: Rotary, model: PreTrainedModel, geometry: ModelGeometry
 ) -> frozenset[int]:
-    """Full layers that do not rotate; UsageError where neither is true.
+    """Layers that do not rotate; UsageError where neither is true.
 
     One token alone attends to itself at whatever position, so that all its hidden states are
     the same at every position, and so are its queries before RoPE.
@@ -134,7 +134,7 @@ def _layers_without(
     start, end = (_queries(model, geometry, p) for p in (0, _PROBED_POSITION))
     places = [torch.tensor([p], device=model.device) for p in (0, _PROBED_POSITION)]
     plain = set()
-    for layer in geometry.full_layers:
+    for layer in range(len(geometry.layers)):
         turned = rotary.rotate(layer, rotary.unrotate(layer, start[layer], places[0]), places[1])
         if _close(start[layer], end[layer]):
             plain.add(layer)

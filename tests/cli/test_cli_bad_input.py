@@ -208,12 +208,12 @@ CASES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], int, str, str]] 
     ),
     "nothing prefilled yet": (nothing, ("compact",), 2, "nothing to compact", "amkv prefill"),
     "no context": (nothing, ("chat",), 2, "no context was given", "--context doc.amkv"),
-    "two contexts": (
+    "one of two contexts missing": (
         nothing,
-        ("chat", "-c", "doc.amkv", "-c", "doc.amkv"),
+        ("chat", "-c", "doc.amkv", "-c", "other.amkv"),
         2,
-        "2 contexts were given, and chat takes one",
-        "amkv chat --context doc.amkv",
+        "other.amkv",
+        "check",
     ),
     "no question": (
         nothing,

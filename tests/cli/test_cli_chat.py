@@ -12,7 +12,7 @@ import pexpect  # type: ignore[import-untyped]
 import pytest
 
 from amcli.commands.conversation import answer
-from amcli.commands.shared import open_context
+from amcli.commands.shared import open_contexts
 from amcli.models import generate
 from amcli.pipeline.progress import Silent
 from amcli.pipeline.session import Session
@@ -93,7 +93,7 @@ def test_white_space_around_an_answer_is_dropped_as_it_streams() -> None:
 def test_a_question_broken_off_before_its_answer_leaves_no_trace(
     compact: Path, question: Question, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context = open_context(Silent(), compact, None, None, None)
+    context = open_contexts(Silent(), [compact], None, None, None)
     session = Session(context)
 
     def interrupted(*arguments: object, **more: object) -> None:
