@@ -22,11 +22,13 @@ from amcli.evaluation import makers
 from amcli.evaluation.forcing import Limits, Teacher, tokenize
 from amcli.evaluation.suites import base
 from amcli.matching import budgets, compact, methods, recipes
+from amcli.matching.scores import SCORE_KINDS
+from amcli.models.generate import absorb
 from amcli.models.loading import load
-from amcli.pipeline import contexts
+from amcli.pipeline import compaction, contexts, reference
 from amcli.pipeline.compaction import Options
 from amcli.pipeline.progress import Silent
-from amcli.pipeline.reference import SOURCES, Passage, Passes
+from amcli.pipeline.reference import SOURCES, Passage, Passes, QuerySource
 from amcli.pipeline.self_study import Exchange, dialogues
 from amcli.pipeline.source import Source
 
@@ -53,11 +55,18 @@ CONSTANTS: dict[str, tuple[Any, str, Any]] = {
 }
 """Module, constant and value that differ from the default method's."""
 
+BOTH = "repeat+self-study"
+
 OPTIONS: dict[str, dict[str, str]] = {
     "entries in int8": {"store": "int8"},
     "entries native": {"store": "native"},
     "self-study": {"queries": "self-study"},
-    "repeat+self-study": {"queries": "repeat+self-study"},
+    "self-study by max": {"queries": "self-study, max"},
+    "repeat+self-study": {"queries": BOTH},
+    "repeat+self-study by max": {"queries": "repeat+self-study, max"},
+    "repeat+self-study in one pass": {"queries": "one pass"},
+    "repeat+self-study fitted to repeat": {"queries": "self-study+repeat"},
+    "repeat+self-study on-policy": {"queries": BOTH},
     "oracle": {"queries": "oracle"},
 }
 """Options that differ. The oracle's reference queries are the test's own questions and answers."""
@@ -95,10 +104,71 @@ class Bench:
         self.full = self.teacher.measure(full)
         self.passes = Passes(self.context)
 
-    def measure(self, options: Options) -> tuple[list[Any], float]:
+    def measure(self, options: Options, on_policy: bool = False) -> tuple[list[Any], float]:
         """Outcomes of all questions, and the real ratio."""
         made = makers.make(self.context, options, self.passes, Silent())
+        if on_policy:
+            made = self._again(made, options)
         return self.teacher.measure(made.cache), made.full_bytes / made.stored_bytes
+
+    def _again(self, made: makers.Made, options: Options) -> makers.Made:
+        """The same compaction once more, with queries as they are over its compact context.
+
+        Layer by layer in one forward pass gives the same queries, but for what the second fit
+        changes below; see `OnPolicy`.
+        """
+        parts = []
+        for name in reference.sources(str(options.queries)):
+            source = SOURCES[name]
+            passages = source.passages(self.context, options.seed, Silent())
+            recorder = OnPolicy(
+                self.context, passages, options.max_queries, options.seed, SCORE_KINDS, None, None
+            )
+            for passage in passages:
+                recorder.open(passage)
+                cache = made.cache.fork()
+                with cache.observe(recorder.observe):
+                    absorb(self.context.loaded.model, cache, passage.ids)
+            for found in recorder.layers.values():
+                found.statistic = source.statistic
+            parts.append(recorder.layers)
+        found = reference.mixed(parts)
+        before = compaction._references
+        compaction._references = lambda *args: (found, {"reference": 0.0})
+        try:
+            return makers.make(self.context, options, self.passes, Silent())
+        finally:
+            compaction._references = before
+
+
+class OnPolicy(reference._Recorder):
+    """Queries of a pass over a compact context, scored against the document's own keys."""
+
+    def observe(self, index: int, query: Any, layer: Any, *more: Any) -> None:
+        """As a layer that still has the document would be seen."""
+        document = reference.live_keys(self.context, index)[0]
+        keys = torch.cat([document.unsqueeze(0), layer.live()[0]], dim=2)
+        super().observe(index, query, Whole(keys), *more)
+
+
+class Whole:
+    """Stands for a layer that holds everything live."""
+
+    def __init__(self, keys: torch.Tensor):
+        self.keys = keys
+
+    def live(self) -> tuple[torch.Tensor, None]:
+        """The keys; values are not looked at."""
+        return self.keys, None
+
+
+def compare_sources() -> None:
+    """Other ways to rank and to mix the two sources of the default method."""
+    repeat, study = SOURCES["repeat"], SOURCES["self-study"]
+    SOURCES["self-study, max"] = replace(study, statistic="max")
+    SOURCES["one pass"] = QuerySource(
+        lambda *args: repeat.passages(*args) + study.passages(*args)
+    )  # fmt: skip
 
 
 def reveal(benches: list[Bench]) -> None:
@@ -110,7 +180,7 @@ def reveal(benches: list[Bench]) -> None:
         whole = slice(0, context.T)
         return [Passage(ids, 0, context.T, whole) for ids in dialogues(context, known, 2048)]
 
-    SOURCES["oracle"] = passages
+    SOURCES["oracle"] = QuerySource(passages, "rms")
 
 
 def row(title: str, benches: list[Bench], options: Options) -> dict[str, Any]:
@@ -119,7 +189,7 @@ def row(title: str, benches: list[Bench], options: Options) -> dict[str, Any]:
     known: dict[str, int] = {}
     kl, tokens, ratios = 0.0, 0, []
     for bench in benches:
-        outcomes, ratio = bench.measure(options)
+        outcomes, ratio = bench.measure(options, on_policy="on-policy" in title)
         ratios.append(ratio)
         for question, outcome, full in zip(bench.questions, outcomes, bench.full, strict=True):
             right[question.kind] = right.get(question.kind, 0) + (outcome.exact and full.exact)
@@ -156,6 +226,7 @@ def main() -> None:
     names = register()
     benches = [Bench(loaded, document) for document in documents(args, loaded)]
     reveal(benches)
+    compare_sources()
     rows = []
     wanted = None if args.only is None else set(args.only.split(","))
     for ratio in (float(r) for r in args.ratio.split(",")):
