@@ -6,6 +6,7 @@ in `probe`; which configurations are refused before any weight is read is here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn, cast
 
@@ -59,6 +60,7 @@ class ModelGeometry:
     turned_for     length in tokens for which RoPE turns keys, where its frequencies depend on it
     states         layers without keys and values, which keep a state or nothing, counted among
                    all of the model's; what is called layer `i` elsewhere is `layers[i]`
+    kept           shape of each state for a batch of one, by the model's layer and its name
     """
 
     layers: tuple[LayerGeometry, ...]
@@ -68,6 +70,7 @@ class ModelGeometry:
     architecture: str
     turned_for: int | None = None
     states: tuple[int, ...] = ()
+    kept: Mapping[tuple[int, str], tuple[int, ...]] = field(default_factory=dict, compare=False)
 
     @property
     def full_layers(self) -> tuple[int, ...]:

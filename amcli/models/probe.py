@@ -7,6 +7,7 @@ also proves that the model really goes through the registered attention function
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NoReturn, cast
 
 import torch
@@ -52,10 +53,14 @@ def probe(model: PreTrainedModel) -> ModelGeometry:
     )
     # The same token through the real cache: a model that copies keys on their way to the
     # attention function would lose the prefix, and is found out here rather than in use.
-    _feed(model, CompactCache.empty(geometry), [0])
-    if states:
-        _require_going_on(model, geometry)
-    return geometry
+    real = CompactCache.empty(geometry)
+    _feed(model, real, [0])
+    if not states:
+        return geometry
+    _require_going_on(model, geometry)
+    # A state has one size, so that one token shows what a file has to hold.
+    kept = {place: tuple(state.shape) for place, state in real.get_states().items()}
+    return replace(geometry, kept=kept)
 
 
 def _states(model: PreTrainedModel) -> tuple[int, ...]:

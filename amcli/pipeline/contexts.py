@@ -18,7 +18,7 @@ from amcli.models import lengths
 from amcli.models.cache import CompactCache
 from amcli.models.generate import CHUNK, absorb
 from amcli.models.loading import LoadedModel
-from amcli.models.state import placed
+from amcli.models.state import placed, state_differences
 from amcli.pipeline.progress import Progress, Silent
 from amcli.pipeline.source import Source
 from amcli.quantize import Entries
@@ -167,8 +167,10 @@ def model_of(artifact: Artifact) -> str:
 
 def restore(artifact: Artifact, loaded: LoadedModel) -> Context:
     """Puts an artifact's entries into a cache of `loaded`; see `load_context`."""
-    manifest = artifact.manifest
+    manifest, states = artifact.manifest, artifact.states()
     found = loaded.differences(manifest["model"], manifest["tokenizer"])
+    # Without this a state that is absent would be taken for that of an empty text.
+    found += state_differences(states, loaded.geometry.kept)
     if found:
         raise ModelMismatchError(
             f"{artifact.path} was made for another model than {loaded.id}: {'; '.join(found)}",
@@ -188,7 +190,7 @@ def restore(artifact: Artifact, loaded: LoadedModel) -> Context:
     cache.set_states(
         {
             (i, name): placed(name, state, loaded.device, loaded.dtype)
-            for (i, name), state in artifact.states().items()
+            for (i, name), state in states.items()
         }
     )
     return Context(

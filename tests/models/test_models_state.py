@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import families
@@ -9,15 +10,16 @@ import pytest
 import tinymodels as tiny
 import torch
 
-from amcli.artifacts import Artifact
+from amcli.artifacts import Artifact, write_artifact
 from amcli.cli import main
 from amcli.commands.inspect import describe
+from amcli.errors import ModelMismatchError
 from amcli.models.cache import CompactCache
 from amcli.models.generate import feed
 from amcli.models.loading import LoadedModel, load
 from amcli.models.state import StateLayer, placed
 from amcli.pipeline.compaction import Options, compact
-from amcli.pipeline.contexts import prefill, restore, save_prefill
+from amcli.pipeline.contexts import dense, prefill, restore, save_prefill
 from amcli.pipeline.session import Session
 from amkv_format import AmkvFile
 
@@ -127,6 +129,36 @@ def test_states_are_in_the_file_and_beside_the_ratio(tmp_path: Path) -> None:
         assert artifact.full_bytes == found.full_bytes + kept
         again = restore(artifact, loaded)
     assert same(states(again.cache), states(context.cache))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda x: {}, r"state conv of layer 0: file none, model \[1, 48, 4\]"),
+        (lambda x: dict(list(x.items())[:-1]), "state recurrent of layer 2: file none, model"),
+        (lambda x: {(i, f"x{n}"): t for (i, n), t in x.items()}, "conv of layer 0: file none"),
+        (lambda x: {**x, (1, "conv"): x[0, "conv"]}, r"layer 1: file \[1, 48, 4\], model none"),
+        (lambda x: {p: t[..., :-1] for p, t in x.items()}, r"file \[1, 48, 3\], model"),
+        (lambda x: {p: torch.cat([t, t]) for p, t in x.items()}, r"file \[2, 48, 4\]"),
+        (lambda x: {p: t.flatten() for p, t in x.items()}, r"file \[192\]"),
+    ],
+)  # fmt: skip
+def test_states_that_are_not_the_models_are_refused(
+    tmp_path: Path, change: Callable[[dict], dict], says: str
+) -> None:
+    """They would be taken for those of an empty text, or fail in the middle of the model."""
+    loaded = families.loaded("qwen3_next")
+    context = prefill(loaded, families.DOCUMENT)
+    layers = [dense(context.cache, i) for i in range(len(loaded.geometry.layers))]
+    manifest = {
+        **context.manifest(),
+        "kind": "prefill",
+        "stored": [list(heads.lengths) for heads in layers],
+    }
+    path = tmp_path / "doc.amkv"
+    write_artifact(path, manifest, context.ids, layers, change(states(context.cache)))
+    with Artifact.open(path) as artifact, pytest.raises(ModelMismatchError, match=says):
+        restore(artifact, loaded)
 
 
 def test_inspect_reports_what_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
