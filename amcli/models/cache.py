@@ -152,13 +152,14 @@ class CompactCache(Cache):
             state.load({name: tensor for (layer, name), tensor in found.items() if layer == place})
 
     def mark(self) -> Mark:
-        """Where the cache is, to `rewind` to after a forward pass that failed."""
+        """Where the cache is, to `rewind` to when what is read next was broken off."""
         return Mark(self.get_seq_length(), self.get_states())
 
     def rewind(self, mark: Mark) -> None:
-        """Back to a mark, at most one forward pass later."""
-        self.set_states(mark.states)
+        """Back to a mark. Raises ValueError, and changes nothing, when a sliding layer has
+        forgotten what it saw then, which no layer has after a single forward pass."""
         self._truncate(mark.length)
+        self.set_states(mark.states)
 
     def truncate(self, logical_length: int) -> None:
         """Drop live tokens back to a logical length, at least the prefix's; all layers or none.

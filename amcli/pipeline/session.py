@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from amcli.errors import UsageError
+from amcli.models.cache import Mark
 from amcli.models.generate import TextStream, stream
 from amcli.pipeline.contexts import Context
 
@@ -56,7 +57,7 @@ class Session:
         text = TextStream(self.context.loaded.tokenizer)
         self.tokens = 0
         read = False  # whether the model has read the question
-        start = self.cache.get_seq_length()
+        start = self.cache.mark()
         try:
             for token in stream(
                 self.context.loaded,
@@ -79,10 +80,10 @@ class Session:
             else:
                 self._take_back(start)
 
-    def _take_back(self, length: int) -> None:
+    def _take_back(self, start: Mark) -> None:
         """Forgets the part of a question that was read before the reading was broken off."""
         try:
-            self.cache.truncate(length)
+            self.cache.rewind(start)
         except ValueError:  # a sliding layer has moved on: all that is left is to start over
             self.reset()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import families
 import pytest
@@ -14,6 +15,7 @@ from amcli.artifacts import Artifact, write_artifact
 from amcli.cli import main
 from amcli.commands.inspect import describe
 from amcli.errors import ModelMismatchError
+from amcli.models import generate
 from amcli.models.cache import CompactCache
 from amcli.models.generate import feed
 from amcli.models.loading import LoadedModel, load
@@ -85,6 +87,30 @@ def test_a_pass_that_fails_leaves_no_trace(name: str, monkeypatch: pytest.Monkey
     assert same(states(cache), before)
     assert cache.get_seq_length() == len(DOCUMENT)
     torch.testing.assert_close(feed(loaded.model, cache, QUESTION), want, rtol=0, atol=0)
+
+
+@each
+def test_a_long_question_that_is_broken_off_leaves_the_conversation(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = families.loaded(name)
+    session = Session(prefill(loaded, families.DOCUMENT), max_tokens=3)
+    list(session.ask(families.QUESTION))
+    length, before = session.cache.get_seq_length(), states(session.cache)
+    run, runs = generate._run, iter([False, True])
+
+    def run_once(*args: Any, **options: Any) -> Any:
+        if next(runs):
+            raise KeyboardInterrupt
+        return run(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generate, "_run", run_once)
+        with pytest.raises(KeyboardInterrupt):
+            list(session.ask("word " * (generate.CHUNK // 4)))
+    assert next(runs, None) is None
+    assert (session.turns, session.cache.get_seq_length()) == (1, length)
+    assert same(states(session.cache), before)
 
 
 def test_a_state_does_not_go_back() -> None:
