@@ -56,7 +56,8 @@ def study(
 
     The instruction is the same for all, so that what is asked is up to the model; should it ask
     the same again and again, it is pointed to one part of the document after another. Raises
-    UsageError for a model without a chat template, which does not follow instructions.
+    UsageError for a model without a chat template, which does not follow instructions, and for one
+    that asks nothing or answers nothing.
     """
     loaded = context.loaded
     if loaded.chat.raw:
@@ -75,7 +76,13 @@ def study(
         advance=progress.advance,
     )  # fmt: skip
     pairs = zip(questions, replies, strict=True)
-    return [Exchange(question, answer) for question, answer in pairs if answer]
+    found = [Exchange(question, answer) for question, answer in pairs if answer]
+    if not found:
+        raise UsageError(
+            f"{loaded.id} has no answer to any question that it asked itself",
+            "use --queries repeat",
+        )
+    return found
 
 
 def _questions(

@@ -106,6 +106,19 @@ def test_a_model_without_a_template_cannot_study() -> None:
     assert compact(context, Options(tokens=1)).options.queries == "repeat"
 
 
+@pytest.mark.parametrize("queries", ["self-study", "repeat+self-study"])
+def test_a_model_that_says_nothing_cannot_study(
+    context: Context, monkeypatch: pytest.MonkeyPatch, queries: str
+) -> None:
+    monkeypatch.setattr(
+        "amcli.pipeline.self_study.answers",
+        lambda loaded, cache, prompts, *_, **__: [""] * len(prompts),
+    )
+    with pytest.raises(UsageError, match="no answer to any question") as error:
+        compact(context, Options(tokens=4, queries=queries))
+    assert "--queries repeat" in str(error.value.hint)
+
+
 def test_names_of_mixtures() -> None:
     assert reference.sources("repeat + self-study+repeat") == ("repeat", "self-study")
     with pytest.raises(UsageError, match="unknown reference queries 'self-studi'") as error:
