@@ -116,7 +116,9 @@ def _by_kernels(
     if kernels is None or _broken or not kernels.can_attend(query, prefix):
         return None
     try:
-        out: torch.Tensor = kernels.attend_prefix(query, prefix, *arguments)
+        # Triton launches on the current device, wherever the tensors are.
+        with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
+            out: torch.Tensor = kernels.attend_prefix(query, prefix, *arguments)
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except Exception as error:

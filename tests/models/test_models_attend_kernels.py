@@ -6,6 +6,8 @@ Without a GPU the kernels run in Triton's interpreter, which cannot multiply bfl
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -229,6 +231,40 @@ def kernels_that(raise_error: Exception | None) -> Any:
             return torch.full_like(query, 7.0)
 
     return Kernels
+
+
+def test_kernels_are_launched_on_the_device_of_the_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `--device cuda:1` the current device is still the first one."""
+    current: list[torch.Tensor] = []
+
+    @contextmanager
+    def device_of(tensor: torch.Tensor) -> Iterator[None]:
+        current.append(tensor)
+        yield
+        current.pop()
+
+    class Kernels(kernels_that(None)):
+        @staticmethod
+        def attend_prefix(query: torch.Tensor, *rest: Any) -> torch.Tensor:
+            assert [x is query for x in current] == [True]
+            return query
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(module, "_broken", [])
+    monkeypatch.setattr(module, "_kernels", lambda: Kernels)
+    query, prefix = torch.randn(1, 2, 1, 8), entries((3,), 8, 8, torch.float32, "native", False)
+    assert module._by_kernels(query, prefix) is query
+    assert current == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_on_a_cuda_device_that_is_not_the_current_one() -> None:
+    case = random_case(107, [torch.float32], 10)
+    there = case.to("cuda:1")
+    got = attend(there.query, there.prefix, there.keys, there.values, **there.options)
+    assert module._broken == []
+    assert_close(got.cpu(), case.plain())
 
 
 def test_where_kernels_do_not_compile_the_plain_path_takes_over_with_one_warning(
