@@ -140,17 +140,18 @@ def search(
         raise _too_high(fidelity, probes)
     reached = next(probe for probe in probes if probe.ratio == grid[low])
     found.fidelity = Reached(fidelity, reached.agreement, judge.tokens, tuple(probes))
-    found.seconds = {**_summed(reference.values()), "compact": compacting}
+    found.seconds = {**_of_all(reference.values()), "compact": compacting}
     found.seconds["agreement"] = judge.seconds
     measure(found, passes, progress)
     return found
 
 
-def _summed(stages: Iterable[dict[str, float]]) -> dict[str, float]:
+def _of_all(stages: Iterable[dict[str, float]]) -> dict[str, float]:
+    """Seconds of each stage, once: those of a mixture hold those of the source it was before."""
     total: dict[str, float] = {}
     for seconds in stages:
         for name, value in seconds.items():
-            total[name] = total.get(name, 0.0) + value
+            total[name] = max(total.get(name, 0.0), value)
     return total
 
 

@@ -10,7 +10,7 @@ import torch
 from boxes import model, source
 
 from amcli.errors import UsageError
-from amcli.pipeline import reference
+from amcli.pipeline import fidelity, reference
 from amcli.pipeline.choices import queries_by_need, store_by_error
 from amcli.pipeline.compaction import Options, compact, shapes
 from amcli.pipeline.contexts import Context, prefill, shared
@@ -173,6 +173,26 @@ def test_few_entries_make_the_model_study(context: Context) -> None:
     asked = compact(context, Options(tokens=4, method="highest-attention", queries="repeat"))
     assert asked.options.queries == "repeat"
     assert "self-study" not in asked.seconds
+
+
+def test_a_search_counts_each_pass_once(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small ratios are served by `repeat` alone, larger ones by a mixture that has it, too."""
+    kept: list[reference.Passes] = []
+
+    def passes(*args: Any, **options: Any) -> reference.Passes:
+        kept.append(reference.Passes(*args, **options))
+        return kept[-1]
+
+    monkeypatch.setattr(fidelity, "Passes", passes)
+    monkeypatch.setattr(fidelity, "ratios", lambda *args, **options: [4.0, 60.0])
+    monkeypatch.setattr(reference, "question_count", lambda tokens: 8)
+    options = Options(method="highest-attention", store="native", max_queries=64)
+    found = fidelity.search(context, options, 0.01)
+    assert found.options.queries == "repeat+self-study"
+    done = kept[0]._done  # (name, …) -> (what a pass gave, its seconds)
+    once = sum(seconds for (name, *_), (_, seconds) in done.items() if name in reference.SOURCES)
+    assert [name for name, *_ in done].count("repeat") == 1
+    assert found.seconds["reference"] == pytest.approx(once)
 
 
 def test_store_by_need(context: Context) -> None:
