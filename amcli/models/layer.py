@@ -189,8 +189,14 @@ class CompactLayer(CacheLayerMixin):
         """Give batch row `b` the prefix of `rows[b]`; the tokens it stands for end at
         `logical_length` and are padded on the left.
 
-        Raises ValueError for a layer that holds live tokens, or no prefix of one context.
+        Raises ValueError for a layer that holds live tokens, or no prefix of one context, and for
+        one with a sliding window.
         """
+        if self.is_sliding:
+            raise ValueError(
+                f"layer {self.index} has a sliding window, and what it holds cannot be batched "
+                "over different contexts"
+            )
         prefixes: list[Entries] = []
         for row in rows:
             if row.prefix is None or isinstance(row.prefix, BatchedPrefix) or row._end:

@@ -179,5 +179,7 @@ def test_caches_that_cannot_be_batched_are_refused(caches: list[CompactCache]) -
         CompactCache.batch([caches[0], talking])
     with pytest.raises(ValueError, match="no token after it"):
         CompactCache.batch([tiny.empty("qwen3")])
+    with pytest.raises(ValueError, match="layer 0 has a sliding window"):
+        CompactCache.batch([tiny.empty("gemma3_text")])
     with pytest.raises(ValueError, match="stored in one way"):
         CompactCache.batch([caches[0], compact(tiny.ids(9), 4, "int8")])
