@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -71,10 +71,17 @@ class CompactCache(Cache):
         is stored once. `L` is the longest logical length, and the mask, int64, is that of a batch
         padded on the left: append that of the new tokens to it, and positions are its cumulative
         sum less one, as `generate` has them. Raises ValueError for caches of different models,
-        with live tokens or sliding windows, or with entries stored in different ways.
+        with live tokens or sliding windows, with entries stored in different ways, or with keys
+        turned for different lengths.
         """
-        if not caches or any(cache.geometry != caches[0].geometry for cache in caches):
+        turned = {cache.geometry.turned_for for cache in caches}
+        plain = [replace(cache.geometry, turned_for=None) for cache in caches]
+        if not plain or any(geometry != plain[0] for geometry in plain):
             raise ValueError("a batch wants caches of one model")
+        if len(turned) > 1:
+            raise ValueError(
+                "RoPE that depends on the length turns these contexts by different frequencies"
+            )
         if caches[0].states:
             raise ValueError("layers that keep a state cannot be batched over different contexts")
         lengths = [cache.get_seq_length() for cache in caches]

@@ -54,9 +54,9 @@ def for_context(geometry: ModelGeometry, tokens: int, spare: int) -> ModelGeomet
     turned_for = tokens if kind in _CHANGING else None
     original = rope.get("original_max_position_embeddings")
     if kind == "longrope" and original is not None:
-        if tokens + spare <= original:
-            limit = original
-        turned_for = max(tokens, original + 1) if tokens + spare > original else tokens
+        # One length stands for all on its side of the line, so that their caches fit each other.
+        turned_for = original if tokens + spare <= original else original + 1
+        limit = original if turned_for == original else limit
     if limit is not None and geometry.rope and tokens + spare > limit:
         limit = None
     return replace(geometry, max_positions=limit, turned_for=turned_for)

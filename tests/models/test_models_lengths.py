@@ -15,6 +15,7 @@ from transformers import AutoConfig
 
 from amcli.artifacts import Artifact
 from amcli.errors import UsageError
+from amcli.models.cache import CompactCache
 from amcli.models.geometry import ModelGeometry
 from amcli.models.lengths import for_context, past_training, trained_length
 from amcli.models.loading import LoadedModel, load
@@ -167,6 +168,32 @@ def test_positions_of_a_context() -> None:
     assert positions(400, 1000, **long) == 500
     assert positions(450, 1000, **long) == 1000
     assert positions(600, 1000, **long) == 1000
+
+
+@torch.no_grad()
+def test_longrope_contexts_of_different_lengths_go_into_one_batch() -> None:
+    """Long frequencies are the same for every long context; short ones would not fit."""
+    loaded = model("longrope")
+    contexts = [prefill(loaded, Source("doc.txt", DOCUMENT.text * n)) for n in (1, 2)]
+    for context in contexts:
+        compact(context, Options(method="keep"), errors=False).apply()
+    batch, mask = CompactCache.batch([context.cache for context in contexts])
+    ids = loaded.chat.first_turn(QUESTION)
+    mask = torch.cat([mask, torch.ones(2, len(ids), dtype=torch.long)], dim=1)
+    where = (mask.cumsum(1) - 1)[:, -len(ids) :]
+    rows = torch.tensor([ids, ids])
+    found = loaded.model(
+        input_ids=rows, past_key_values=batch, attention_mask=mask, position_ids=where
+    ).logits
+    for row, context in zip(found, contexts, strict=True):
+        torch.testing.assert_close(row, cached_logits(context, ids), atol=1e-4, rtol=0)
+
+    short = prefill(model("longrope", 400), DOCUMENT)
+    compact(short, Options(method="keep"), errors=False).apply()
+    long = prefill(model("longrope", 400), Source("doc.txt", DOCUMENT.text * 4))
+    compact(long, Options(method="keep"), errors=False).apply()
+    with pytest.raises(ValueError, match="RoPE that depends on the length"):
+        CompactCache.batch([short.cache, long.cache])
 
 
 def test_a_table_of_positions_is_not_outrun() -> None:
