@@ -254,8 +254,8 @@ class CompactLayer(CacheLayerMixin):
             if rows not in (1, batch):
                 raise ValueError(f"cannot fork {rows} sequences into {batch}")
             shape = (batch, -1, -1, -1)
-            other._set_buffers(self._keys.expand(shape), self._values.expand(shape), shared=True)
-            other._end = self._end
+            keys, values = self._keys.expand(shape), self._values.expand(shape)
+            other._set_buffers(keys, values, shared=True, end=self._end)
             self._shared = True
         return other
 
@@ -311,12 +311,15 @@ class CompactLayer(CacheLayerMixin):
             old_keys, old_values = self._recent(0, at_most=kept)
             new_keys[:, :, :kept] = old_keys
             new_values[:, :, :kept] = old_values
-        self._set_buffers(new_keys, new_values, shared=False)
-        self._end = kept
+        self._set_buffers(new_keys, new_values, shared=False, end=kept)
 
-    def _set_buffers(self, keys: torch.Tensor, values: torch.Tensor, shared: bool) -> None:
+    def _set_buffers(
+        self, keys: torch.Tensor, values: torch.Tensor, shared: bool, end: int | None = None
+    ) -> None:
+        """Take these buffers, of which `end` columns are in use, or all. The caller must not set
+        the end afterwards: an interrupt in between would leave spare room taken for tokens."""
         self._keys, self._values = keys, values
-        self._end = keys.shape[2]
+        self._end = keys.shape[2] if end is None else end
         self._shared = shared
         self.is_initialized = True
 
@@ -327,6 +330,4 @@ class CompactLayer(CacheLayerMixin):
         self.is_initialized = False
 
     def _replace_rows(self, pick: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        end = self._end
-        self._set_buffers(pick(self._keys), pick(self._values), shared=False)
-        self._end = end
+        self._set_buffers(pick(self._keys), pick(self._values), shared=False, end=self._end)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import tinymodels as tiny
@@ -11,6 +12,7 @@ import torch
 
 from amcli.errors import OutOfMemoryError
 from amcli.models.generate import TextStream, absorb, feed, stream
+from amcli.models.layer import CompactLayer
 
 PROMPT = tiny.ids(19)[0].tolist()
 
@@ -121,6 +123,27 @@ def test_a_failed_pass_leaves_the_cache_as_it_was(loaded, failure: BaseException
     with cache.observe(fail), pytest.raises(expected):
         feed(loaded.model, cache, [5, 6, 7])
     assert [layer.length for layer in cache.layers] == [len(PROMPT)] * 3
+    got = feed(loaded.model, cache, [8])
+    want = feed(loaded.model, tiny.empty("qwen3"), [*PROMPT, 8])
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+
+
+def test_an_interrupt_between_two_steps_of_growing_leaves_no_room_taken_for_tokens(
+    loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python looks for Ctrl-C whenever a call returns, that of new buffers included."""
+    cache = tiny.empty("qwen3")
+    feed(loaded.model, cache, PROMPT)
+    grow = CompactLayer._set_buffers
+
+    def interrupted(layer: CompactLayer, *args: Any, **options: Any) -> None:
+        grow(layer, *args, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CompactLayer, "_set_buffers", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            feed(loaded.model, cache, [5] * 70)
     got = feed(loaded.model, cache, [8])
     want = feed(loaded.model, tiny.empty("qwen3"), [*PROMPT, 8])
     torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
