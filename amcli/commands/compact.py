@@ -117,7 +117,8 @@ Queries = Annotated[
         show_default=False,
         help=(
             "What stands for future questions: repeat (the document, said again), self-study "
-            "(questions that the model asks itself), context (the document's own), or a mixture "
+            "(questions that the model asks itself), repeat-parts (said again in parts that count "
+            "for their own keys: faster), context (the document's own), or a mixture "
             "such as repeat+self-study. The method's own if left out: repeat, and "
             "repeat+self-study where few keys are kept."
         ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +18,6 @@ from amcli.files import require_writable
 
 if TYPE_CHECKING:
     from amcli.evaluation.results import Results
-    from amcli.evaluation.runner import Settings
 
 _METHODS = "omp,highest-attention"
 _RATIOS = "5,10,20,50"
@@ -66,8 +67,8 @@ def evaluate(
             "--method",
             metavar="A,B,…",
             parser=_names,
-            help="Methods of amkv compact; besides, summary (the model's own) and shuffled "
-            "(a control that has to fail).",
+            help="Methods of amkv compact; besides, summary (the model's own), shuffled "
+            "(a control that has to fail), and all, for all but those that keep everything.",
         ),
     ] = _METHODS,
     ratio: Annotated[
@@ -130,6 +131,17 @@ def evaluate(
             help="Draw recall and KL against the ratio: .png, .pdf or .svg; replaced if there.",
         ),
     ] = None,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            "--jobs",
+            "-j",
+            metavar="N",
+            parser=opt.whole("--jobs", "2", least=1),
+            help="Documents at a time, each in a process with its own copy of the model: faster "
+            "with small models on a CPU.",
+        ),
+    ] = 1,
     model: opt.Model = None,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
@@ -158,8 +170,8 @@ def evaluate(
     _check_outputs(output, plot)
     spec = choose_model(console, model)
     with work(console) as progress:
+        from amcli.evaluation import parallel, runner, suites  # noqa: F401 - registers the suites
         from amcli.evaluation import results as _  # noqa: F401 - the slow imports, with a word
-        from amcli.evaluation import runner, suites  # noqa: F401 - registers the suites
         from amcli.evaluation.suites import base
 
         if plot is not None:
@@ -176,7 +188,11 @@ def evaluate(
         documents, results = runner.prepare(settings, loaded)
         if output is not None and not force:
             results.resume(output)
-    _run(console, settings, loaded, documents, results, output)
+        measure = partial(
+            parallel.run, settings, loaded, parallel.Spec(spec, device, dtype), documents, results,
+            jobs=jobs,
+        )  # fmt: skip
+    _run(console, measure, results, output)
     if plot is not None:
         plotting.draw(results, plot)
         console.note(f"drew {plot}")
@@ -194,29 +210,25 @@ def _check_outputs(output: Path | None, plot: Path | None) -> None:
 
 def _run(
     console: Console,
-    settings: Settings,
-    loaded: Any,
-    documents: Any,
+    measure: Callable[..., None],
     results: Results,
     output: Path | None,
 ) -> None:
     """Measures what is missing, and keeps the file up to date."""
-    from amcli.evaluation import runner
     from amcli.models.failures import quiet
 
     def save() -> None:
         if output is not None:
             results.write(output)
 
+    count = len(results.documents)
     if results.cells:
         there = len(results.cells)
-        console.note(f"{output} has {there} of {len(documents) * len(results.order())} cells")
-    show = LiveTable(len(documents)) if animated() and not console.quiet else Notes(
-        console, len(documents)
-    )  # fmt: skip
+        console.note(f"{output} has {there} of {count * len(results.order())} cells")
+    show = LiveTable(count) if animated() and not console.quiet else Notes(console, count)
     try:
         with quiet(), show:
-            runner.run(settings, loaded, documents, results, show, save)
+            measure(show, save)
         save()
     except KeyboardInterrupt:
         if output is not None and results.cells:

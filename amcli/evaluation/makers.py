@@ -182,6 +182,18 @@ def make(context: Context, options: Options, passes: Passes, progress: Progress)
     return compacted(context, options, passes, progress)[0]
 
 
+ALL = "all"
+"""Stands for every method that drops something, and the model's own summary."""
+
+
+def expanded(name: str) -> list[str]:
+    """The methods that a name stands for: itself, or all."""
+    if name != ALL:
+        return [name]
+    found = [other for other in methods.names() if methods.get(other).selection != "all"]
+    return [*found, "summary"]
+
+
 def ratios(name: str, wanted: Sequence[float]) -> list[float]:
     """The ratios that make sense for a method: one that keeps everything has only 1.
 

@@ -55,7 +55,8 @@ class Settings:
         cls, suite: Suite, names: Sequence[str], ratios: Sequence[float], **more: Any
     ) -> Settings:
         """Settings that have been checked. Raises UsageError for what makes no sense."""
-        pairs = tuple((name, tuple(makers.ratios(name, ratios))) for name in dict.fromkeys(names))
+        found = dict.fromkeys(name for given in names for name in makers.expanded(given))
+        pairs = tuple((name, tuple(makers.ratios(name, ratios))) for name in found)
         settings = cls(suite, pairs, **more)
         for name, wanted in pairs:
             for ratio in wanted:
@@ -206,24 +207,25 @@ def run(
     save: Callable[[], None],
 ) -> None:
     """Measures the cells that `results` do not have yet; `save` is called after each."""
-    for index, document in enumerate(documents):
-        todo = results.todo(index)
-        if todo:
-            listener.document(index, document.name, results.documents[index]["tokens"])
-            # In a function of its own: a document's caches go before the next one's come.
-            _measure(settings, loaded, document, index, todo, results, listener, save)
+    for index in range(len(documents)):
+        # In a function of its own: a document's caches go before the next one's come.
+        measure(settings, loaded, documents, index, results, listener, save)
 
 
-def _measure(
+def measure(
     settings: Settings,
     loaded: LoadedModel,
-    document: Document,
+    documents: Sequence[Document],
     index: int,
-    todo: Sequence[tuple[str, float | None]],
     results: Results,
     listener: Listener,
-    save: Callable[[], None],
+    save: Callable[[], None] = lambda: None,
 ) -> None:
+    """Measures the cells of one document that `results` do not have yet."""
+    document, todo = documents[index], results.todo(index)
+    if not todo:
+        return
+    listener.document(index, document.name, results.documents[index]["tokens"])
     bench = _Bench.of(settings, loaded, document, listener)
     results.documents[index]["seconds"] = {"prefill": round(bench.prefill, 3)}
     for method, ratio in todo:

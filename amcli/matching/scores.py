@@ -167,9 +167,13 @@ class ScoreState:
         limit: torch.Tensor | None = None,
         fed: torch.Tensor | None = None,
         fed_limit: torch.Tensor | None = None,
+        start: int = 0,
         tile: int = TILE_ELEMENTS,
     ) -> torch.Tensor:
         """Add a chunk of queries `Q [H, n, d]` over keys `K [H, T, d]`; returns W `[H, n]`.
+
+        `K` may be some of the document's keys, those from position `start` on: the others are then
+        as if they were not there, and what they were paid stays as it is.
 
         `fed [H, m, d]` are keys that the queries see besides the document's; W is the share of
         a query's softmax mass that falls on the document, 1 without such keys. `limit [n]` and
@@ -178,8 +182,11 @@ class ScoreState:
         """
         H, n, _ = Q.shape
         T = K.shape[1]
-        if self._shape != (H, T):
-            raise ValueError(f"scores are kept for {self._shape} keys, got {H} heads of {T}")
+        if self._shape[0] != H or not 0 <= start <= start + T <= self._shape[1]:
+            raise ValueError(
+                f"scores are kept for {self._shape} keys, got {H} heads of {T} from {start} on"
+            )
+        part = slice(start, start + T)
         W = torch.ones((H, n), dtype=self._dtype, device=Q.device)
         for r in spans(n, row_size(n, H * T, tile)):
             S = _visible_logits(Q, K, scale, softcap, limit, None, r, slice(0, T))  # [H, rows, T]
@@ -199,7 +206,8 @@ class ScoreState:
                 share = share * weights[:, r].to(share.dtype).unsqueeze(-1)
             W[:, r] = share.squeeze(-1).to(W.dtype)
             P = P.mul_(share / mass.clamp_min(torch.finfo(S.dtype).tiny))
-            for kind, kept in self._kept.items():
+            for kind, whole in self._kept.items():
+                kept = whole[:, part]
                 if kind == "max":
                     torch.maximum(kept, P.amax(1).to(kept.dtype), out=kept)
                 elif kind == "rms":

@@ -27,6 +27,9 @@ from amcli.quantize import Entries, hadamard
 MAX_SCORES = 64 * 2**20
 """Score elements a tile may hold: 256 MiB in float32."""
 
+CPU_SCORES = 2**20
+"""The same on a CPU, which is a quarter faster with scores that stay in its caches."""
+
 _TILE_ROWS = 1024
 """Rows of a tile at most: small enough that causal and windowed tiles skip most dead columns."""
 
@@ -151,11 +154,14 @@ class _Seen:
     window: int | None
     live: torch.Tensor | None
 
-    def tiles(self, scores_per_row_and_column: int, extra_columns: int = 0) -> Iterator[_Tile]:
-        """Row tiles small enough for `MAX_SCORES`, each with the columns it can see at all."""
+    def tiles(
+        self, device: torch.device, scores_per_row_and_column: int, extra_columns: int = 0
+    ) -> Iterator[_Tile]:
+        """Row tiles small enough for the device, each with the columns it can see at all."""
         columns = self.n if self.window is None else min(self.n, self.window + _TILE_ROWS)
         a_row = max(1, scores_per_row_and_column * (columns + extra_columns))
-        step = max(1, min(_TILE_ROWS, MAX_SCORES // a_row))
+        room = min(MAX_SCORES, CPU_SCORES) if device.type == "cpu" else MAX_SCORES
+        step = max(1, min(_TILE_ROWS, room // a_row))
         for start in range(0, self.m, step):
             stop = min(start + step, self.m)
             first_query = self.n - self.m + start
@@ -201,7 +207,7 @@ def _stock(
         )
         return out.reshape(B, H, g, m, -1)
     out = q.new_empty(B, H, g, m, values.shape[-1])
-    for tile in seen.tiles(B * H * g):
+    for tile in seen.tiles(q.device, B * H * g):
         rows = q[..., tile.rows, :].flatten(2, 3)  # [B, H, g * r, d]
         mask = seen.mask(tile, q.device)
         if mask is not None:
@@ -273,26 +279,32 @@ def _softmax_heads(
     t = C_k.shape[0]
     C_k = C_k.to(exact)  # [t, d]
     C_v = values.new_empty(0, values.shape[-1]) if C_v is None else C_v.to(exact)  # [t, dv]
-    for tile in seen.tiles(B * h * g, extra_columns=t + 1):
+    for tile in seen.tiles(q.device, B * h * g, extra_columns=t):
         rows = q[..., tile.rows, :].flatten(2, 3).to(exact) * scaling  # [B, h, g * r, d]
         asking = rows
         if turned is not None:
             asking = turned[..., tile.rows, :].flatten(2, 3).to(exact) * scaling
-        past = _cap(asking @ C_k.T, softcap)  # [B, h, g * r, t]
-        if beta is not None:
-            past = past + beta
         now = _cap(rows @ keys[:, :, tile.columns].mT, softcap)  # [B, h, g * r, c]
         mask = seen.mask(tile, q.device)
         if mask is not None:
             now.view(B, h, g, -1, now.shape[-1]).masked_fill_(~mask[:, None, None], -torch.inf)
-        columns = [past, now]
+        past = _cap(asking.flatten(0, 2) @ C_k.T, softcap).view(*rows.shape[:3], t)
+        if beta is not None:
+            past += beta
+        # One softmax over both, in place: on a CPU fresh memory costs more than the arithmetic.
+        top = now.amax(-1, keepdim=True)  # [B, h, g * r, 1]
+        if t:
+            top = torch.maximum(top, past.amax(-1, keepdim=True))
         if sinks is not None:
-            per_row = sinks.to(exact)[None, :, :, None].expand(B, h, g, rows.shape[2] // g)
-            columns.append(per_row.flatten(2, 3)[..., None])
-        weights = torch.cat(columns, dim=-1).softmax(dim=-1)
-        n_seen = now.shape[-1]
-        part = weights[..., :t] @ C_v
-        part = part + weights[..., t : t + n_seen] @ values[:, :, tile.columns]
+            per_row = sinks.to(exact).repeat_interleave(rows.shape[2] // g, dim=1)[None, ..., None]
+            top = torch.maximum(top, per_row)
+        now, past = now.sub_(top).exp_(), past.sub_(top).exp_()
+        total = now.sum(-1, keepdim=True) + past.sum(-1, keepdim=True)
+        if sinks is not None:
+            total = total + (per_row - top).exp()
+        part = now @ values[:, :, tile.columns]
+        part += (past.flatten(0, 2) @ C_v).view(part.shape)
+        part /= total
         out[..., tile.rows, :] = part.view(B, h, g, -1, part.shape[-1]).to(out.dtype)
 
 

@@ -29,6 +29,7 @@ from amcli.pipeline.options import Options as Options
 from amcli.pipeline.options import check as check
 from amcli.pipeline.progress import Progress, Silent
 from amcli.pipeline.reference import SOURCES, LayerReference, Passage, Passes
+from amcli.pipeline.self_study import TEMPERATURE
 from amcli.quantize import NATIVE, Entries, quantizer_of
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Compaction:
 
     layers       entries of every layer; sliding layers hold their raw tail
     query_count  reference queries per KV head that the fits may use
+    asked        questions that the model asked itself for them
     seconds      time of each stage
     errors       of the stored entries, on held-out queries; None: not measured
     fidelity     what a search for the ratio has found, if there was one
@@ -56,6 +58,7 @@ class Compaction:
     budget: str
     layers: list[Entries]
     query_count: int
+    asked: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     errors: Errors | None = None
     fidelity: Reached | None = None
@@ -105,6 +108,8 @@ class Compaction:
             "seed": self.options.seed,
             "queries": {"source": self.options.source(self.method), "count": self.query_count},
         }
+        if self.asked:
+            manifest["queries"] |= {"asked": self.asked, "temperature": TEMPERATURE}
         if self.errors is not None:
             manifest["fit_errors"] = {"mass": self.errors.mass, "output": self.errors.output}
             manifest["attention"] = self.errors.attention
@@ -193,7 +198,10 @@ def compact(
     layers = _fit(context, method, options, references, scores, lengths, rotary, progress)
     seconds["compact"] = time.perf_counter() - began
     count = max((r.count for r in references.values()), default=0)
-    found = Compaction(context, options, method, budget, layers, count, seconds, file=file)
+    asked = max((r.asked for r in references.values()), default=0)
+    found = Compaction(
+        context, options, method, budget, layers, count, asked, seconds, file=file
+    )  # fmt: skip
     if errors:
         measure(found, passes, progress)
     return found

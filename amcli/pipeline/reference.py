@@ -32,6 +32,9 @@ from amcli.prompts import REPEAT, REPEAT_FROM
 PART = 2048
 """Document tokens repeated at a time: bounds the positions the pass needs beyond the document's."""
 
+OWN_PART = 512
+"""Document tokens repeated at a time where each part scores its own keys only."""
+
 _HEAD = 12  # tokens by which a part is named
 
 MAX_QUERIES = 4096
@@ -44,12 +47,16 @@ class Passage:
 
     start   the context's length, or earlier: the context's own tokens, read once more
     part    positions of the context that the passage is about
+    own     its queries score the keys of that part alone
+    asked   questions in it that the model asked itself
     """
 
     ids: list[int]
     first: int
     start: int
     part: slice
+    own: bool = False
+    asked: int = 0
 
 
 @dataclass
@@ -60,6 +67,7 @@ class LayerReference:
              the document (1 minus what falls on the tokens fed since)
     scores   what all queries, sampled or not, paid to each key; statistic: the one to rank by
     others   further sources, whose scores count as well
+    asked    questions that the model asked itself
     scale    factor of the logits; softcap as the model has it, or None
     watched  a method's own view of them; then there is no sample and no other score
     known    what compactions with these queries have found so far
@@ -71,6 +79,7 @@ class LayerReference:
     watched: Watcher | None = None
     statistic: ScoreKind = "max"
     others: tuple[LayerReference, ...] = ()
+    asked: int = 0
     rows: int = 0
     parts: list[torch.Tensor] = field(default_factory=list)
     shares: list[torch.Tensor] = field(default_factory=list)
@@ -133,6 +142,15 @@ def repeat_passages(context: Context, part: int = PART) -> list[Passage]:
     return passages
 
 
+def own_passages(context: Context) -> list[Passage]:
+    """The document in short parts, each of which scores its own keys only.
+
+    KVzip's saving (arXiv 2505.23416, section 3.3): scoring costs T times the length of a part
+    instead of T². What a part's tokens would find in the rest of the document goes unseen.
+    """
+    return [replace(passage, own=True) for passage in repeat_passages(context, OWN_PART)]
+
+
 def context_passages(context: Context, last: int | None = None) -> list[Passage]:
     """The context itself, as it was read; its last tokens only, where that many are enough."""
     start = 0 if last is None else max(0, context.T - last)
@@ -149,7 +167,10 @@ def study_passages(context: Context, seed: int, progress: Progress) -> list[Pass
     limit = context.loaded.geometry.max_positions
     room = PART if limit is None else min(PART, limit - context.T)
     whole = slice(0, context.T)
-    return [Passage(ids[:room], 0, context.T, whole) for ids in dialogues(context, exchanges, room)]
+    return [
+        Passage(ids[:room], 0, context.T, whole, asked=count)
+        for ids, count in dialogues(context, exchanges, room)
+    ]
 
 
 @dataclass(frozen=True)
@@ -167,6 +188,7 @@ class QuerySource:
 
 SOURCES: dict[str, QuerySource] = {
     "repeat": QuerySource(lambda context, seed, progress: repeat_passages(context)),
+    "repeat-parts": QuerySource(lambda context, seed, progress: own_passages(context)),
     "self-study": QuerySource(study_passages, "rms"),
     "context": QuerySource(lambda context, seed, progress: context_passages(context)),
 }
@@ -196,7 +218,11 @@ def mixed(parts: Sequence[dict[int, LayerReference]]) -> dict[int, LayerReferenc
     """
     *others, last = parts
     return {
-        layer: replace(found, others=tuple(part[layer] for part in others))
+        layer: replace(
+            found,
+            others=tuple(part[layer] for part in others),
+            asked=sum(part[layer].asked for part in parts),
+        )
         for layer, found in last.items()
     }
 
@@ -257,6 +283,7 @@ def collect(
                 progress.advance(len(ids))
     for found in recorder.layers.values():
         found.statistic = statistic
+        found.asked = sum(passage.asked for passage in passages)
     return recorder.layers
 
 
@@ -380,14 +407,16 @@ class _Recorder:
             fed_limit=None if look.fed_limit is None else look.fed_limit[skip:],
         )
         Q, limit, fed_limit = look.rows()  # over the group's query heads, then over tokens
+        part = self.passage.part if self.passage.own else slice(0, self.T)
         W = reference.scores.update(
             Q,
-            look.K,
+            look.K[:, part],
             look.scale,
             softcap=look.softcap,
             limit=limit if look.fed is None else None,
             fed=look.fed,
             fed_limit=fed_limit,
+            start=part.start,
         )
         chosen = self.picked[self.number][before + skip : before + m].to(Q.device)
         rows = chosen.repeat(look.Q.shape[1]).nonzero().squeeze(1)

@@ -130,15 +130,19 @@ def _room(context: Context, prompt: int) -> int:
     return room
 
 
-def dialogues(context: Context, exchanges: Sequence[Exchange], tokens: int) -> list[list[int]]:
-    """The exchanges as conversations after the context, each of about `tokens` ids at most."""
+def dialogues(
+    context: Context, exchanges: Sequence[Exchange], tokens: int
+) -> list[tuple[list[int], int]]:
+    """The exchanges as conversations after the context: ids, about `tokens` of them at most, and
+    the number of exchanges in each."""
     chat = context.loaded.chat
-    found: list[list[int]] = []
+    found: list[tuple[list[int], int]] = []
     for exchange in exchanges:
         answer = chat.answer_ids(exchange.answer)
         turn = chat.next_turn(exchange.question) + answer
-        if found and len(found[-1]) + len(turn) <= tokens:
-            found[-1] += turn
+        if found and len(found[-1][0]) + len(turn) <= tokens:
+            ids, count = found[-1]
+            found[-1] = ids + turn, count + 1
         else:
-            found.append(chat.first_turn(exchange.question) + answer)
+            found.append((chat.first_turn(exchange.question) + answer, 1))
     return found

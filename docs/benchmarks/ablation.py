@@ -178,7 +178,7 @@ def reveal(benches: list[Bench]) -> None:
         bench = next(b for b in benches if b.context is context)
         known = [Exchange(q.text, q.answer) for q in bench.questions]
         whole = slice(0, context.T)
-        return [Passage(ids, 0, context.T, whole) for ids in dialogues(context, known, 2048)]
+        return [Passage(ids, 0, context.T, whole) for ids, _ in dialogues(context, known, 2048)]
 
     SOURCES["oracle"] = QuerySource(passages, "rms")
 

@@ -11,7 +11,7 @@ import pytest
 
 from amcli.cli import main
 from amcli.commands.eval_table import LiveTable, table_text
-from amcli.evaluation import plot, runner
+from amcli.evaluation import makers, plot, runner
 
 SMALL = ("--docs", "1", "--questions", "2", "--tokens", "200", "--method", "keep,knorm")
 Captured = pytest.CaptureFixture[str]
@@ -124,6 +124,36 @@ def test_an_interrupted_run_says_how_to_go_on(
     assert (code, out) == (130, "")
     assert "what is done is in r.json; the same command goes on from there" in err
     assert len(json.loads(Path("r.json").read_text(encoding="utf-8"))["cells"]) == 1
+
+
+def test_documents_side_by_side_give_what_one_after_another_gives(
+    capsys: Captured, here: Path
+) -> None:
+    words = ("--docs", "3", "--questions", "2", "--tokens", "150", "--method", "omp,knorm")
+    words = (*words, "--ratio", "5", "--model", "pocket", "-q")
+    assert run(capsys, *words, "-o", "one.json")[0] == 0
+    assert run(capsys, *words, "-o", "two.json", "--jobs", "2")[0] == 0
+    one, two = (json.loads(Path(f"{n}.json").read_text(encoding="utf-8")) for n in ("one", "two"))
+    assert two["complete"]
+    assert "2 processes" in two["hardware"]
+    for mine, theirs in zip(one["cells"], two["cells"], strict=True):
+        assert [mine[k] for k in ("document", "method", "ratio", "stored_bytes")] == [
+            theirs[k] for k in ("document", "method", "ratio", "stored_bytes")
+        ]
+        for a, b in zip(mine["outcomes"], theirs["outcomes"], strict=True):
+            assert a == pytest.approx(b, abs=1e-3)
+    # Goes on where one process stopped, and says what is wrong as one process does.
+    del two["cells"][3:]
+    Path("two.json").write_text(json.dumps(two), encoding="utf-8")
+    assert run(capsys, *words, "-o", "two.json", "-j", "3")[0] == 0
+    assert len(json.loads(Path("two.json").read_text(encoding="utf-8"))["cells"]) == 12
+
+
+def test_all_stands_for_every_method() -> None:
+    found = makers.expanded("all")
+    assert {"omp", "kvzip", "am-omp", "summary"} <= set(found)
+    assert not {"keep", "shuffled"} & set(found)
+    assert makers.expanded("omp") == ["omp"]
 
 
 def estimate(value: float) -> dict[str, float]:

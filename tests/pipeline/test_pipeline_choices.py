@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -67,8 +68,9 @@ def test_conversations_hold_every_exchange_once(
 ) -> None:
     conversations = dialogues(context, exchanges, 200)
     assert len(conversations) > 1
-    assert all(len(ids) <= 200 for ids in conversations)
-    said = "".join(context.loaded.tokenizer.decode(ids) for ids in conversations)
+    assert all(len(ids) <= 200 for ids, _ in conversations)
+    assert sum(count for _, count in conversations) == len(exchanges)
+    said = "".join(context.loaded.tokenizer.decode(ids) for ids, _ in conversations)
     for exchange in exchanges:
         assert exchange.question in said
     assert question_count(10) < question_count(1000) < question_count(10**6) < 2000
@@ -119,6 +121,29 @@ def test_a_model_that_says_nothing_cannot_study(
     assert "--queries repeat" in str(error.value.hint)
 
 
+def test_parts_score_their_own_keys(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a part gives its keys is what a document of that part's keys alone would get."""
+    monkeypatch.setattr(reference, "OWN_PART", 80)
+    passages = reference.SOURCES["repeat-parts"].passages(context, 0, Silent())
+    assert len(passages) > 2
+    found = reference.collect(context, passages, progress=Silent())
+    whole = [replace(passage, own=False) for passage in passages]
+    other = reference.collect(context, whole, progress=Silent())
+    for layer in (0, len(found) - 1):
+        own, all_ = found[layer].ranked(), other[layer].ranked()
+        assert own.shape == all_.shape
+        assert bool((own > 0).all())
+        # Fewer keys share a query's attention, so that the best of each part gets no less of it.
+        assert float(own.amax()) >= 0.99 * float(all_.amax())
+        assert not torch.allclose(own, all_)
+    first = passages[0]
+    alone = reference.collect(context, [first], progress=Silent())
+    assert bool((alone[0].ranked()[:, first.part.stop :] == 0).all())
+    torch.testing.assert_close(
+        alone[0].ranked()[:, first.part], found[0].ranked()[:, first.part], atol=1e-6, rtol=1e-4
+    )
+
+
 def test_names_of_mixtures() -> None:
     assert reference.sources("repeat + self-study+repeat") == ("repeat", "self-study")
     with pytest.raises(UsageError, match="unknown reference queries 'self-studi'") as error:
@@ -166,10 +191,14 @@ def test_queries_by_need(context: Context) -> None:
     assert chosen == ["repeat", "repeat", "repeat+self-study", "repeat+self-study"]
 
 
-def test_few_entries_make_the_model_study(context: Context) -> None:
+def test_few_entries_make_the_model_study(context: Context, tmp_path: Path) -> None:
     scarce = compact(context, Options(tokens=4, method="highest-attention"))
     assert scarce.options.queries == "repeat+self-study"
     assert "self-study" in scarce.seconds
+    manifest = scarce.save(tmp_path / "a.amkv", overwrite=False)
+    assert manifest["queries"]["source"] == "repeat+self-study"
+    assert manifest["queries"]["temperature"] == 1.0
+    assert 10 < manifest["queries"]["asked"] <= question_count(context.T)
     asked = compact(context, Options(tokens=4, method="highest-attention", queries="repeat"))
     assert asked.options.queries == "repeat"
     assert "self-study" not in asked.seconds

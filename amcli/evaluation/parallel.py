@@ -1,0 +1,160 @@
+"""Documents measured side by side, by processes that each load the model.
+
+Small models on a CPU want this: many short steps keep one core busy, not all of them. Which process
+takes which document changes no number; how many threads each has may change last digits.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import platform
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from queue import Empty
+from typing import Any
+
+import torch
+
+from amcli.errors import AmkvError
+from amcli.evaluation import runner
+from amcli.evaluation.results import Results
+from amcli.evaluation.runner import Listener, Settings
+from amcli.evaluation.suites.base import Document
+from amcli.models.failures import quiet
+from amcli.models.loading import LoadedModel, load
+
+_PATIENCE = 1.0  # seconds between looks at whether all processes are still there
+
+
+@dataclass(frozen=True)
+class Spec:
+    """How to load the model again: as `models.loading.load` takes it."""
+
+    model: str
+    device: str | None
+    dtype: str | None
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every process is given."""
+
+    spec: Spec
+    settings: Settings
+    documents: Sequence[Document]
+    results: Results
+    threads: int
+
+
+def run(
+    settings: Settings,
+    loaded: LoadedModel,
+    spec: Spec,
+    documents: Sequence[Document],
+    results: Results,
+    listener: Listener,
+    save: Callable[[], None],
+    jobs: int = 1,
+) -> None:
+    """`runner.run` with `jobs` documents at a time; with one, in this process.
+
+    `spec` loads the model that `loaded` is. Errors of a process end the run as its own would.
+    """
+    todo = [index for index in range(len(documents)) if results.todo(index)]
+    jobs = min(jobs, len(todo))
+    if jobs <= 1:
+        runner.run(settings, loaded, documents, results, listener, save)
+        return
+    threads = max(1, torch.get_num_threads() // jobs)
+    if loaded.device.type == "cpu":
+        results.hardware = f"{jobs} processes, {threads} CPU threads each, {platform.machine()}"
+    listener.start(f"{jobs} at a time", sum(len(results.todo(index)) for index in todo))
+    # Spawned, not forked: threads and CUDA do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    tasks, found = context.Queue(), context.Queue()
+    for task in [*todo, *[None] * jobs]:
+        tasks.put(task)
+    job = _Job(spec, settings, documents, results, threads)
+    workers = [
+        context.Process(target=_work, args=(job, tasks, found), daemon=True) for _ in range(jobs)
+    ]
+    try:
+        for worker in workers:
+            worker.start()
+        _gather(found, workers, results, listener, save)
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.join()
+
+
+def _gather(
+    found: Any, workers: Sequence[Any], results: Results, listener: Listener, save: Any
+) -> None:
+    """Takes in what the processes send until each has said that it is done."""
+    left = len(workers)
+    while left:
+        try:
+            kind, what = found.get(timeout=_PATIENCE)
+        except Empty:
+            dead = [worker for worker in workers if worker.exitcode not in (None, 0)]
+            if dead:
+                raise AmkvError(
+                    f"a process that measured documents ended with code {dead[0].exitcode}",
+                    "it may have run out of memory: try fewer --jobs",
+                ) from None
+            continue
+        if kind == "error":
+            raise what
+        if kind == "done":
+            left -= 1
+        elif kind == "document":
+            listener.document(*what)
+        else:
+            seconds, cell = what
+            key = cell["document"], cell["method"], cell["ratio"]
+            results.documents[cell["document"]]["seconds"] = seconds
+            results.cells[key] = cell
+            listener.cell(results, *key[1:])
+            listener.advance()
+            save()
+
+
+def _work(job: _Job, tasks: Any, found: Any) -> None:
+    """One process: measures documents until there are no more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that waits for all
+    torch.set_num_threads(job.threads)
+    try:
+        loaded = load(job.spec.model, device=job.spec.device, dtype=job.spec.dtype)
+        with quiet():
+            while (index := tasks.get()) is not None:
+                runner.measure(
+                    job.settings, loaded, job.documents, index, job.results, _Sender(found)
+                )
+        found.put(("done", None))
+    except Exception as error:
+        found.put(("error", error))
+
+
+class _Sender:
+    """Sends what a listener would be told to the process that waits."""
+
+    def __init__(self, found: Any) -> None:
+        self._found = found
+
+    def start(self, stage: str, total: int) -> None:
+        """Nothing: stages of several documents at a time say nothing."""
+
+    def advance(self, units: int = 1) -> None:
+        """Nothing."""
+
+    def document(self, index: int, name: str, tokens: int) -> None:
+        """A document was begun."""
+        self._found.put(("document", (index, name, tokens)))
+
+    def cell(self, results: Results, method: str, ratio: float | None) -> None:
+        """The newest cell."""
+        cell = next(reversed(results.cells.values()))
+        seconds = results.documents[cell["document"]]["seconds"]
+        self._found.put(("cell", (seconds, cell)))
