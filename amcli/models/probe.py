@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from amcli.errors import AmkvError
 from amcli.models.attention import NAME, Recording, recording
 from amcli.models.cache import CompactCache
+from amcli.models.failures import out_of_memory
 from amcli.models.geometry import (
     LayerGeometry,
     ModelGeometry,
@@ -94,7 +95,7 @@ def _plain_cache(model: PreTrainedModel, states: tuple[int, ...]) -> Cache:
 
 
 def _feed(model: PreTrainedModel, cache: Cache, ids: list[int]) -> torch.Tensor:
-    """The last token's logits `[V]`, float32; UsageError for whatever goes wrong."""
+    """The last token's logits `[V]`, float32; UsageError for whatever the model does wrong."""
     tokens = torch.tensor([ids], device=model.device)
     try:
         with torch.no_grad():
@@ -104,11 +105,13 @@ def _feed(model: PreTrainedModel, cache: Cache, ids: list[int]) -> torch.Tensor:
         if isinstance(cache, CompactCache):
             cache.require_attended()
         return cast(torch.Tensor, output.logits[0, -1].float())
-    except torch.OutOfMemoryError:
-        raise
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise  # the machine's fault
     except (AmkvError, ArithmeticError, AttributeError, LookupError, NotImplementedError) as error:
         _refuse_for(model, error)
     except (RuntimeError, TypeError, ValueError) as error:
+        if out_of_memory(error):
+            raise
         _refuse_for(model, error)
 
 

@@ -84,3 +84,24 @@ def test_packed_sequences_are_refused() -> None:
     packed = torch.tensor([[0, 1, 2, 0, 1, 2]])
     with pytest.raises(NotImplementedError, match="causal and sliding-window"):
         tiny.build("qwen3")(input_ids=tiny.ids(6), position_ids=packed, use_cache=False)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_what_the_machine_does_wrong_is_not_put_down_to_the_model(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    model = tiny.build("llama")
+
+    def fail(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(model, "forward", fail)
+    with pytest.raises(type(error)) as caught:
+        probe(model)
+    assert caught.value is error
