@@ -26,6 +26,9 @@ INTERRUPTED = 130
 # BadParameter is the one usage error that Typer exports; its base is what all of them share.
 _TyperUsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
+_KERNELS = "the attention kernels cannot run here"
+"""How the one warning of our own begins: whoever waits for answers should know why."""
+
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
 
 
@@ -81,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.switches = Switches()
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # of the libraries below; -W brings them back
+        warnings.filterwarnings("always", message=_KERNELS)
+        warnings.showwarning = _show_warning
     try:
         code = typer.main.get_command(app).main(words, prog_name="amkv", standalone_mode=False)
     except KeyboardInterrupt:
@@ -96,6 +101,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if code == INTERRUPTED:  # Typer has caught the KeyboardInterrupt itself
         remark("interrupted")
     return code or 0
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """In place of Python's own form, which quotes the source."""
+    console.caution(str(message))
 
 
 def as_amkv_error(error: Exception) -> AmkvError:

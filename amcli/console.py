@@ -87,6 +87,12 @@ def report(error: AmkvError) -> None:
         remark(f"{paint('hint:', '36')} {_one_line(error.hint)}")
 
 
+def caution(text: str) -> None:
+    """A warning's first line, on stderr unless --quiet was given."""
+    if not switches.quiet:
+        remark(f"{paint('warning:', '33')} {printable(text).splitlines()[0]}")
+
+
 def remark(text: str) -> None:
     """A line on stderr, whatever --quiet says; lost when stderr is closed."""
     with suppress(ReaderGoneError, AmkvError):

@@ -9,12 +9,17 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 import amkv_format.writer
+from amcli.commands import inspect
+from amcli.models import attend
 from amcli.pipeline import compaction, contexts
+from amcli.ragged import RaggedHeads
 from conftest import Amkv
 
 
@@ -27,6 +32,41 @@ def test_no_permission_is_seen_before_the_model_is_loaded(
     assert done.code == 1
     assert done.errors[0] == "error: cannot write doc.prefill.amkv: Permission denied"
     assert os.listdir(here) == ["doc.txt"]
+
+
+def test_kernels_that_cannot_run_are_one_line_and_other_warnings_none(
+    amkv: Amkv, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Kernels:
+        can_attend = staticmethod(lambda *arguments: True)
+
+        @staticmethod
+        def attend_prefix(*arguments: object) -> None:
+            raise RuntimeError("Failed to find C compiler.\nPlease specify via CC")
+
+    def describe(*arguments: object) -> dict[str, object]:
+        warnings.warn("of some library", UserWarning, stacklevel=2)
+        assert (
+            attend._by_kernels(torch.zeros(1), RaggedHeads(*[torch.zeros(0, 1)] * 2, None, (0,)))
+            is None
+        )
+        return found(*arguments)
+
+    found = inspect.describe
+    monkeypatch.setattr(inspect, "describe", describe)
+    monkeypatch.setattr(attend, "_kernels", lambda: Kernels)
+    monkeypatch.setattr(attend, "_broken", [])
+    file = Path(__file__).parents[2] / "formats" / "vectors" / "good" / "compact-f32.amkv"
+    done = amkv("inspect", file)
+    assert (done.code, done.err.splitlines()) == (
+        0,
+        [
+            "warning: the attention kernels cannot run here, so answers are slower: "
+            "RuntimeError: Failed to find C compiler."
+        ],
+    )
+    attend._broken.clear()
+    assert amkv("inspect", file, "-q").err == ""
 
 
 @pytest.mark.parametrize("words", [("prefill", "doc.txt"), ("compact", "doc.txt")])
