@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from amcli.artifacts import write_artifact
-from amcli.errors import AmkvError, UsageError
+from amcli.errors import UsageError
 from amcli.matching import budgets, methods
 from amcli.matching.budgets import LayerShape, Lengths
 from amcli.matching.compact import Known, LayerResult, compact_layer
@@ -22,7 +22,7 @@ from amcli.models.rotary import Rotary
 from amcli.pipeline import budget_file, heldout, reference
 from amcli.pipeline.budget_file import BudgetFile
 from amcli.pipeline.choices import holds_every_key, queries_by_need, store_by_error
-from amcli.pipeline.contexts import Context, dense, full_layers, live_keys
+from amcli.pipeline.contexts import Context, dense, full_layers, live_keys, require_finite
 from amcli.pipeline.heldout import Errors
 from amcli.pipeline.options import AUTO, budget_of
 from amcli.pipeline.options import Options as Options
@@ -171,7 +171,7 @@ def compact(
             f"{context.loaded.id} has only sliding-window layers: nothing to compact",
             "prefill the document and chat with that",
         )
-    _require_finite(context)
+    require_finite(context)
     file = None if method.selection == "all" else budget_of(options)
     if file is not None:
         file.require_fit(context.loaded.id, full_layers(context), shapes(context))
@@ -205,19 +205,6 @@ def compact(
     if errors:
         measure(found, passes, progress)
     return found
-
-
-def _require_finite(context: Context) -> None:
-    """Raises AmkvError naming the first layer whose keys or values are not all numbers."""
-    for layer in full_layers(context):
-        for name, tensor in zip(("keys", "values"), live_keys(context, layer), strict=True):
-            wrong = int((~tensor.isfinite()).sum())
-            if wrong:
-                raise AmkvError(
-                    f"layer {layer}: {wrong:,} of {tensor.numel():,} numbers of the {name} are "
-                    "infinite or no numbers",
-                    "prefill the document again with --dtype bfloat16 or float32",
-                )
 
 
 def settled(

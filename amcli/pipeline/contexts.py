@@ -13,7 +13,7 @@ import torch
 
 from amcli import __version__
 from amcli.artifacts import Artifact, write_artifact
-from amcli.errors import ModelMismatchError, UsageError
+from amcli.errors import AmkvError, ModelMismatchError, UsageError
 from amcli.models import lengths
 from amcli.models.cache import CompactCache
 from amcli.models.generate import CHUNK, absorb
@@ -210,6 +210,26 @@ def full_layers(context: Context) -> Sequence[int]:
 
 
 def live_keys(context: Context, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`K [H, T, d]`, `V [H, T, dv]` of a full layer that is not compacted yet."""
+    """`K [H, T, d]`, `V [H, T, dv]` of a full layer that is not compacted yet; a sliding one's
+    tail."""
     keys, values = context.cache.live(layer)
     return keys[0], values[0]
+
+
+def require_finite(context: Context) -> None:
+    """Raises AmkvError naming the first layer whose keys, values or state are not all numbers."""
+    for layer in range(len(context.loaded.geometry.layers)):
+        for name, tensor in zip(("keys", "values"), live_keys(context, layer), strict=True):
+            _require_finite(f"layer {layer}", name, tensor)
+    for (place, name), state in context.cache.get_states().items():
+        _require_finite(f"layer {place} of the model", f"{name} state", state)
+
+
+def _require_finite(layer: str, name: str, tensor: torch.Tensor) -> None:
+    wrong = int((~tensor.isfinite()).sum())
+    if wrong:
+        raise AmkvError(
+            f"{layer}: {wrong:,} of {tensor.numel():,} numbers of the {name} are infinite or no "
+            "numbers",
+            "prefill the document again with --dtype bfloat16 or float32",
+        )

@@ -14,7 +14,7 @@ import torch
 from amcli.artifacts import Artifact, write_artifact
 from amcli.cli import main
 from amcli.commands.inspect import describe
-from amcli.errors import ModelMismatchError
+from amcli.errors import AmkvError, ModelMismatchError
 from amcli.models import generate
 from amcli.models.cache import CompactCache
 from amcli.models.generate import feed
@@ -138,6 +138,17 @@ def test_a_layer_hands_out_copies() -> None:
     layer.tensors()["conv"].zero_()
     assert layer.tensors()["conv"].sum() == 12
     assert layer.nbytes == 48
+
+
+def test_a_state_that_is_not_all_numbers_is_not_compacted() -> None:
+    """A file must not hold it, and whoever loaded one would be told nothing but nonsense."""
+    context = prefill(families.loaded("qwen3_next"), families.DOCUMENT)
+    found = states(context.cache)
+    found[2, "recurrent"][0, 1, 2, 3] = torch.inf
+    context.cache.set_states(found)
+    says = "layer 2 of the model: 1 of 128 numbers of the recurrent state are infinite"
+    with pytest.raises(AmkvError, match=says):
+        compact(context, Options(method="keep"), errors=False)
 
 
 def test_states_are_in_the_file_and_beside_the_ratio(tmp_path: Path) -> None:
