@@ -22,7 +22,8 @@ from amcli.evaluation import makers
 from amcli.evaluation.forcing import Limits, Teacher, tokenize
 from amcli.evaluation.suites import base
 from amcli.matching import budgets, compact, methods, recipes
-from amcli.matching.scores import SCORE_KINDS
+from amcli.matching.scores import SCORE_KINDS, attention_stats
+from amcli.matching.selection import PURSUIT, omp
 from amcli.models.generate import absorb
 from amcli.models.loading import load
 from amcli.pipeline import compaction, contexts, reference
@@ -67,6 +68,9 @@ OPTIONS: dict[str, dict[str, str]] = {
     "repeat+self-study in one pass": {"queries": "one pass"},
     "repeat+self-study fitted to repeat": {"queries": "self-study+repeat"},
     "repeat+self-study on-policy": {"queries": BOTH},
+    "budget by marginal gain": {"queries": BOTH},
+    "repeat in short parts": {"queries": "short parts"},
+    "repeat in short parts that score their own keys": {"queries": "own parts"},
     "oracle": {"queries": "oracle"},
 }
 """Options that differ. The oracle's reference queries are the test's own questions and answers."""
@@ -110,6 +114,27 @@ class Bench:
         if on_policy:
             made = self._again(made, options)
         return self.teacher.measure(made.cache), made.full_bytes / made.stored_bytes
+
+    def gains(self, options: Options) -> list[torch.Tensor]:
+        """Per layer `[H, T]`: what each further entry of pursuit takes off a head's squared error,
+        weighted by the head's share of attention on the document."""
+        method = methods.get(options.method)
+        found, _ = compaction._references(
+            self.context, method, options, None, self.passes, Silent()
+        )
+        gains = []
+        for layer in contexts.full_layers(self.context):
+            r, (K, V) = found[layer], contexts.live_keys(self.context, layer)
+            H, T, _ = K.shape
+            truth = attention_stats(r.Q, K, V, r.scale, softcap=r.softcap)
+            curve = omp(
+                r.Q, K, truth.lse, r.ranked(), [min(T, PURSUIT)] * H, scale=r.scale,
+                softcap=r.softcap, weights=r.weights, Y=truth.Y, seed=options.seed,
+            ).residual  # fmt: skip
+            drop = -torch.diff(curve, dim=1, prepend=torch.ones(H, 1))
+            share = r.weights.mean(1, keepdim=True)
+            gains.append(torch.nn.functional.pad(drop * share, (0, T - drop.shape[1])))
+        return gains
 
     def _again(self, made: makers.Made, options: Options) -> makers.Made:
         """The same compaction once more, with queries as they are over its compact context.
@@ -162,10 +187,18 @@ class Whole:
         return self.keys, None
 
 
+SHORT = 128
+"""Tokens of a short part: the registers are shorter than what `repeat-parts` takes."""
+
+
 def compare_sources() -> None:
     """Other ways to rank and to mix the two sources of the default method."""
     repeat, study = SOURCES["repeat"], SOURCES["self-study"]
     SOURCES["self-study, max"] = replace(study, statistic="max")
+    SOURCES["short parts"] = QuerySource(lambda c, *_: reference.repeat_passages(c, SHORT))
+    SOURCES["own parts"] = QuerySource(
+        lambda c, *_: [replace(p, own=True) for p in reference.repeat_passages(c, SHORT)]
+    )
     SOURCES["one pass"] = QuerySource(
         lambda *args: repeat.passages(*args) + study.passages(*args)
     )  # fmt: skip
@@ -189,7 +222,12 @@ def row(title: str, benches: list[Bench], options: Options) -> dict[str, Any]:
     known: dict[str, int] = {}
     kl, tokens, ratios = 0.0, 0, []
     for bench in benches:
+        before = budgets.allocate
+        if "marginal gain" in title:
+            gains = bench.gains(options)
+            budgets.allocate = lambda name, total, *_, g=gains: budgets.adaptive(g, total)
         outcomes, ratio = bench.measure(options, on_policy="on-policy" in title)
+        budgets.allocate = before
         ratios.append(ratio)
         for question, outcome, full in zip(bench.questions, outcomes, bench.full, strict=True):
             right[question.kind] = right.get(question.kind, 0) + (outcome.exact and full.exact)
