@@ -246,7 +246,7 @@ def _explicit(
         _softmax_heads(q, None, keys, values, None, scaling, softcap, sinks, seen, out)
         return out
     exact = torch.promote_types(q.dtype, torch.float32)
-    turned = hadamard(q.to(exact)) if prefix.rotated else None
+    turned = _turned(q.to(exact)) if prefix.rotated else None
     for h, entries in enumerate(prefix.heads()):
         head = slice(h, h + 1)
         sink = None if sinks is None else sinks[head]
@@ -292,20 +292,28 @@ def _softmax_heads(
         if beta is not None:
             past += beta
         # One softmax over both, in place: on a CPU fresh memory costs more than the arithmetic.
-        top = now.amax(-1, keepdim=True)  # [B, h, g * r, 1]
+        # What it subtracts is a constant to gradients: there are none of what is overwritten.
+        top = now.detach().amax(-1, keepdim=True)  # [B, h, g * r, 1]
         if t:
-            top = torch.maximum(top, past.amax(-1, keepdim=True))
+            top = torch.maximum(top, past.detach().amax(-1, keepdim=True))
         if sinks is not None:
             per_row = sinks.to(exact).repeat_interleave(rows.shape[2] // g, dim=1)[None, ..., None]
-            top = torch.maximum(top, per_row)
+            top = torch.maximum(top, per_row.detach())
         now, past = now.sub_(top).exp_(), past.sub_(top).exp_()
         total = now.sum(-1, keepdim=True) + past.sum(-1, keepdim=True)
         if sinks is not None:
             total = total + (per_row - top).exp()
         part = now @ values[:, :, tile.columns]
         part += (past.flatten(0, 2) @ C_v).view(part.shape)
-        part /= total
+        part = part / total
         out[..., tile.rows, :] = part.view(B, h, g, -1, part.shape[-1]).to(out.dtype)
+
+
+def _turned(q: torch.Tensor) -> torch.Tensor:
+    """`hadamard`, with gradients where they are asked for, which it does not have itself."""
+    if q.requires_grad and torch.is_grad_enabled():
+        return q @ hadamard(torch.eye(q.shape[-1], dtype=q.dtype, device=q.device))
+    return hadamard(q)
 
 
 def _cap(scores: torch.Tensor, softcap: float | None) -> torch.Tensor:

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from amcli.models import attend as module
 from amcli.models.attend import attend
+from amcli.quantize import QUANTIZERS, Entries
 from amcli.ragged import RaggedHeads
 
 
@@ -165,6 +166,24 @@ class Largest(TorchDispatchMode):
         if isinstance(found, torch.Tensor):
             self.elements = max(self.elements, found.numel())
         return found
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("store", ["native", "int8", "int4"])
+def test_gradients_are_those_of_the_result(store: str, softcap: float | None) -> None:
+    """Kernels decline where gradients are wanted: they are to be had here."""
+    torch.manual_seed(0)
+    numbers = RaggedHeads(torch.randn(9, 8), torch.randn(9, 8), torch.randn(9), (3, 6))
+    prefix: Entries = numbers if store == "native" else QUANTIZERS[store].pack(numbers)
+    q, k, v = (
+        torch.randn(1, heads, 4, 8, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2)
+    )
+    sinks = torch.randn(4, dtype=torch.float64, requires_grad=True)
+
+    def result(q: torch.Tensor, *more: torch.Tensor) -> torch.Tensor:
+        return attend(q, prefix, *more[:2], softcap=softcap, sinks=more[2])
+
+    assert torch.autograd.gradcheck(result, (q[:, :, -3:], k, v, sinks))
 
 
 def test_a_window_with_a_prefix_is_refused() -> None:
