@@ -106,7 +106,7 @@ def _feed(model: PreTrainedModel, cache: Cache, ids: list[int]) -> torch.Tensor:
             cache.require_attended()
         return cast(torch.Tensor, output.logits[0, -1].float())
     except (torch.OutOfMemoryError, torch.AcceleratorError):
-        raise  # the machine's fault
+        raise  # the device's fault
     except (AmkvError, ArithmeticError, AttributeError, LookupError, NotImplementedError) as error:
         _refuse_for(model, error)
     except (RuntimeError, TypeError, ValueError) as error:

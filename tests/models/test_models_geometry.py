@@ -93,7 +93,7 @@ def test_packed_sequences_are_refused() -> None:
         RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
     ],
 )
-def test_what_the_machine_does_wrong_is_not_put_down_to_the_model(
+def test_what_the_device_does_wrong_is_not_put_down_to_the_model(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     model = tiny.build("llama")
