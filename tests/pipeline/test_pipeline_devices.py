@@ -1,0 +1,67 @@
+"""The whole compaction in float32 on a GPU and on the CPU: one function, one result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from boxes import source
+
+from amcli.artifacts import Artifact
+from amcli.models.loading import LoadedModel, load
+from amcli.pipeline.compaction import Compaction, Options, compact
+from amcli.pipeline.contexts import prefill, restore
+
+CHECKED = [
+    Options(ratio=10, method="omp", queries="repeat", store="native"),
+    Options(ratio=30, method="omp-beta", queries="repeat", store="int4"),
+    Options(ratio=10, method="highest-attention", queries="context", store="int8"),
+    Options(ratio=10, method="am-omp", queries="repeat"),
+    Options(ratio=10, method="kvzip"),
+]
+
+
+def on(device: str, options: Options) -> tuple[LoadedModel, Compaction]:
+    loaded = load("pocket", device=device, dtype="float32")
+    return loaded, compact(prefill(loaded, source(1500)), options)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", CHECKED, ids=lambda o: f"{o.method}-{o.store}")
+def test_gpu_and_cpu_agree_in_float32(options: Options) -> None:
+    """Sums in another order move scores by a few units in the last place, so that a key at the
+    end of a budget may be another one. Errors, sizes and what is kept agree all the same."""
+    _, cpu = on("cpu", options)
+    _, gpu = on("cuda", options)
+    assert gpu.layers[0].lengths  # computed, not refused
+    sizes = [sum(heads.lengths) for c in (cpu, gpu) for heads in c.layers]
+    half = len(sizes) // 2
+    assert sum(sizes[:half]) == sum(sizes[half:])
+    shared = total = 0
+    for mine, theirs in zip(cpu.layers, gpu.layers, strict=True):
+        for (a, _, _), (b, _, _) in zip(
+            mine.unpack().heads(), theirs.to("cpu").unpack().heads(), strict=True
+        ):
+            near = torch.cdist(a.float(), b.float()).amin(1) < 0.05 * a.float().norm(dim=1)
+            shared, total = shared + int(near.sum()), total + len(a)
+    assert shared >= 0.97 * total
+    assert cpu.errors is not None
+    assert gpu.errors is not None
+    for here, there in zip(cpu.errors.output, gpu.errors.output, strict=True):
+        assert there == pytest.approx(here, rel=0.1, abs=0.01)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("store", ["native", "int8", "int4"])
+def test_a_context_goes_to_the_gpu_as_it_is_in_the_file(store: str, tmp_path: Path) -> None:
+    loaded, found = on("cuda", Options(ratio=8, method="highest-attention", store=store))
+    found.save(tmp_path / "a.amkv", overwrite=False)
+    with Artifact.open(tmp_path / "a.amkv") as artifact:
+        read = restore(artifact, loaded)
+        for i, heads in enumerate(found.layers):
+            there, here = artifact.heads(i, "cuda").unpack(), heads.unpack()
+            assert there.keys.device.type == "cuda"
+            assert torch.equal(there.keys, here.keys.to("cuda"))
+            assert torch.equal(there.values, here.values.to("cuda"))
+    assert read.cache.nbytes() == found.stored_bytes
