@@ -7,7 +7,7 @@ longest head.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -68,6 +68,7 @@ class Known:
         self.kept = kept
         self.nested = nested
         self._truth: Stats | None = None
+        self._found: dict[Hashable, torch.Tensor] = {}
         self._orders: dict[int, torch.Tensor] = {}  # head -> positions, best first
 
     def truth(
@@ -86,6 +87,15 @@ class Known:
         if Q.shape[1]:
             found = attention_stats(Q, K, V, scale, softcap=softcap, tile=tile)
         self._truth = found if self.kept else None
+        return found
+
+    def once(self, name: Hashable, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What `make` gives, from an earlier call of that name where there was one."""
+        if name in self._found:
+            return self._found[name]
+        found = make()
+        if self.kept:
+            self._found[name] = found
         return found
 
     def order(self, heads: list[int], lengths: list[int]) -> torch.Tensor | None:

@@ -88,6 +88,7 @@ class ScoreContext:
     entries   entries a head of this layer gets, the mean where heads differ
     budget    name of the budget
     window    most recent tokens to look from, as the user set it; None: the method's own
+    known     what compactions with the same queries have found; see `compact.Known`
     rotation  `[d, d]`, mean rotation of RoPE over the next FUTURE positions: `q -> rotation @ q`;
               None unless the method asks for `rope`
     """
@@ -107,6 +108,7 @@ class ScoreContext:
     budget: str = "uniform"
     window: int | None = None
     rotation: torch.Tensor | None = None
+    known: Known | None = None
 
     def first(self, count: int) -> torch.Tensor:
         """`[T]` bool, True for the `count` oldest keys."""

@@ -360,6 +360,7 @@ def _scores(
                 budget=_budget(method, options),
                 window=options.window,
                 rotation=rotation,
+                known=None if found is None else found.known,
             )
         )
     if found is None:

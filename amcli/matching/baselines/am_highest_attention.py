@@ -12,8 +12,9 @@ from math import exp
 
 import torch
 
+from ..compact import Known
 from ..methods import Method, ScoreContext, register
-from ..scores import ScoreState, logsumexp
+from ..scores import ScoreState
 from ..selection import top
 from ..tiles import TILE_ELEMENTS, gather_rows, normal_equations, solve_dtype
 from .least_squares import fit_layer, least_squares, row_max
@@ -26,9 +27,14 @@ def score(ctx: ScoreContext) -> torch.Tensor:
     """Root mean square over the reference queries of their softmax over the context's keys."""
     if ctx.Q is None:
         raise ValueError("am-highest-attention needs reference queries")
-    state = ScoreState(ctx.K.shape[0], ctx.K.shape[1], device=ctx.K.device, kinds=["rms"])
-    state.update(ctx.Q, ctx.K, ctx.scale, softcap=ctx.softcap)
-    return state.scores("rms")
+    Q = ctx.Q
+
+    def rms() -> torch.Tensor:
+        state = ScoreState(ctx.K.shape[0], ctx.K.shape[1], device=ctx.K.device, kinds=["rms"])
+        state.update(Q, ctx.K, ctx.scale, softcap=ctx.softcap)
+        return state.scores("rms")
+
+    return (ctx.known or Known()).once("am-highest-attention", rms)
 
 
 def bounded_weights(G: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -49,11 +55,12 @@ def weigh(
     t: int,
     scale: float,
     softcap: float | None,
+    lse: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`(index [B, t], beta [B, t])`: the best keys by score, and their biases."""
     index = top(scores, [t] * len(scores)).index
     highest = row_max(Q, K, scale, softcap)  # [B, n]
-    m = (logsumexp(Q, K, scale, softcap=softcap) - highest).exp().unsqueeze(-1)
+    m = (lse - highest).exp().unsqueeze(-1)
     exact = Q.to(solve_dtype(Q.device))
     G, b = normal_equations(
         exact, gather_rows(K, index), highest, torch.ones_like(highest), m, scale, softcap,

@@ -141,11 +141,12 @@ def weigh(
     t: int,
     scale: float,
     softcap: float | None,
+    lse: torch.Tensor | None = None,
     *,
     keys_a_solve: int = 8,
     phi_elements: int = PHI_ELEMENTS,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`(index [B, t], beta [B, t])` by the paper's pursuit; `scores` play no part."""
+    """`(index [B, t], beta [B, t])` by the paper's pursuit; `scores` and `lse` play no part."""
     T = K.shape[1]
     n = min(Q.shape[1], max(1, phi_elements // T))
     Q = Q[:, torch.linspace(0, Q.shape[1] - 1, n, device=Q.device).round().long()]

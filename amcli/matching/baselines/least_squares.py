@@ -38,8 +38,10 @@ class Weigh(Protocol):
         t: int,
         scale: float,
         softcap: float | None,
+        lse: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`(index [B, t], beta [B, t])` for `Q [B, n, d]`, `K [B, T, d]`, `scores [B, T]`."""
+        """`(index [B, t], beta [B, t])` for `Q [B, n, d]`, `K [B, T, d]`, `scores [B, T]` and the
+        log masses `lse [B, n]` of the queries on all keys."""
 
 
 def least_squares(G: torch.Tensor, b: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
@@ -110,11 +112,11 @@ def fit_layer(
                 )
                 found = (keys, values, *found[2:4], *errors)
         else:
-            index, beta = weigh(Q[heads], K[heads], scores[heads], t, scale, softcap)
-            order = index.argsort(dim=1)
-            index, beta = index.gather(1, order), beta.gather(1, order)
             if stats is None:
                 raise ValueError("the fits need reference queries")
+            index, beta = weigh(Q[heads], K[heads], scores[heads], t, scale, softcap, stats.lse)
+            order = index.argsort(dim=1)
+            index, beta = index.gather(1, order), beta.gather(1, order)
             found = _fitted(
                 Q[heads], K[heads], V[heads], index, beta, stats, scale, softcap, W, rounding
             )
