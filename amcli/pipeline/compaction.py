@@ -293,6 +293,9 @@ def _references(
         found, reading = passes.get((name, method.watch, window, kinds, sample), read)
         seconds["reference"] = seconds.get("reference", 0.0) + reading
         parts.append(found)
+    alone = method.score is not None or method.fit is not None  # looks at the sample, not at scores
+    if alone and len(parts) > 1:
+        return reference.pooled(parts), seconds
     return reference.mixed(parts), seconds
 
 

@@ -227,6 +227,20 @@ def mixed(parts: Sequence[dict[int, LayerReference]]) -> dict[int, LayerReferenc
     }
 
 
+def pooled(parts: Sequence[dict[int, LayerReference]]) -> dict[int, LayerReference]:
+    """Several sources together for methods that rank and fit by the sample alone: the samples of
+    all of them, one after another."""
+    return {
+        layer: replace(
+            found,
+            parts=[x for part in parts for x in part[layer].parts],
+            shares=[x for part in parts for x in part[layer].shares],
+            known=Known(),
+        )
+        for layer, found in mixed(parts).items()
+    }
+
+
 Made = TypeVar("Made")
 
 

@@ -169,6 +169,17 @@ def test_a_mixture_ranks_by_both_and_fits_by_the_last(context: Context) -> None:
     assert torch.equal(reference.mixed([repeat])[0].ranked(), repeat[0].ranked())
 
 
+def test_methods_that_fit_in_their_own_way_see_every_source(context: Context) -> None:
+    def kept(queries: str, name: str) -> torch.Tensor:
+        options = Options(tokens=20, method=name, queries=queries, store="native")
+        return compact(context, options, errors=False).layers[-1].unpack().keys
+
+    for name in ("am-omp", "am-highest-attention"):
+        both = kept("context+repeat", name)
+        assert not torch.equal(both, kept("repeat", name))
+        assert not torch.equal(both, kept("context", name))
+
+
 def test_a_mixture_shares_its_passes_with_its_sources(context: Context) -> None:
     passes = reference.Passes(context)
     options = Options(tokens=40, method="highest-attention", queries="repeat")
