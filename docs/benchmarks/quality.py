@@ -13,7 +13,6 @@ SECTIONS = {
     "quality-8k": "A dense register, 8k tokens",
     "quality-sparse": "A sparse register, 2.8k tokens",
     "quality-cpu": "Eight dense registers, 2k tokens, on a CPU",
-    "quality-am-omp-8k": "The recipe of the paper's OMP at 8k tokens",
     "quality-olmo2": "Another model, 2k tokens",
 }
 
@@ -21,10 +20,6 @@ ABOUT = {
     "quality-cpu": (
         "In float32, to which the ratios are relative: halve them for bf16. Two cores, two\n"
         "documents at a time (`--jobs 2`): 9 minutes and 16 seconds for all of it."
-    ),
-    "quality-am-omp-8k": (
-        "In float32 on a CPU, reference queries from `repeat` for both. Pursuit over all keys of\n"
-        "a long document is slow, so that it is not in the table of all methods at 8k tokens."
     ),
     "quality-sparse": "The same kinds of fact with filler between them: one in about 40 tokens.",
     "quality-olmo2": (

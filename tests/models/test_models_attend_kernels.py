@@ -119,7 +119,6 @@ def test_the_kernels_compute_what_the_plain_path_computes(seed: int) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("seed", range(100, 160))
 def test_on_cuda_too(seed: int) -> None:
     case = random_case(seed, [torch.float32, torch.float16, torch.bfloat16], 10)
