@@ -22,6 +22,10 @@ ASKING = 10.0
 wants all of it; the more of it has to go, the more it matters what could be asked. With many
 entries questions change nothing and cost time."""
 
+ROOM = 256
+"""Positions behind a context without which the model is not made to ask questions: a question, its
+answer, and what the template puts around them."""
+
 ROUNDING = 0.25
 """Largest relative error of a layer's outputs that rounding the whole cache to 4 bits may cause.
 Models trained for this had 0.05 to 0.23 in their worst layer and lost hardly an answer; keys with
@@ -32,7 +36,9 @@ def queries_by_need(context: Context, layers: Sequence[LayerShape], planned: Seq
     """The sources for `planned` entries a head of each layer: `repeat`, or questions too."""
     entries = sum(t * layer.heads for t, layer in zip(planned, layers, strict=True))
     keys = sum(layer.tokens * layer.heads for layer in layers)
-    if context.loaded.chat.raw or keys < ASKING * entries:
+    limit = context.loaded.geometry.max_positions
+    cramped = limit is not None and limit - context.T < ROOM
+    if context.loaded.chat.raw or cramped or keys < ASKING * entries:
         return "repeat"
     return "repeat+self-study"
 

@@ -249,8 +249,9 @@ class _Stages:
 def _too_high(fidelity: float, probes: Sequence[Probe]) -> UsageError:
     best = max(probes, key=lambda probe: (probe.agreement, probe.ratio))
     less = int(best.agreement * 1000) / 1000
+    ask = f"ask for less, such as --fidelity {less:g}, or " if less else ""
     return UsageError(
         f"no ratio reaches an agreement of {fidelity:g}: the best seen is "
         f"{best.agreement:.4f}, at {best.ratio:g}×",
-        f"ask for less, such as --fidelity {less:g}, or keep everything with --method keep",
+        f"{ask}keep everything with --method keep",
     )

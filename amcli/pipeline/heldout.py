@@ -44,7 +44,7 @@ class Errors:
     """What is known of each layer's heads on held-out queries, `layer -> head` (`[]`: nothing).
 
     count      queries per KV head
-    mass, output   relative errors of the stored entries, defined as in `matching.compact`
+    mass, output   relative errors of the stored entries, defined as in `matching.errors`
     attention  mean share of the queries' attention that is on the document
     """
 

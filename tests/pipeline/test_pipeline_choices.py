@@ -151,6 +151,14 @@ def test_names_of_mixtures() -> None:
     assert "did you mean 'self-study'" in str(error.value.hint)
 
 
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> int:
+    """A model that asks itself so many questions: enough to mix, and quick."""
+    monkeypatch.setattr(reference, "question_count", lambda tokens: 16)
+    return 16
+
+
+@pytest.mark.usefixtures("few")
 def test_a_mixture_ranks_by_both_and_fits_by_the_last(context: Context) -> None:
     def collected(name: str) -> dict[int, LayerReference]:
         source = reference.SOURCES[name]
@@ -180,6 +188,7 @@ def test_methods_that_fit_in_their_own_way_see_every_source(context: Context) ->
         assert not torch.equal(both, kept("context", name))
 
 
+@pytest.mark.usefixtures("few")
 def test_a_mixture_shares_its_passes_with_its_sources(context: Context) -> None:
     passes = reference.Passes(context)
     options = Options(tokens=40, method="highest-attention", queries="repeat")
@@ -200,16 +209,19 @@ def test_queries_by_need(context: Context) -> None:
         for share in (1, 4, 12, 30)
     ]
     assert chosen == ["repeat", "repeat", "repeat+self-study", "repeat+self-study"]
+    geometry = replace(context.loaded.geometry, max_positions=context.T + 200)
+    cramped = replace(context, loaded=replace(context.loaded, geometry=geometry))
+    assert queries_by_need(cramped, layers, [context.T // 30] * len(layers)) == "repeat"
 
 
-def test_few_entries_make_the_model_study(context: Context, tmp_path: Path) -> None:
+def test_few_entries_make_the_model_study(context: Context, tmp_path: Path, few: int) -> None:
     scarce = compact(context, Options(tokens=4, method="highest-attention"))
     assert scarce.options.queries == "repeat+self-study"
     assert "self-study" in scarce.seconds
     manifest = scarce.save(tmp_path / "a.amkv", overwrite=False)
     assert manifest["queries"]["source"] == "repeat+self-study"
     assert manifest["queries"]["temperature"] == 1.0
-    assert 10 < manifest["queries"]["asked"] <= question_count(context.T)
+    assert few // 2 < manifest["queries"]["asked"] <= few
     asked = compact(context, Options(tokens=4, method="highest-attention", queries="repeat"))
     assert asked.options.queries == "repeat"
     assert "self-study" not in asked.seconds
