@@ -14,12 +14,18 @@ SECTIONS = {
     "quality-sparse": "A sparse register, 2.8k tokens",
     "quality-cpu": "Eight dense registers, 2k tokens, on a CPU",
     "quality-olmo2": "Another model, 2k tokens",
+    "quality-llama": "A deeper model, 2k tokens",
 }
 
 ABOUT = {
     "quality-cpu": (
         "In float32, to which the ratios are relative: halve them for bf16. Two cores, two\n"
         "documents at a time (`--jobs 2`): 9 minutes and 16 seconds for all of it."
+    ),
+    "quality-llama": (
+        "`llama` of [other models of this kind](../pocket.md): 12 layers, 48 KV heads. It answers\n"
+        "direct questions, hardly any of the others, so that only `direct` says something here.\n"
+        "In float32 on a CPU: halve the ratios for bf16."
     ),
     "quality-sparse": "The same kinds of fact with filler between them: one in about 40 tokens.",
     "quality-olmo2": (
