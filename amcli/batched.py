@@ -105,14 +105,7 @@ def appended(parts: Sequence[Entries], dtype: torch.dtype) -> Entries:
             for p in range(len(parts))
         ]
     ).to(device_of(flat))
-    beta = None if flat.beta is None else flat.beta[order]
-    lengths = tuple(sum(flat.lengths[h::H]) for h in range(H))
-    if isinstance(flat, RaggedHeads):
-        return RaggedHeads(flat.keys[order], flat.values[order], beta, lengths)
-    keys, values = (
-        Packed(x.codes[order], x.scale[order], x.rotated) for x in (flat.keys, flat.values)
-    )
-    return QuantizedHeads(keys, values, beta, lengths)
+    return _rows(flat, order, tuple(sum(flat.lengths[h::H]) for h in range(H)))
 
 
 def device_of(entries: Entries) -> torch.device:
@@ -164,8 +157,12 @@ def _beta(part: Entries) -> torch.Tensor:
 def _heads(entries: Entries, first: int, last: int) -> Entries:
     """Views of the heads `first` to `last`."""
     rows = slice(entries.offsets[first], entries.offsets[last])
-    beta = None if entries.beta is None else entries.beta[rows]
-    lengths = entries.lengths[first:last]
+    return _rows(entries, rows, entries.lengths[first:last])
+
+
+def _rows(entries: Entries, which: slice | torch.Tensor, lengths: tuple[int, ...]) -> Entries:
+    """Some rows of all tensors, which are those of heads of these `lengths`."""
+    beta = None if entries.beta is None else entries.beta[which]
     if isinstance(entries, RaggedHeads):
-        return RaggedHeads(entries.keys[rows], entries.values[rows], beta, lengths)
-    return QuantizedHeads(entries.keys.rows(rows), entries.values.rows(rows), beta, lengths)
+        return RaggedHeads(entries.keys[which], entries.values[which], beta, lengths)
+    return QuantizedHeads(entries.keys.rows(which), entries.values.rows(which), beta, lengths)

@@ -87,8 +87,8 @@ class Packed:
         """Bytes of codes and scales."""
         return sum(x.numel() * x.element_size() for x in (self.codes, self.scale))
 
-    def rows(self, which: slice) -> Packed:
-        """Views of some rows."""
+    def rows(self, which: slice | torch.Tensor) -> Packed:
+        """Some rows: views of a slice, copies of those at given indices."""
         return Packed(self.codes[which], self.scale[which], self.rotated)
 
     def to(self, device: torch.device | str) -> Packed:

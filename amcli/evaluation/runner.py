@@ -166,7 +166,7 @@ def prepare(settings: Settings, loaded: LoadedModel) -> tuple[list[Document], Re
         entries.append({"name": document.name, "tokens": tokens, "seconds": {}})
     results = Results(
         settings=settings.record(loaded),
-        hardware=_hardware(loaded.device),
+        hardware=hardware(loaded.device),
         tools=contexts.tools(),
         documents=entries,
         questions=[[question.kind for question in d.questions] for d in documents],
@@ -192,7 +192,8 @@ def _require_room(settings: Settings, loaded: LoadedModel, document: Document, t
             )
 
 
-def _hardware(device: torch.device) -> str:
+def hardware(device: torch.device) -> str:
+    """What a run was measured on, in words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{torch.get_num_threads()} CPU threads, {platform.machine()}"

@@ -266,13 +266,15 @@ def _references(
             return reference.context_passages(context, last)
         return SOURCES[name].passages(context, options.seed, progress)
 
-    def run(passages: list[Passage], statistic: ScoreKind) -> dict[int, LayerReference]:
+    def run(
+        passages: list[Passage], statistic: ScoreKind, kinds: tuple[ScoreKind, ...]
+    ) -> dict[int, LayerReference]:
         found = reference.collect(
             context,
             passages,
             max_queries=options.max_queries,
             seed=options.seed,
-            kinds=_kinds(method, statistic, passes),
+            kinds=kinds,
             statistic=statistic,
             watch=method.watch,
             rotary=rotary if method.rope else None,
@@ -288,8 +290,9 @@ def _references(
         passages, asking = passes.get(("passages", name, options.seed, window), partial(ask, name))
         if name == "self-study":
             seconds["self-study"] = asking
-        read = partial(run, passages, SOURCES[name].statistic)
-        kinds = _kinds(method, SOURCES[name].statistic, passes)
+        statistic = SOURCES[name].statistic
+        kinds = _kinds(method, statistic, passes)
+        read = partial(run, passages, statistic, kinds)
         found, reading = passes.get((name, method.watch, window, kinds, sample), read)
         seconds["reference"] = seconds.get("reference", 0.0) + reading
         parts.append(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -148,17 +148,6 @@ def shared(context: Context, layers: Sequence[Entries] | None = None) -> Compact
     return cache
 
 
-def load_context(
-    artifact: Artifact, load: Callable[[str], LoadedModel], model: str | None = None
-) -> Context:
-    """The context of an artifact in the cache of its model, which `load` finds by name.
-
-    `model` overrides the artifact's own model. Raises ModelMismatchError when the artifact was
-    made for another model, saying what differs.
-    """
-    return restore(artifact, load(model or model_of(artifact)))
-
-
 def model_of(artifact: Artifact) -> str:
     """The name that loads the model of an artifact again, its revision pinned."""
     model = artifact.manifest["model"]
@@ -166,7 +155,10 @@ def model_of(artifact: Artifact) -> str:
 
 
 def restore(artifact: Artifact, loaded: LoadedModel) -> Context:
-    """Puts an artifact's entries into a cache of `loaded`; see `load_context`."""
+    """The context of an artifact in a cache of `loaded`.
+
+    Raises ModelMismatchError when the artifact was made for another model, saying what differs.
+    """
     manifest, states = artifact.manifest, artifact.states()
     found = loaded.differences(manifest["model"], manifest["tokenizer"])
     # Without this a state that is absent would be taken for that of an empty text.

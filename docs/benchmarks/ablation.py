@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
+from record import about
 
 from amcli.evaluation import makers
 from amcli.evaluation.forcing import Limits, Teacher, tokenize
@@ -282,16 +280,11 @@ def main() -> None:
             rows.append(row(title, benches, options))
             setattr(module, constant, before)
     result = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "hardware": f"{platform.machine()} CPU" if loaded.device.type == "cpu"
-        else torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "settings": {**vars(args), "model": Path(args.model).name},
+        **about(args, loaded),
         "tokens": [bench.context.T for bench in benches],
         "seconds": round(time.process_time(), 1),
         "rows": rows,
-    }  # fmt: skip
+    }
     (HERE / f"ablation-{args.name}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 

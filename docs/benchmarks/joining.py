@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 from typing import Any
 
-import torch
-import transformers
+from record import about
 
 from amcli.evaluation.forcing import Limits, Teacher, tokenize
 from amcli.evaluation.suites.base import Question
@@ -110,14 +107,9 @@ def main() -> None:
     for found in rows:
         print(json.dumps(found, ensure_ascii=False))
     result = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "hardware": f"{platform.machine()} CPU" if loaded.device.type == "cpu"
-        else torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "settings": {**vars(args), "model": Path(args.model).name},
+        **about(args, loaded),
         "rows": rows,
-    }  # fmt: skip
+    }
     text = json.dumps(result, indent=1, ensure_ascii=False)
     (HERE / "joining.json").write_text(text + "\n", encoding="utf-8")
 
