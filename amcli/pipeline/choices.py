@@ -28,8 +28,9 @@ answer, and what the template puts around them."""
 
 ROUNDING = 0.25
 """Largest relative error of a layer's outputs that rounding the whole cache to 4 bits may cause.
-Models trained for this had 0.05 to 0.23 in their worst layer and lost hardly an answer; keys with
-a few channels far larger than the others (as some models have) give 0.33 and more."""
+The worst layers of pocket and olmo2 have 0.07 to 0.12, that of llama 0.27 to 0.32 (trained for
+this: docs/benchmarks/rounding.json); keys with a few channels far larger than the others, as some
+models have, 0.33 (docs/benchmarks/rotation.json)."""
 
 
 def queries_by_need(context: Context, layers: Sequence[LayerShape], planned: Sequence[int]) -> str:

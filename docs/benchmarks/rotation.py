@@ -20,7 +20,7 @@ from amcli.matching.scores import attention_stats
 from amcli.models.loading import load
 from amcli.pipeline.contexts import full_layers, live_keys, prefill
 from amcli.pipeline.progress import Silent
-from amcli.pipeline.reference import SOURCES, collect
+from amcli.pipeline.reference import collect, repeat_passages
 from amcli.pipeline.source import Source
 from amcli.pocket.documents import generate
 from amcli.quantize import Quantizer
@@ -31,7 +31,7 @@ Head = tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]  # Q [n, d], K [T,
 def pocket_heads() -> Iterator[Head]:
     """The heads of the model in the box."""
     context = prefill(load("pocket", device="cpu"), Source("doc.txt", generate(5, 700).text))
-    passages = SOURCES["repeat"](context)
+    passages = repeat_passages(context)
     found = collect(context, passages, max_queries=512, seed=0, kinds=("max",), progress=Silent())
     for layer in full_layers(context):
         K, V = live_keys(context, layer)
