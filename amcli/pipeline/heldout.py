@@ -1,10 +1,11 @@
 """Held-out text: what the stored entries are judged by, and nothing was fitted to.
 
 A document's facts cannot be held out: scores and fits that never saw a fact lose it, so that the
-measure would harm what it measures. What is held out is the way of asking for them. The reference pass says the document in parts as long as it can, each
-token after all of its predecessors; here it is said in short parts that begin anywhere, so that
-the model has to find each place again by the compact entries alone, from another question, at
-other positions, and with little of its own text to lean on.
+measure would harm what it measures. What is held out is the way of asking for them. The reference
+pass says the document in parts as long as it can, each token after all of its predecessors; here
+it is said in short parts that begin anywhere, so that the model has to find each place again by
+the compact entries alone, from another question, at other positions, and with little of its own
+text to lean on.
 
 The likeliest tokens of such parts give the agreement (`fidelity`); their queries, which neither
 scores nor selection nor fits have seen, give the errors that a receipt shows. They are the same
