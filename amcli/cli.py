@@ -5,10 +5,12 @@ Importing this module must stay fast: no torch, no transformers, in nothing it i
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,6 +22,7 @@ from amcli.commands import eval as evaluation
 from amcli.commands.options import Debug, Quiet
 from amcli.console import ReaderGoneError, Switches, remark, report
 from amcli.errors import AmkvError, OutOfMemoryError, UsageError
+from amcli.processes import follows
 
 INTERRUPTED = 130
 
@@ -81,6 +84,8 @@ def _root(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line (the process's own when None) and returns its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if follows():
+        sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - to the end
     console.switches = Switches()
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # of the libraries below; -W brings them back
@@ -96,6 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if console.switches.debug:
             traceback.print_exception(error)
         found = as_amkv_error(error)
+        if found.exit_code in (AmkvError.exit_code, OutOfMemoryError.exit_code):
+            sys.stderr = sys.__stderr__  # of several processes, this one may be the only one
         report(found)
         return found.exit_code
     if code == INTERRUPTED:  # Typer has caught the KeyboardInterrupt itself

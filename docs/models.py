@@ -66,6 +66,17 @@ an earlier point, only begun again. Layers are counted without them wherever `am
 """
 
 TAIL = """
+## Several GPUs
+
+`--device-map auto` spreads a model's layers over all GPUs, and each layer's entries lie with it
+(`pip install 'amkv[multi-gpu]'`). Tensor parallelism is transformers' own: `torchrun` starts a
+process for each GPU, each has its share of every layer's heads, and of their entries. `prefill`,
+`compact` and `chat -p` run so, and read and write the same files as one process does:
+
+    torchrun --nproc-per-node 2 --no-python amkv chat --context doc.amkv -p "Who wrote this?"
+
+The KV heads have to divide evenly among the processes, and layers that keep a state are not divided.
+
 ## Positions
 
 - Keys are stored as the model turned them, whatever its RoPE: `default`, `linear`, `yarn`,

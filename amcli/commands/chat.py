@@ -18,6 +18,7 @@ from amcli.console import Console, is_terminal, printable, remark
 from amcli.errors import UsageError
 from amcli.files import open_artifact
 from amcli.pipeline.source import STDIN
+from amcli.processes import require_one
 
 if TYPE_CHECKING:
     from amcli.pipeline.session import Session
@@ -98,6 +99,8 @@ def chat(
     talking = prompt is None and is_terminal(sys.stdin)
     if talking and json:
         raise UsageError("--json needs a question", 'add -p "…", or pipe questions in')
+    if prompt in (None, STDIN):
+        require_one("share what is typed", 'ask with -p "…"')
     question = None if prompt is None else _question(prompt)
     began = time.perf_counter()
     with work(console) as progress:

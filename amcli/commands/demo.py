@@ -18,6 +18,7 @@ from amcli.commands.shared import POCKET, PREFILL_ENDING, Stopwatch, load, typed
 from amcli.console import Console, bytes_text, printable, seconds_text
 from amcli.errors import UsageError
 from amcli.files import EXTENSION, output_errors
+from amcli.processes import require_one
 
 if TYPE_CHECKING:
     from amcli.models.loading import LoadedModel
@@ -58,6 +59,7 @@ def demo(
     it, and asks three questions of the whole document and of the compact file.
     """
     console = Console(json, quiet, debug)
+    require_one("show the same", "start one")
     watch = Stopwatch()
     with _folder(keep) as folder, work(console) as progress:
         record = _Demo(folder, ratio, watch, progress).run()

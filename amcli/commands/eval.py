@@ -15,6 +15,7 @@ from amcli.commands.shared import choose_model, load, work
 from amcli.console import Console, animated
 from amcli.errors import UsageError
 from amcli.files import require_writable
+from amcli.processes import require_one
 
 if TYPE_CHECKING:
     from amcli.evaluation.results import Results
@@ -167,6 +168,7 @@ def evaluate(
       amkv eval book.txt --suite perplexity --model Qwen/Qwen3-4B --plot ppl.png
     """
     console = Console(json, quiet, debug)
+    require_one("measure together", "start one, with --device auto for several GPUs")
     _check_outputs(output, plot)
     spec = choose_model(console, model)
     with work(console) as progress:

@@ -82,9 +82,10 @@ Device = Annotated[
     str | None,
     typer.Option(
         "--device",
+        "--device-map",
         metavar="NAME",
         show_default=False,
-        help="cpu, cuda or cuda:N; a GPU if there is one.",
+        help="cpu, cuda or cuda:N; auto spreads layers over all GPUs. A GPU if there is one.",
     ),
 ]
 Dtype = Annotated[

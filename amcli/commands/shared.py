@@ -15,6 +15,7 @@ from amcli.console import Console, is_terminal
 from amcli.errors import UsageError
 from amcli.pipeline.progress import Progress
 from amcli.pipeline.source import STDIN, Source, read_source
+from amcli.processes import require_one
 
 if TYPE_CHECKING:
     from amcli.models.loading import LoadedModel
@@ -112,6 +113,8 @@ def warn_of_length(console: Console, context: Context) -> None:
 
 def read_document(console: Console, document: str) -> Source:
     """A text file or standard input; see `pipeline.source.read_source` for what it raises."""
+    if document == STDIN:
+        require_one("share standard input", "write the document to a file")
     if document == STDIN and is_terminal(sys.stdin):
         console.note("reading the document from the terminal; Ctrl-D ends it")
     return read_source(document)

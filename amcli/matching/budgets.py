@@ -142,9 +142,10 @@ def adaptive(scores: Sequence[torch.Tensor], total: int, floor: int | None = Non
     for layer, least in zip(scores, floors, strict=True):
         H, T = layer.shape
         kept = min(least, T)
-        ranked = layer.detach().float().cpu().sort(dim=1, descending=True).values[:, kept:]
-        pool.append(ranked.reshape(-1))
-        owner.append(torch.arange(len(lengths), len(lengths) + H).repeat_interleave(T - kept))
+        ranked = layer.detach().float().sort(dim=1, descending=True).values[:, kept:]
+        pool.append(ranked.reshape(-1).to(scores[0].device))
+        of = torch.arange(len(lengths), len(lengths) + H, device=scores[0].device)
+        owner.append(of.repeat_interleave(T - kept))
         lengths += [kept] * H
     order = torch.cat(pool).sort(descending=True, stable=True).indices[: total - sum(lengths)]
     more = torch.bincount(torch.cat(owner)[order], minlength=heads).tolist()

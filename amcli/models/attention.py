@@ -41,6 +41,7 @@ class Call:
 
     query_heads: int
     window: int | None
+    device: torch.device
 
 
 @dataclass
@@ -87,7 +88,7 @@ def attention(
     _refuse(module, attention_mask, dropout, kwargs)
     record = _recording.get()
     if record is not None:
-        record.calls.append(Call(query.shape[1], sliding_window))
+        record.calls.append(Call(query.shape[1], sliding_window, query.device))
     layer: CompactLayer | None = getattr(key, LINK, None)
     prefix = None
     if layer is not None:

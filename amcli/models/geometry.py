@@ -36,11 +36,11 @@ class LayerGeometry:
         if (self.type == "sliding") != (self.window is not None):
             raise ValueError(f"a {self.type} layer with window {self.window}")
 
-    def manifest(self) -> dict[str, Any]:
-        """The layer as an artifact's manifest spells it."""
+    def manifest(self, shards: int = 1) -> dict[str, Any]:
+        """As an artifact's manifest spells it, where this is one of so many equal shards."""
         return {
             "type": self.type,
-            "kv_heads": self.kv_heads,
+            "kv_heads": self.kv_heads * shards,
             "key_dim": self.key_dim,
             "value_dim": self.value_dim,
             "window": self.window,
@@ -61,6 +61,8 @@ class ModelGeometry:
     states         layers without keys and values, which keep a state or nothing, counted among
                    all of the model's; what is called layer `i` elsewhere is `layers[i]`
     kept           shape of each state for a batch of one, by the model's layer and its name
+    devices        where each of `layers` computes
+    state_devices  where each of the layers in `states` does, by its place among all
     """
 
     layers: tuple[LayerGeometry, ...]
@@ -71,6 +73,8 @@ class ModelGeometry:
     turned_for: int | None = None
     states: tuple[int, ...] = ()
     kept: Mapping[tuple[int, str], tuple[int, ...]] = field(default_factory=dict, compare=False)
+    devices: tuple[torch.device, ...] = field(default=(), compare=False)
+    state_devices: Mapping[int, torch.device] = field(default_factory=dict, compare=False)
 
     @property
     def full_layers(self) -> tuple[int, ...]:

@@ -6,8 +6,9 @@ A model is named by `pocket` (the one in the box), a folder, a hub id, or `id@re
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +21,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.distributed.configuration_utils import DistributedConfig
+from transformers.utils.import_utils import is_accelerate_available
 
 from amcli.errors import AmkvError, UsageError
 from amcli.models import identity
@@ -29,8 +32,13 @@ from amcli.models.failures import explain, quiet
 from amcli.models.geometry import ModelGeometry, refuse_attention, refuse_unsupported
 from amcli.models.lengths import forget_lengths
 from amcli.models.probe import probe
+from amcli.models.sharding import Shard, here, leave_at_exit
+from amcli.processes import launched
 
 POCKET = "pocket"
+
+AUTO = "auto"
+"""The device that stands for all GPUs, layers spread over them."""
 
 DTYPES = {
     "float32": torch.float32,
@@ -59,6 +67,8 @@ class LoadedModel:
 
     `id` is what loads it again: `pocket`, an absolute folder, or a hub id; `revision` the
     resolved commit of a hub model, None otherwise. `model` is in eval mode without gradients.
+    `device` takes token ids and gives logits; `geometry.devices` says where each layer is. With a
+    `shard` of several, `geometry` is about this process's heads.
     """
 
     model: PreTrainedModel
@@ -72,6 +82,7 @@ class LoadedModel:
     tokenizer_hash: str
     template_hash: str | None
     chat: ChatTemplate
+    shard: Shard = field(default_factory=Shard)
 
     def fingerprint(self) -> dict[str, Any]:
         """`{"model": …, "tokenizer": …}` as an artifact's manifest holds them."""
@@ -82,7 +93,7 @@ class LoadedModel:
                 "architecture": self.geometry.architecture,
                 "config_hash": self.config_hash,
                 "dtype": str(self.dtype).removeprefix("torch."),
-                "layers": [layer.manifest() for layer in self.geometry.layers],
+                "layers": [layer.manifest(self.shard.size) for layer in self.geometry.layers],
                 "rope": self.geometry.rope,
             },
             "tokenizer": {"hash": self.tokenizer_hash, "template_hash": self.template_hash},
@@ -107,7 +118,9 @@ def load(
 ) -> LoadedModel:
     """Load the model that `spec` names.
 
-    device  `cpu`, `cuda`, `cuda:1`, …; CUDA where there is one
+    device  `cpu`, `cuda`, `cuda:1`, …; CUDA where there is one; `auto`: layers are spread over all
+            GPUs. Where `torchrun` started several processes, each has its share of the heads,
+            on a device of its own
     dtype   a key of `DTYPES`; float32 on the CPU, elsewhere the model's own 16-bit type, or
             bfloat16 where the device has it
 
@@ -119,7 +132,7 @@ def load(
     place = _device(device)
     try:
         with quiet():
-            return _load(source, place, dtype, trust_remote_code)
+            return _load(source, place, device == AUTO, dtype, trust_remote_code)
     except AmkvError:
         raise
     except Exception as error:
@@ -173,12 +186,14 @@ def _check_folder(path: Path) -> None:
 
 
 def _device(name: str | None) -> torch.device:
-    if name is None:
+    if launched() > 1:
+        return _own_device(name)
+    if name is None or name == AUTO:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UsageError(f"unknown device {name!r}", "use cpu, cuda or cuda:0") from error
+        raise UsageError(f"unknown device {name!r}", "use cpu, cuda, cuda:0 or auto") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(
             f"device {name} was asked for, but PyTorch sees no CUDA device", "use --device cpu"
@@ -189,6 +204,24 @@ def _device(name: str | None) -> torch.device:
             "use --device cuda:0",
         )
     return device
+
+
+def _own_device(name: str | None) -> torch.device:
+    """The device of one of several processes: a GPU each where there are any."""
+    if name not in (None, AUTO, "cpu", "cuda"):
+        raise UsageError(
+            f"device {name} was asked for, but {launched()} processes have one each",
+            "leave --device out",
+        )
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    own, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if name == "cpu" or own >= count:
+        raise UsageError(
+            f"{launched()} processes were started, and there are {count} GPUs for them",
+            f"torchrun --nproc-per-node {count}",
+        )
+    return torch.device("cuda", own)
 
 
 def _dtype(name: str | None, device: torch.device, config: PreTrainedConfig) -> torch.dtype:
@@ -206,7 +239,11 @@ def _dtype(name: str | None, device: torch.device, config: PreTrainedConfig) -> 
 
 
 def _load(
-    source: _Source, device: torch.device, dtype_name: str | None, trust_remote_code: bool
+    source: _Source,
+    device: torch.device,
+    spread: bool,
+    dtype_name: str | None,
+    trust_remote_code: bool,
 ) -> LoadedModel:
     # The configuration comes first: it is small, and most refusals need nothing else.
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
@@ -218,23 +255,47 @@ def _load(
     tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
     if len(tokenizer) == 0:
         raise UsageError(f"{source.id} has no tokenizer", "choose a model that brings its own")
+    shard = here(config)
+    if (shard.size > 1 or spread) and not is_accelerate_available():
+        raise UsageError(
+            "several GPUs want the package accelerate", "pip install 'amkv[multi-gpu]'"
+        )
+    if shard.size > 1:
+        options["distributed_config"] = DistributedConfig(tp_plan="auto")
+    elif spread and torch.cuda.device_count() > 1:
+        options["device_map"] = AUTO
     model = _weights(source, dtype, options, config.model_type)
-    torch.nn.Module.to(model, device).train(False).requires_grad_(False)
+    if not options.keys() & {"distributed_config", "device_map"}:
+        torch.nn.Module.to(model, device)
+    leave_at_exit()
+    model.train(False).requires_grad_(False)
     forget_lengths(model)
     generation = getattr(model.generation_config, "eos_token_id", None)
+    geometry = _probed(model, shard)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
         id=source.id,
         revision=commit,
-        geometry=probe(model),
-        device=device,
+        geometry=geometry,
+        device=device if shard.size > 1 else geometry.devices[0],
         dtype=dtype,
         config_hash=identity.config_hash(config),
         tokenizer_hash=identity.tokenizer_hash(tokenizer),
         template_hash=identity.template_hash(tokenizer),
         chat=ChatTemplate(tokenizer, generation),
+        shard=shard,
     )
+
+
+def _probed(model: PreTrainedModel, shard: Shard) -> ModelGeometry:
+    geometry = probe(model)
+    if shard.size > 1 and geometry.states:
+        raise UsageError(
+            f"{geometry.architecture} has layers that keep a state, which is not divided",
+            "start one process, with --device-map auto for several GPUs",
+        )
+    return geometry
 
 
 def _weights(

@@ -51,6 +51,7 @@ def probe(model: PreTrainedModel) -> ModelGeometry:
         rope=rope_parameters(model.config),
         architecture=type(model).__name__,
         states=states,
+        devices=tuple(call.device for call in seen.calls),
     )
     # The same token through the real cache: a model that copies keys on their way to the
     # attention function would lose the prefix, and is found out here rather than in use.
@@ -60,8 +61,10 @@ def probe(model: PreTrainedModel) -> ModelGeometry:
         return geometry
     _require_going_on(model, geometry)
     # A state has one size, so that one token shows what a file has to hold.
-    kept = {place: tuple(state.shape) for place, state in real.get_states().items()}
-    return replace(geometry, kept=kept)
+    found = real.get_states()
+    kept = {place: tuple(state.shape) for place, state in found.items()}
+    devices = {place: state.device for (place, _), state in found.items()}
+    return replace(geometry, kept=kept, state_devices=devices)
 
 
 def _states(model: PreTrainedModel) -> tuple[int, ...]:

@@ -78,7 +78,7 @@ def rounding_error(
         held.Q, quantizer.round_keys(K), None, quantizer.round_values(V), truth, held.scale,
         softcap=held.softcap, weights=held.weights,
     )  # fmt: skip
-    return error.output.mean()
+    return context.loaded.shard.gathered(error.output).mean()
 
 
 def _dims(context: Context, layer: int) -> tuple[int, int]:

@@ -82,7 +82,8 @@ class Compaction:
     def apply(self) -> None:
         """Puts the compact entries into the context's cache in place of the full ones."""
         for i in full_layers(self.context):
-            self.context.cache.set_prefix(i, self.layers[i], self.context.T)
+            mine = self.context.loaded.shard.mine(self.layers[i])
+            self.context.cache.set_prefix(i, mine, self.context.T)
 
     @property
     def requested(self) -> dict[str, float | int]:
@@ -117,7 +118,9 @@ class Compaction:
         if self.fidelity is not None:
             manifest["fidelity"] = self.fidelity.record()
         ids, states = self.context.ids, self.context.cache.get_states()
-        return write_artifact(path, manifest, ids, self.layers, states, overwrite=overwrite)
+        return self.context.loaded.shard.once(
+            lambda: write_artifact(path, manifest, ids, self.layers, states, overwrite=overwrite)
+        )
 
     def save_budget(self, path: Path, overwrite: bool) -> None:
         """Writes how the entries were shared out as a budget file; see `budget_file.write`."""
@@ -133,7 +136,9 @@ class Compaction:
             "source": self.context.source,
         }
         lengths = {i: list(self.layers[i].lengths) for i in full_layers(self.context)}
-        budget_file.write(path, lengths, about, overwrite=overwrite)
+        self.context.loaded.shard.once(
+            lambda: budget_file.write(path, lengths, about, overwrite=overwrite)
+        )
 
 
 def shapes(context: Context, store: str = NATIVE) -> list[LayerShape]:
@@ -143,7 +148,8 @@ def shapes(context: Context, store: str = NATIVE) -> list[LayerShape]:
     for layer in (context.loaded.geometry.layers[i] for i in full_layers(context)):
         dims = layer.key_dim, layer.value_dim
         packed = None if quantizer is None else quantizer.entry_bytes(*dims)
-        found.append(LayerShape(layer.kv_heads, context.T, *dims, size, packed))
+        heads = layer.kv_heads * context.loaded.shard.size
+        found.append(LayerShape(heads, context.T, *dims, size, packed))
     return found
 
 
@@ -194,7 +200,9 @@ def compact(
         _scores(context, method, options, references.get(layer), layer, planned[order], rotary)
         for order, layer in enumerate(full_layers(context))
     ]
-    lengths, budget = _allocate(context, method, options, scores, file)
+    shard = context.loaded.shard
+    everyone = [shard.gathered(part) for part in scores]
+    lengths, budget = _allocate(context, method, options, everyone, file)
     layers = _fit(context, method, options, references, scores, lengths, rotary, progress)
     seconds["compact"] = time.perf_counter() - began
     count = max((r.count for r in references.values()), default=0)
@@ -409,20 +417,20 @@ def _fit(
     rotary: Rotary | None,
     progress: Progress,
 ) -> list[Entries]:
-    """Every layer's entries; sliding layers as they are."""
-    count = len(context.loaded.geometry.layers)
+    """Every layer's entries, of all heads; sliding layers as they are."""
+    count, shard = len(context.loaded.geometry.layers), context.loaded.shard
     order = {layer: i for i, layer in enumerate(full_layers(context))}
     layers: list[Entries] = []
     progress.start("compact", count)
     for layer in range(count):
         if layer in order:
             i = order[layer]
-            found = references.get(layer)
-            layers.append(
-                _fit_layer(context, method, options, found, layer, scores[i], lengths[i], rotary)
-            )
+            found, n = references.get(layer), len(scores[i])
+            mine = lengths[i][shard.rank * n : (shard.rank + 1) * n]
+            entries = _fit_layer(context, method, options, found, layer, scores[i], mine, rotary)
         else:
-            layers.append(dense(context.cache, layer))
+            entries = dense(context.cache, layer)
+        layers.append(shard.whole(entries))
         progress.advance()
     return layers
 

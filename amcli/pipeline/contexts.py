@@ -119,14 +119,19 @@ def _for_length(loaded: LoadedModel, tokens: int) -> LoadedModel:
 
 def save_prefill(context: Context, path: Path, overwrite: bool) -> dict[str, Any]:
     """Writes the full cache as an artifact of kind `prefill`; returns its manifest."""
-    layers = [dense(context.cache, i) for i in range(len(context.loaded.geometry.layers))]
+    shard, layers = context.loaded.shard, []
+    for i in range(len(context.loaded.geometry.layers)):
+        heads = shard.whole(dense(context.cache, i))
+        layers.append(heads if shard.size == 1 else heads.to("cpu"))  # not all twice on a GPU
     manifest = {
         **context.manifest(),
         "kind": "prefill",
         "stored": [list(heads.lengths) for heads in layers],
     }
     states = context.cache.get_states()
-    return write_artifact(path, manifest, context.ids, layers, states, overwrite=overwrite)
+    return shard.once(
+        lambda: write_artifact(path, manifest, context.ids, layers, states, overwrite=overwrite)
+    )
 
 
 def dense(cache: CompactCache, layer: int) -> RaggedHeads:
@@ -138,11 +143,12 @@ def dense(cache: CompactCache, layer: int) -> RaggedHeads:
 def shared(context: Context, layers: Sequence[Entries] | None = None) -> CompactCache:
     """A cache with the entries of full layers as a prefix, which all rows of a batch share.
 
-    `layers` are the entries, those that the context holds live when None.
+    `layers` are the entries of all heads, those that the context holds live when None.
     """
     cache = context.cache.fork()
     for i in full_layers(context):
-        heads: Entries = dense(context.cache, i) if layers is None else layers[i]
+        mine = context.loaded.shard.mine
+        heads: Entries = dense(context.cache, i) if layers is None else mine(layers[i])
         if context.T:
             cache.set_prefix(i, heads, context.T)
     return cache
@@ -172,7 +178,8 @@ def restore(artifact: Artifact, loaded: LoadedModel) -> Context:
     loaded = _for_length(loaded, T)
     cache = CompactCache.empty(loaded.geometry)
     for i, layer in enumerate(loaded.geometry.layers):
-        heads = artifact.heads(i, loaded.device).to(loaded.device, loaded.dtype)
+        place = loaded.geometry.devices[i]
+        heads = loaded.shard.mine(artifact.heads(i, place)).to(place, loaded.dtype)
         if layer.type == "full" and artifact.kind == "compact":
             cache.set_prefix(i, heads, T)
         else:  # numbers, whatever the store: a reader of files refuses codes here
@@ -181,7 +188,7 @@ def restore(artifact: Artifact, loaded: LoadedModel) -> Context:
             cache.set_live(i, keys, live.values.view(layer.kv_heads, n, -1), T)
     cache.set_states(
         {
-            (i, name): placed(name, state, loaded.device, loaded.dtype)
+            (i, name): placed(name, state, loaded.geometry.state_devices[i], loaded.dtype)
             for (i, name), state in states.items()
         }
     )

@@ -99,15 +99,16 @@ def measure(
     context: Context, layers: Sequence[Entries], held: Mapping[int, LayerReference]
 ) -> Errors:
     """Errors of all layers' stored entries on the held-out queries."""
-    found = Errors(max((h.count for h in held.values()), default=0))
+    found, shard = Errors(max((h.count for h in held.values()), default=0)), context.loaded.shard
     for i, heads in enumerate(layers):
-        mass = output = attention = torch.full((1,), torch.nan)
+        mass = output = attention = torch.full((1,), torch.nan, device=context.loaded.device)
         if i in held:
-            mass, output = errors(held[i], *live_keys(context, i), heads.unpack())
+            mine = shard.mine(heads).unpack()
+            mass, output = errors(held[i], *live_keys(context, i), mine)
             attention = held[i].weights.float().mean(1)
-        found.mass.append(_finite(mass))
-        found.output.append(_finite(output))
-        found.attention.append(_finite(attention))
+        found.mass.append(_finite(shard.gathered(mass)))
+        found.output.append(_finite(shard.gathered(output)))
+        found.attention.append(_finite(shard.gathered(attention)))
     return found
 
 

@@ -12,6 +12,8 @@ from amcli.artifacts import Artifact
 from amcli.models.loading import LoadedModel, load
 from amcli.pipeline.compaction import Compaction, Options, compact
 from amcli.pipeline.contexts import prefill, restore
+from amcli.pipeline.session import Session
+from amcli.quantize import QuantizedHeads
 
 CHECKED = [
     Options(ratio=10, method="omp", queries="repeat", store="native"),
@@ -65,3 +67,25 @@ def test_a_context_goes_to_the_gpu_as_it_is_in_the_file(store: str, tmp_path: Pa
             assert torch.equal(there.keys, here.keys.to("cuda"))
             assert torch.equal(there.values, here.values.to("cuda"))
     assert read.cache.nbytes() == found.stored_bytes
+
+
+@pytest.mark.gpu
+def test_two_gpus_answer_as_one(tmp_path: Path) -> None:
+    """`--device-map auto`: entries are where their layer is, and tokens are the same."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    text = source(1500)
+    one, two = (load("pocket", device=name, dtype="float32") for name in ("cuda", "auto"))
+    assert len(set(two.geometry.devices)) == 2
+    options = Options(ratio=8, method="omp", queries="repeat", store="int4")
+    answers = []
+    for loaded in (one, two):
+        compact(prefill(loaded, text), options).save(tmp_path / "a.amkv", overwrite=True)
+        with Artifact.open(tmp_path / "a.amkv") as artifact:
+            context = restore(artifact, loaded)
+        for layer, place in zip(context.cache.attention, loaded.geometry.devices, strict=True):
+            assert isinstance(layer.prefix, QuantizedHeads)
+            assert layer.prefix.keys.codes.device == place
+        session = Session(context, 32, 0.0, 0)
+        answers.append("".join(session.ask("What is in the first paragraph?")))
+    assert answers[0] == answers[1]

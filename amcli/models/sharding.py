@@ -1,0 +1,125 @@
+"""Tensor parallelism: which of a model's KV heads a process has, and how all of them come together.
+
+transformers cuts a model among the processes that `torchrun` starts; each then sees its own heads
+as if they were all. A cache, and all that is computed from it, stays with the process whose heads
+it is about. What concerns the whole document (files, budgets, errors) is put together here. Every
+method but `mine` has to be called by all processes, in the same order.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+import torch
+from torch import distributed
+from transformers import PreTrainedConfig
+
+from amcli.errors import UsageError
+from amcli.processes import launched
+from amcli.quantize import Entries, Packed, QuantizedHeads
+from amcli.ragged import RaggedHeads
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Process `rank` of `size`: it has every layer's KV heads `rank·n` to `rank·n + n - 1`, `n`
+    the layer's heads divided by `size`."""
+
+    rank: int = 0
+    size: int = 1
+
+    def mine(self, entries: Entries) -> Entries:
+        """The heads of this process among those of all."""
+        if self.size == 1:
+            return entries
+        n = len(entries.lengths) // self.size
+        heads = slice(self.rank * n, (self.rank + 1) * n)
+        rows = slice(entries.offsets[heads.start], entries.offsets[heads.stop])
+        beta = None if entries.beta is None else entries.beta[rows]
+        lengths = entries.lengths[heads]
+        if isinstance(entries, RaggedHeads):
+            return RaggedHeads(entries.keys[rows], entries.values[rows], beta, lengths)
+        return QuantizedHeads(entries.keys.rows(rows), entries.values.rows(rows), beta, lengths)
+
+    def whole(self, entries: Entries) -> Entries:
+        """The entries of all processes' heads, in order, on this one's device."""
+        if self.size == 1:
+            return entries
+        beta = None if entries.beta is None else self.gathered(entries.beta)
+        lengths = tuple(t for part in self.everywhere(entries.lengths) for t in part)
+        if isinstance(entries, RaggedHeads):
+            keys, values = self.gathered(entries.keys), self.gathered(entries.values)
+            return RaggedHeads(keys, values, beta, lengths)
+        packed = [
+            Packed(self.gathered(x.codes), self.gathered(x.scale), x.rotated)
+            for x in (entries.keys, entries.values)
+        ]
+        return QuantizedHeads(packed[0], packed[1], beta, lengths)
+
+    def gathered(self, x: torch.Tensor) -> torch.Tensor:
+        """The rows `[n, …]` of all processes, those of the first one first; `n` may differ."""
+        if self.size == 1:
+            return x
+        counts = self.everywhere(x.shape[0])
+        flat = x.detach().contiguous().reshape(x.shape[0], -1)
+        # As bytes, which every backend moves, whatever the dtype.
+        width = flat.shape[1] * x.element_size()
+        mine = torch.zeros((max(counts), width), dtype=torch.uint8, device=x.device)
+        if x.numel():
+            mine[: x.shape[0]] = flat.view(torch.uint8)
+        parts = [torch.empty_like(mine) for _ in range(self.size)]
+        distributed.all_gather(parts, mine)
+        rows = torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
+        return rows.view(x.dtype).reshape(-1, *x.shape[1:])
+
+    def everywhere(self, what: Found) -> list[Found]:
+        """What each process has to say, the first one first; anything that can be pickled."""
+        if self.size == 1:
+            return [what]
+        found: list[object] = [None] * self.size
+        distributed.all_gather_object(found, what)
+        return cast("list[Found]", found)
+
+    def once(self, make: Callable[[], Found]) -> Found:
+        """What `make` gives in the first process, the only one that runs it; for writing files."""
+        if self.size == 1:
+            return make()
+        found: list[object] = [make() if self.rank == 0 else None]
+        distributed.broadcast_object_list(found, src=0)
+        return cast(Found, found[0])
+
+
+def here(config: PreTrainedConfig) -> Shard:
+    """The part of a model with that configuration that this process will have.
+
+    Raises UsageError for a model whose KV heads do not divide evenly, or that has no plan for it.
+    """
+    size = launched()
+    if size == 1:
+        return Shard()
+    text = config.get_text_config(decoder=True)
+    if not getattr(text, "base_model_tp_plan", None):
+        raise UsageError(
+            f"transformers has no tensor-parallel plan for {config.model_type}",
+            "start one process, with --device-map auto for several GPUs",
+        )
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    if heads % size:
+        raise UsageError(
+            f"{heads} KV heads cannot be divided among {size} processes",
+            f"start a number of processes that divides {heads}",
+        )
+    return Shard(int(os.environ["RANK"]), size)
+
+
+def leave_at_exit() -> None:
+    """Have the process group, which transformers made, end with this process and not before."""
+    atexit.unregister(distributed.destroy_process_group)
+    if distributed.is_initialized():
+        atexit.register(distributed.destroy_process_group)

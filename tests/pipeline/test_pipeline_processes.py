@@ -1,0 +1,89 @@
+"""Tensor parallelism: two processes, each with half of the heads, make and use the same files."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from boxes import source
+
+from amcli.artifacts import Artifact
+from amcli.cli import main
+from amcli.models.loading import load
+from amcli.models.sharding import Shard
+from amcli.pipeline.compaction import Options, compact
+from amcli.pipeline.contexts import prefill, restore
+from amcli.pipeline.session import Session
+from amcli.quantize import QUANTIZERS
+from amcli.ragged import RaggedHeads
+
+QUESTION = "What is in the first paragraph?"
+
+
+def amkv(processes: int, *words: str) -> subprocess.CompletedProcess[str]:
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    return subprocess.run(
+        [sys.executable, *launcher, "-m", "amcli", "-q", *words],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+
+def test_two_processes_make_the_file_and_give_the_answer_of_one(tmp_path: Path) -> None:
+    text, path = source(400), tmp_path / "doc.txt"
+    path.write_text(text.text)
+    loaded = load("pocket", dtype="float32", device="cpu")
+    options = Options(ratio=6, method="omp", queries="repeat", store="int4")
+    alone = compact(prefill(loaded, text), options)
+
+    made = tmp_path / "two.amkv"
+    words = ["--ratio", "6", "--queries", "repeat", "--store", "int4", "-o", str(made)]
+    done = amkv(2, "compact", str(path), "--model", "pocket", *words)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{made}\n"  # of the first process alone
+
+    with Artifact.open(made) as artifact:
+        assert [list(x.lengths) for x in alone.layers] == artifact.manifest["stored"]
+        same = total = 0
+        for i, mine in enumerate(alone.layers):
+            theirs = artifact.heads(i).unpack()
+            near = (mine.unpack().keys - theirs.keys).norm(dim=1) < 0.02 * theirs.keys.norm(dim=1)
+            same, total = same + int(near.sum()), total + len(near)
+        assert same >= 0.97 * total  # sums in another order may move the last key of a budget
+        session = Session(restore(artifact, loaded), 24, 0.0, 0)
+        answer = "".join(session.ask(QUESTION))
+    said = amkv(2, "chat", "--context", str(made), "-p", QUESTION, "--max-tokens", "24")
+    assert said.returncode == 0, said.stderr
+    assert said.stdout == answer + "\n"
+
+
+@pytest.mark.parametrize(
+    "words", [["prefill", "-"], ["chat", "--context", "{}"], ["demo"], ["eval"]], ids=lambda w: w[0]
+)
+def test_processes_share_no_keyboard(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `torchrun` tells its processes is in their environment."""
+    for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("WORLD_SIZE", "2"), ("RANK", "0")):
+        monkeypatch.setenv(name, value)
+    file = Path(__file__).parents[2] / "formats/vectors/good/compact-f32.amkv"
+    assert main([word.format(file) for word in words]) == 2
+    assert capsys.readouterr().err.startswith("error: 2 processes cannot ")
+
+
+@pytest.mark.parametrize("store", ["native", "int8", "int4"])
+def test_each_process_has_its_own_heads(store: str) -> None:
+    lengths = (3, 0, 5, 1)
+    N = sum(lengths)
+    plain = RaggedHeads(torch.randn(N, 8), torch.randn(N, 4), torch.randn(N), lengths)
+    entries = plain if store == "native" else QUANTIZERS[store].pack(plain)
+    parts = [Shard(rank, 2).mine(entries) for rank in range(2)]
+    assert [part.lengths for part in parts] == [(3, 0), (5, 1)]
+    for name in ("keys", "values", "beta"):
+        joined = torch.cat([getattr(part.unpack(), name) for part in parts])
+        assert torch.equal(joined, getattr(entries.unpack(), name))
