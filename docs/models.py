@@ -75,7 +75,7 @@ process for each GPU, each has its share of every layer's heads, and of their en
 
     torchrun --nproc-per-node 2 --no-python amkv chat --context doc.amkv -p "Who wrote this?"
 
-The KV heads have to divide evenly among the processes, and layers that keep a state are not divided.
+The KV heads have to divide evenly among the processes; layers that keep a state are not divided.
 
 ## Positions
 
