@@ -29,7 +29,7 @@ INTERRUPTED = 130
 # BadParameter is the one usage error that Typer exports; its base is what all of them share.
 _TyperUsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
-_KERNELS = "the attention kernels cannot run here"
+_KERNELS = r"the \w+ kernels cannot run here"
 """How the one warning of our own begins: whoever waits for answers should know why."""
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
@@ -101,8 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if console.switches.debug:
             traceback.print_exception(error)
         found = as_amkv_error(error)
-        if found.exit_code in (AmkvError.exit_code, OutOfMemoryError.exit_code):
-            sys.stderr = sys.__stderr__  # of several processes, this one may be the only one
+        if follows() and found.exit_code in (AmkvError.exit_code, OutOfMemoryError.exit_code):
+            sys.stderr = sys.__stderr__  # it may be the only one of the processes that fails
         report(found)
         return found.exit_code
     if code == INTERRUPTED:  # Typer has caught the KeyboardInterrupt itself

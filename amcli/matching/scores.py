@@ -1,20 +1,27 @@
 """Log-sum-exps, attention outputs and key scores, streamed over tiles.
 
 No pass here holds an `n × T` matrix: memory is a few tiles of `tile` elements whatever the
-length of the document and the number of reference queries.
+length of the document and the number of reference queries. On CUDA the same passes are kernels
+where Triton runs (see `kernels`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from types import ModuleType
 from typing import Literal, NamedTuple
 
 import torch
+
+from amcli.fused import Fused
 
 from .tiles import TILE_ELEMENTS, logits, row_size, spans, tile_shape, working_dtype
 
 ScoreKind = Literal["max", "rms", "mean"]
 SCORE_KINDS: tuple[ScoreKind, ...] = ("max", "rms", "mean")
+
+
+KERNELS = Fused("statistics", "amcli.matching.kernels")
 
 
 class Stats(NamedTuple):
@@ -85,6 +92,10 @@ def _stream(
     bias: torch.Tensor | None,
     tile: int,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    if Q.is_cuda:
+        found = _row_stats(Q, K, V, scale, softcap, limit, bias)
+        if found is not None:
+            return found
     H, n, _ = Q.shape
     T = K.shape[1]
     dtype = working_dtype(Q, K)
@@ -111,6 +122,29 @@ def _stream(
         if Y is not None and out is not None:
             Y[:, r] = out / mass.clamp_min(torch.finfo(dtype).tiny).unsqueeze(-1)
     return lse, Y
+
+
+def _row_stats(
+    Q: torch.Tensor,
+    K: torch.Tensor,
+    V: torch.Tensor | None,
+    scale: float,
+    softcap: float | None,
+    limit: torch.Tensor | None,
+    bias: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+    """`_stream` by a kernel; None where it cannot run."""
+
+    def run(kernels: ModuleType) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+        if not kernels.can_take(Q, K, Q if V is None else V):
+            return None
+        found: tuple[torch.Tensor, torch.Tensor | None] = kernels.row_stats(
+            Q, K, V, scale, softcap, limit, bias
+        )
+        return found
+
+    found: tuple[torch.Tensor, torch.Tensor | None] | None = KERNELS.run(Q, run)
+    return found
 
 
 def _visible_logits(
@@ -187,6 +221,11 @@ class ScoreState:
                 f"scores are kept for {self._shape} keys, got {H} heads of {T} from {start} on"
             )
         part = slice(start, start + T)
+        if Q.is_cuda:
+            found = self._by_kernels(Q, K, scale, softcap, weights, limit, fed, fed_limit, part)
+            if found is not None:
+                self.rows += n
+                return found
         W = torch.ones((H, n), dtype=self._dtype, device=Q.device)
         for r in spans(n, row_size(n, H * T, tile)):
             S = _visible_logits(Q, K, scale, softcap, limit, None, r, slice(0, T))  # [H, rows, T]
@@ -216,6 +255,48 @@ class ScoreState:
                     kept += P.sum(1)
         self.rows += n
         return W
+
+    def _by_kernels(
+        self,
+        Q: torch.Tensor,
+        K: torch.Tensor,
+        scale: float,
+        softcap: float | None,
+        weights: torch.Tensor | None,
+        limit: torch.Tensor | None,
+        fed: torch.Tensor | None,
+        fed_limit: torch.Tensor | None,
+        part: slice,
+    ) -> torch.Tensor | None:
+        """`update` in two kernels, or three with keys that were fed; None where they cannot run."""
+
+        def run(kernels: ModuleType) -> tuple[torch.Tensor, dict[ScoreKind, torch.Tensor]] | None:
+            if self._dtype != torch.float32 or not kernels.can_take(
+                Q, K, Q if fed is None else fed
+            ):
+                return None
+            lse = kernels.row_stats(Q, K, None, scale, softcap, limit, None)[0]
+            total = lse
+            if fed is not None:
+                others = kernels.row_stats(Q, fed, None, scale, softcap, fed_limit, None)[0]
+                total = torch.logaddexp(lse, others)
+            W = (lse - total).exp().nan_to_num(0.0)
+            if weights is not None:
+                W = W * weights.to(W.dtype)
+                total = total - weights.to(W.dtype).log()
+            kinds = frozenset(self._kept)
+            return W, kernels.column_stats(Q, K, total, scale, softcap, limit, kinds)
+
+        found: tuple[torch.Tensor, dict[ScoreKind, torch.Tensor]] | None = KERNELS.run(Q, run)
+        if found is None:
+            return None
+        for kind, paid in found[1].items():
+            kept = self._kept[kind][:, part]
+            if kind == "max":
+                torch.maximum(kept, paid, out=kept)
+            else:
+                kept += paid
+        return found[0]
 
     def scores(self, kind: ScoreKind) -> torch.Tensor:
         """`[H, T]`: the largest, root-mean-square or mean probability over all rows so far."""

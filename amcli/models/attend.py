@@ -10,10 +10,8 @@ CUDA a prefix goes to the kernels of `amcli.models.kernels` where they can take 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -22,6 +20,7 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from amcli.batched import BatchedPrefix
+from amcli.fused import Fused
 from amcli.quantize import Entries, hadamard
 
 MAX_SCORES = 64 * 2**20
@@ -103,46 +102,22 @@ def attend(
     return out.permute(0, 3, 1, 2, 4).reshape(B, m, Hq, -1)  # [B, H, g, m, dv] -> [B, m, Hq, dv]
 
 
-_broken: list[str] = []
-"""Why the kernels cannot run here, once they could not: the plain path takes over for good."""
+KERNELS = Fused("attention", "amcli.models.kernels.launch")
 
 
 def _by_kernels(
     query: torch.Tensor, prefix: Entries | BatchedPrefix, *arguments: Any
 ) -> torch.Tensor | None:
-    """What the kernels compute, or None where they are missing, decline or do not compile.
+    """What the kernels compute, or None where they are missing, decline or do not compile."""
 
-    Triton compiles when a kernel is first needed, with a C compiler that a machine may lack, for a
-    GPU that may be too old or too small. A context has to be of use there too, only slower.
-    """
-    kernels = _kernels()
-    if kernels is None or _broken or not kernels.can_attend(query, prefix):
-        return None
-    try:
-        # Triton launches on the current device, wherever the tensors are.
-        with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
-            out: torch.Tensor = kernels.attend_prefix(query, prefix, *arguments)
-    except (torch.OutOfMemoryError, torch.AcceleratorError):
-        raise
-    except Exception as error:
-        _broken.append(f"{type(error).__name__}: {error}")
-        warnings.warn(
-            f"the attention kernels cannot run here, so answers are slower: {_broken[0]}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return None
-    return out
+    def run(kernels: ModuleType) -> torch.Tensor | None:
+        if not kernels.can_attend(query, prefix):
+            return None
+        out: torch.Tensor = kernels.attend_prefix(query, prefix, *arguments)
+        return out
 
-
-@cache
-def _kernels() -> ModuleType | None:
-    """The kernels' module, or None where Triton is not installed; imported when first needed."""
-    try:
-        from amcli.models.kernels import launch
-    except ImportError:
-        return None
-    return launch
+    found: torch.Tensor | None = KERNELS.run(query, run)
+    return found
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import torch
 
 import amkv_format.writer
 from amcli.commands import inspect
+from amcli.fused import Fused
 from amcli.models import attend
 from amcli.pipeline import compaction, contexts
 from amcli.ragged import RaggedHeads
@@ -54,18 +55,19 @@ def test_kernels_that_cannot_run_are_one_line_and_other_warnings_none(
 
     found = inspect.describe
     monkeypatch.setattr(inspect, "describe", describe)
-    monkeypatch.setattr(attend, "_kernels", lambda: Kernels)
-    monkeypatch.setattr(attend, "_broken", [])
+    broken = Fused("attention", "")
+    broken._module, broken._looked = Kernels, True  # type: ignore[assignment]
+    monkeypatch.setattr(attend, "KERNELS", broken)
     file = Path(__file__).parents[2] / "formats" / "vectors" / "good" / "compact-f32.amkv"
     done = amkv("inspect", file)
     assert (done.code, done.err.splitlines()) == (
         0,
         [
-            "warning: the attention kernels cannot run here, so answers are slower: "
+            "warning: the attention kernels cannot run here, so it takes longer: "
             "RuntimeError: Failed to find C compiler."
         ],
     )
-    attend._broken.clear()
+    broken.broken.clear()
     assert amkv("inspect", file, "-q").err == ""
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from amcli.batched import BatchedPrefix
+from amcli.fused import Fused
 from amcli.models import attend as module
 from amcli.models.attend import attend
 from amcli.models.kernels.plan import make_plan, tile_size
@@ -232,6 +233,13 @@ def kernels_that(raise_error: Exception | None) -> Any:
     return Kernels
 
 
+def given(kernels: Any) -> Fused:
+    """What is chosen where those are the kernels."""
+    found = Fused("attention", "")
+    found._module, found._looked = kernels, True
+    return found
+
+
 def test_kernels_are_launched_on_the_device_of_the_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     """With `--device cuda:1` the current device is still the first one."""
     current: list[torch.Tensor] = []
@@ -249,8 +257,7 @@ def test_kernels_are_launched_on_the_device_of_the_queries(monkeypatch: pytest.M
             return query
 
     monkeypatch.setattr(torch.cuda, "device_of", device_of)
-    monkeypatch.setattr(module, "_broken", [])
-    monkeypatch.setattr(module, "_kernels", lambda: Kernels)
+    monkeypatch.setattr(module, "KERNELS", given(Kernels))
     query, prefix = torch.randn(1, 2, 1, 8), entries((3,), 8, 8, torch.float32, "native", False)
     assert module._by_kernels(query, prefix) is query
     assert current == []
@@ -262,7 +269,7 @@ def test_on_a_cuda_device_that_is_not_the_current_one() -> None:
     case = random_case(107, [torch.float32], 10)
     there = case.to("cuda:1")
     got = attend(there.query, there.prefix, there.keys, there.values, **there.options)
-    assert module._broken == []
+    assert module.KERNELS.broken == []
     assert_close(got.cpu(), case.plain())
 
 
@@ -271,22 +278,21 @@ def test_where_kernels_do_not_compile_the_plain_path_takes_over_with_one_warning
 ) -> None:
     query, prefix = torch.randn(1, 2, 1, 8), entries((3,), 8, 8, torch.float32, "native", False)
     arguments = (torch.randn(1, 1, 2, 8), torch.randn(1, 1, 2, 8), 1.0, None, None, None)
-    monkeypatch.setattr(module, "_broken", [])
-    monkeypatch.setattr(module, "_kernels", lambda: kernels_that(None))
+    monkeypatch.setattr(module, "KERNELS", given(kernels_that(None)))
     assert module._by_kernels(query, prefix, *arguments) is not None
     assert module._by_kernels(query.expand(2, -1, -1, -1), prefix, *arguments) is None
 
     full = kernels_that(torch.OutOfMemoryError("full"))
-    monkeypatch.setattr(module, "_kernels", lambda: full)
+    monkeypatch.setattr(module, "KERNELS", given(full))
     with pytest.raises(torch.OutOfMemoryError):
         module._by_kernels(query, prefix, *arguments)
 
     failing = kernels_that(RuntimeError("Failed to find C compiler"))
-    monkeypatch.setattr(module, "_kernels", lambda: failing)
+    monkeypatch.setattr(module, "KERNELS", given(failing))
     for _ in range(3):
         assert module._by_kernels(query, prefix, *arguments) is None
     assert [str(w.message) for w in recwarn] == [
-        "the attention kernels cannot run here, so answers are slower: "
+        "the attention kernels cannot run here, so it takes longer: "
         "RuntimeError: Failed to find C compiler"
     ]
 

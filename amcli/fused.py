@@ -1,0 +1,63 @@
+"""Triton kernels where they run, plain PyTorch where they do not: the choice, in one place.
+
+Triton compiles when a kernel is first needed, with a C compiler that a machine may lack, for a
+GPU that may be too old or too small. What is computed has to come out there too, only slower.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import torch
+
+
+class Fused:
+    """The kernels of one module, imported when they are first needed.
+
+    what    what they are for, as a warning should name it
+    broken  why they cannot run here, once they could not: the plain path takes over for good
+    """
+
+    def __init__(self, what: str, module: str) -> None:
+        self.what = what
+        self.broken: list[str] = []
+        self._name = module
+        self._module: ModuleType | None = None
+        self._looked = False
+
+    def module(self) -> ModuleType | None:
+        """The module; None where Triton is not installed, or the kernels failed before."""
+        if not self._looked:
+            self._looked = True
+            try:
+                self._module = import_module(self._name)
+            except ImportError:
+                self._module = None
+        return None if self.broken else self._module
+
+    def run(self, on: torch.Tensor, call: Callable[[ModuleType], Any]) -> Any:
+        """What `call(module)` computes on the device of `on`; None where it cannot.
+
+        Errors of the device itself, such as memory that is full, are raised as they are.
+        """
+        module = self.module()
+        if module is None:
+            return None
+        try:
+            # Triton launches on the current device, wherever the tensors are.
+            with torch.cuda.device_of(on):  # type: ignore[no-untyped-call]
+                return call(module)
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            raise
+        except Exception as error:
+            self.broken.append(f"{type(error).__name__}: {error}")
+            warnings.warn(
+                f"the {self.what} kernels cannot run here, so it takes longer: {self.broken[0]}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return None

@@ -1,0 +1,279 @@
+"""The streaming statistics as Triton kernels: no score ever leaves the chip.
+
+`row_stats` goes along the keys for a block of queries (log-sum-exp and output: the forward pass of
+FlashAttention, arXiv 2307.08691), `column_stats` along the queries for a block of keys (what each
+key was paid). Products of 16-bit inputs are exact and summed in float32; float32 inputs are
+multiplied in three parts of TF32, which keeps float32's digits. Importing this imports Triton;
+`scores` chooses between these and plain PyTorch, and both give the same up to rounding.
+"""
+# mypy: ignore-errors
+# Triton compiles these functions from their source; Python's types say nothing about them.
+
+from __future__ import annotations
+
+from math import log2
+
+import torch
+import triton
+import triton.language as tl
+
+MAX_DIM = 256
+"""Head dimension up to which blocks of queries and keys fit a multiprocessor."""
+
+PARTS = 64
+"""Most pieces that the queries of one block of keys are cut into, so that few keys keep a GPU busy."""
+
+
+def can_take(*tensors: torch.Tensor) -> bool:
+    """Whether these inputs `[H, n, d]` can go through the kernels."""
+    known = (torch.float32, torch.float16, torch.bfloat16)
+    return all(
+        x.is_cuda and x.dtype in known and x.shape[-1] <= MAX_DIM and not x.requires_grad
+        for x in tensors
+    )
+
+
+@triton.jit
+def _score(q, k, scale, softcap, CAP: tl.constexpr, PRECISION: tl.constexpr):
+    """Logits in units of log2."""
+    s = tl.dot(q, k, input_precision=PRECISION) * scale
+    if CAP:
+        e = tl.exp2(-2.0 * 1.4426950408889634 * tl.abs(s / softcap))
+        s = tl.where(s < 0, -1.0, 1.0) * softcap * (1.0 - e) / (1.0 + e)
+    return s * 1.4426950408889634
+
+
+@triton.jit
+def _rows(
+    Q,
+    K,
+    V,
+    BIAS,
+    LIMIT,
+    LSE,
+    OUT,
+    n,
+    T,
+    scale,
+    softcap,
+    q_head,
+    k_head,
+    v_head,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    WIDE: tl.constexpr,
+    VWIDE: tl.constexpr,
+    CAP: tl.constexpr,
+    HAS_V: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_LIMIT: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    h = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    real = row < n
+    j, jv = tl.arange(0, WIDE), tl.arange(0, VWIDE)
+    at = Q + h * q_head + row[:, None].to(tl.int64) * D + j[None, :]
+    q = tl.load(at, mask=real[:, None] & (j < D)[None, :], other=0.0).to(DTYPE)
+    end = T
+    if HAS_LIMIT:
+        limit = tl.load(LIMIT + row, mask=real, other=0)
+        end = tl.minimum(T, tl.max(limit, 0))
+    top = tl.full([ROWS], float("-inf"), tl.float32)
+    mass = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, VWIDE], tl.float32)
+    for start in range(0, end, KEYS):
+        column = start + tl.arange(0, KEYS)
+        there = column < T
+        at = K + h * k_head + column[None, :].to(tl.int64) * D + j[:, None]
+        k = tl.load(at, mask=there[None, :] & (j < D)[:, None], other=0.0).to(DTYPE)
+        s = _score(q, k, scale, softcap, CAP, PRECISION)
+        if HAS_BIAS:
+            s += tl.load(BIAS + h * T + column, mask=there, other=0.0)[None, :] * 1.4426950408889634
+        seen = there[None, :]
+        if HAS_LIMIT:
+            seen = seen & (column[None, :] < limit[:, None])
+        s = tl.where(seen, s, float("-inf"))
+        newest = tl.maximum(top, tl.max(s, 1))
+        shift = tl.where(newest == float("-inf"), 0.0, newest)
+        p = tl.exp2(s - shift[:, None])
+        fade = tl.exp2(top - shift)
+        mass = mass * fade + tl.sum(p, 1)
+        if HAS_V:
+            at = V + h * v_head + column[:, None].to(tl.int64) * DV + jv[None, :]
+            v = tl.load(at, mask=there[:, None] & (jv < DV)[None, :], other=0.0).to(DTYPE)
+            acc = acc * fade[:, None] + tl.dot(p.to(DTYPE), v, input_precision=PRECISION)
+        top = newest
+    some = mass > 0.0
+    lse = tl.where(
+        some, (top + tl.log2(tl.where(some, mass, 1.0))) / 1.4426950408889634, float("-inf")
+    )
+    tl.store(LSE + h * n + row, lse, mask=real)
+    if HAS_V:
+        acc = acc / tl.where(some, mass, 1.0)[:, None]
+        at = OUT + (h * n + row[:, None].to(tl.int64)) * DV + jv[None, :]
+        tl.store(at, acc, mask=real[:, None] & (jv < DV)[None, :])
+
+
+@triton.jit
+def _columns(
+    Q,
+    K,
+    LSE,
+    LIMIT,
+    MAX,
+    SQUARES,
+    SUM,
+    n,
+    T,
+    step,
+    scale,
+    softcap,
+    q_head,
+    k_head,
+    D: tl.constexpr,
+    WIDE: tl.constexpr,
+    CAP: tl.constexpr,
+    HAS_LIMIT: tl.constexpr,
+    WANT_MAX: tl.constexpr,
+    WANT_SQUARES: tl.constexpr,
+    WANT_SUM: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    h, part = tl.program_id(1).to(tl.int64), tl.program_id(2)
+    column = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
+    there = column < T
+    j = tl.arange(0, WIDE)
+    at = K + h * k_head + column[None, :].to(tl.int64) * D + j[:, None]
+    k = tl.load(at, mask=there[None, :] & (j < D)[:, None], other=0.0).to(DTYPE)
+    top = tl.full([KEYS], float("-inf"), tl.float32)
+    squares = tl.zeros([KEYS], tl.float32)
+    total = tl.zeros([KEYS], tl.float32)
+    for start in range(part * step, tl.minimum(n, (part + 1) * step), ROWS):
+        row = start + tl.arange(0, ROWS)
+        real = row < n
+        at = Q + h * q_head + row[:, None].to(tl.int64) * D + j[None, :]
+        q = tl.load(at, mask=real[:, None] & (j < D)[None, :], other=0.0).to(DTYPE)
+        lse = tl.load(LSE + h * n + row, mask=real, other=float("inf"))
+        s = _score(q, k, scale, softcap, CAP, PRECISION) - lse[:, None]
+        if HAS_LIMIT:
+            limit = tl.load(LIMIT + row, mask=real, other=0)
+            s = tl.where(column[None, :] < limit[:, None], s, float("-inf"))
+        if WANT_MAX:
+            top = tl.maximum(top, tl.max(s, 0))
+        if WANT_SQUARES:
+            squares += tl.sum(tl.exp2(2.0 * s), 0)
+        if WANT_SUM:
+            total += tl.sum(tl.exp2(s), 0)
+    at = (part * tl.num_programs(1) + h) * T + column
+    if WANT_MAX:
+        tl.store(MAX + at, tl.exp2(top), mask=there)
+    if WANT_SQUARES:
+        tl.store(SQUARES + at, squares, mask=there)
+    if WANT_SUM:
+        tl.store(SUM + at, total, mask=there)
+
+
+def row_stats(
+    Q: torch.Tensor,
+    K: torch.Tensor,
+    V: torch.Tensor | None,
+    scale: float,
+    softcap: float | None,
+    limit: torch.Tensor | None,
+    bias: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Log-sum-exp `[H, n]` and, with values, output `[H, n, dv]`, float32; as `scores._stream`."""
+    H, n, d = Q.shape
+    T = K.shape[1]
+    dv = d if V is None else V.shape[2]
+    lse = torch.empty((H, n), dtype=torch.float32, device=Q.device)
+    out = None if V is None else torch.empty((H, n, dv), dtype=torch.float32, device=Q.device)
+    if not lse.numel():
+        return lse, out
+    Q, K = _rows_together(Q), _rows_together(K)
+    V = K if V is None else _rows_together(V)
+    kind, precision, full = _arithmetic(Q, K, V)
+    rows, keys, warps = (64, 32, 4) if full else (128, 64, 8)
+    if max(d, dv) > 128:
+        rows, keys = rows // 2, keys // (2 if full else 1)
+    like = lse  # a pointer for what is absent
+    seen = None if limit is None else limit.to(device=Q.device, dtype=torch.int32)
+    bias = None if bias is None else bias.float().contiguous()
+    _rows[(triton.cdiv(n, rows), H)](
+        Q, K, V, like if bias is None else bias, like if seen is None else seen, lse,
+        like if out is None else out, n, T, scale, softcap or 0.0,
+        Q.stride(0), K.stride(0), V.stride(0),
+        D=d, DV=dv, WIDE=_wide(d), VWIDE=_wide(dv), CAP=softcap is not None,
+        HAS_V=out is not None, HAS_BIAS=bias is not None, HAS_LIMIT=seen is not None,
+        ROWS=rows, KEYS=keys, DTYPE=kind, PRECISION=precision, num_warps=warps,
+        num_stages=2 if full else 3,
+    )  # fmt: skip
+    return lse, out
+
+
+def column_stats(
+    Q: torch.Tensor,
+    K: torch.Tensor,
+    lse: torch.Tensor,
+    scale: float,
+    softcap: float | None,
+    limit: torch.Tensor | None,
+    kinds: frozenset[str],
+) -> dict[str, torch.Tensor]:
+    """Over all queries, for each key: the largest `exp(s - lse)`, the sum of squares, the sum.
+
+    `lse [H, n]` float32; a query whose `lse` is infinite counts for nothing. Each `[H, T]`
+    float32, by the names of `scores.SCORE_KINDS` (rms: the sum of squares, mean: the sum).
+    """
+    H, n, d = Q.shape
+    T = K.shape[1]
+    if not n or not T or not kinds:
+        return {kind: torch.zeros((H, T), device=Q.device) for kind in kinds}
+    Q, K = _rows_together(Q), _rows_together(K)
+    kind, precision, full = _arithmetic(Q, K)
+    rows, keys, warps = (32, 64, 4) if full else (64, 128, 8)
+    if d > 128:
+        rows, keys = rows, keys // 2
+    blocks = triton.cdiv(T, keys) * H
+    parts = max(1, min(PARTS, 1024 // blocks, triton.cdiv(n, 4 * rows)))
+    step = triton.cdiv(triton.cdiv(n, parts), rows) * rows
+    made = {k: torch.empty((parts, H, T), dtype=torch.float32, device=Q.device) for k in kinds}
+    shift = (lse * log2(torch.e)).contiguous()
+    shift = shift.masked_fill(shift == -torch.inf, torch.inf)
+    seen = None if limit is None else limit.to(device=Q.device, dtype=torch.int32)
+    _columns[(triton.cdiv(T, keys), H, parts)](
+        Q, K, shift, shift if seen is None else seen, made.get("max", shift),
+        made.get("rms", shift), made.get("mean", shift), n, T, step, scale, softcap or 0.0,
+        Q.stride(0), K.stride(0),
+        D=d, WIDE=_wide(d), CAP=softcap is not None, HAS_LIMIT=seen is not None,
+        WANT_MAX="max" in kinds, WANT_SQUARES="rms" in kinds, WANT_SUM="mean" in kinds,
+        ROWS=rows, KEYS=keys, DTYPE=kind, PRECISION=precision, num_warps=warps,
+        num_stages=2 if full else 3,
+    )  # fmt: skip
+    return {k: x.amax(0) if k == "max" else x.sum(0) for k, x in made.items()}
+
+
+def _rows_together(x: torch.Tensor) -> torch.Tensor:
+    """`[H, n, d]` whose rows are `d` numbers apart; heads may be anywhere."""
+    return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
+
+
+def _wide(d: int) -> int:
+    return max(16, triton.next_power_of_2(d))
+
+
+def _arithmetic(*tensors: torch.Tensor) -> tuple[tl.dtype, str, bool]:
+    """What products are taken in: the common 16-bit dtype, or float32 (the last says so)."""
+    dtypes = {x.dtype for x in tensors}
+    if dtypes == {torch.bfloat16}:
+        return tl.bfloat16, "tf32", False
+    if dtypes == {torch.float16}:
+        return tl.float16, "tf32", False
+    return tl.float32, "tf32x3", True
