@@ -21,7 +21,7 @@ MAX_DIM = 256
 """Head dimension up to which blocks of queries and keys fit a multiprocessor."""
 
 PARTS = 64
-"""Most pieces that the queries of one block of keys are cut into, so that few keys keep a GPU busy."""
+"""Most pieces that queries are cut into for one block of keys, so that few keys fill a GPU."""
 
 
 def can_take(*tensors: torch.Tensor) -> bool:
@@ -108,9 +108,8 @@ def _rows(
             acc = acc * fade[:, None] + tl.dot(p.to(DTYPE), v, input_precision=PRECISION)
         top = newest
     some = mass > 0.0
-    lse = tl.where(
-        some, (top + tl.log2(tl.where(some, mass, 1.0))) / 1.4426950408889634, float("-inf")
-    )
+    lse = (top + tl.log2(tl.where(some, mass, 1.0))) / 1.4426950408889634
+    lse = tl.where(some, lse, float("-inf"))
     tl.store(LSE + h * n + row, lse, mask=real)
     if HAS_V:
         acc = acc / tl.where(some, mass, 1.0)[:, None]

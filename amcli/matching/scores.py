@@ -271,9 +271,8 @@ class ScoreState:
         """`update` in two kernels, or three with keys that were fed; None where they cannot run."""
 
         def run(kernels: ModuleType) -> tuple[torch.Tensor, dict[ScoreKind, torch.Tensor]] | None:
-            if self._dtype != torch.float32 or not kernels.can_take(
-                Q, K, Q if fed is None else fed
-            ):
+            inputs = (Q, K) if fed is None else (Q, K, fed)
+            if self._dtype != torch.float32 or not kernels.can_take(*inputs):
                 return None
             lse = kernels.row_stats(Q, K, None, scale, softcap, limit, None)[0]
             total = lse

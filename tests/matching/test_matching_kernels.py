@@ -46,16 +46,11 @@ class Case:
         return cls(Q, K, V, fed, d**-0.5, softcap, limit, bias)
 
     def on(self, device: str, dtype: torch.dtype | None = None) -> Case:
-        def move(x: torch.Tensor | None) -> torch.Tensor | None:
-            if x is None or not x.is_floating_point():
-                return None if x is None else x.to(device)
-            return x.to(device, dtype or x.dtype)
+        def move(x: torch.Tensor) -> torch.Tensor:
+            return x.to(device, dtype if x.is_floating_point() else None)
 
-        Q, K, V, fed, limit, bias = (
-            move(x) for x in (self.Q, self.K, self.V, self.fed, self.limit, self.bias)
-        )
-        assert Q is not None and K is not None and V is not None
-        return Case(Q, K, V, fed, self.scale, self.softcap, limit, bias)
+        fields = vars(self).items()
+        return Case(**{k: move(x) if isinstance(x, torch.Tensor) else x for k, x in fields})
 
     def stats(self) -> tuple[torch.Tensor, torch.Tensor]:
         return attention_stats(
