@@ -125,6 +125,18 @@ Queries = Annotated[
     ),
 ]
 
+MemoryLimit = Annotated[
+    int | None,
+    typer.Option(
+        "--memory-limit",
+        metavar="SIZE",
+        parser=opt.size("--memory-limit", "8GB"),
+        show_default=False,
+        help="Memory that the fits may take beside the model and the cache, such as 8GB. Less of "
+        "it means smaller groups of heads, and more time; two fifths of what is free on a GPU.",
+    ),
+]
+
 
 def compact(
     source: Annotated[
@@ -138,6 +150,7 @@ def compact(
     save_budget: SaveBudget = None,
     queries: Queries = None,
     store: opt.Store = None,
+    memory_limit: MemoryLimit = None,
     seed: opt.Seed = 0,
     output: opt.Output = None,
     model: opt.Model = None,
@@ -174,6 +187,7 @@ def compact(
 
         wanted: dict[str, Any] = {"ratio": ratio, "tokens": tokens, "method": method, "seed": seed}
         wanted |= {"budget": budget, "queries": queries, "store": store}
+        wanted |= {"memory_limit": memory_limit}
         options = compaction.Options(**{k: v for k, v in wanted.items() if v is not None})
         compaction.check(options, given.tokens)
         if fidelity is not None:

@@ -51,6 +51,28 @@ def whole(option: str, example: str, least: int = 0) -> Callable[[object], int]:
     return read
 
 
+_UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+
+
+def size(option: str, example: str) -> Callable[[object], int]:
+    """A reader of bytes, such as 8GB or 500M; raises UsageError that names option and value."""
+
+    def read(value: object) -> int:
+        text = str(value).strip().upper().replace(" ", "").removesuffix("B").removesuffix("I")
+        number, unit = (text[:-1], text[-1:]) if text[-1:] in _UNITS else (text, "")
+        try:
+            found = float(number) * _UNITS[unit]
+        except ValueError:
+            found = math.nan
+        if not (math.isfinite(found) and found >= 1):
+            raise UsageError(
+                f"{option} {value} is no amount of memory", f"for example {option} {example}"
+            )
+        return int(found)
+
+    return read
+
+
 Store = Annotated[
     str | None,
     typer.Option(

@@ -6,7 +6,6 @@ so that a hundred questions cost the memory of one document.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -19,6 +18,7 @@ from amcli.models.cache import CompactCache
 from amcli.models.generate import stream
 from amcli.models.loading import LoadedModel
 from amcli.pipeline import contexts
+from amcli.pipeline.clock import stopwatch
 from amcli.pipeline.compaction import Options, check, compact, shapes
 from amcli.pipeline.contexts import Context, full_layers, shared
 from amcli.pipeline.options import AUTO
@@ -63,13 +63,6 @@ def nothing(loaded: LoadedModel, full_bytes: int) -> Made:
     """An empty document: what the model knows by itself, or guesses."""
     context = contexts.prefill(loaded, Source("nothing", ""))
     return Made(shared(context), 0, full_bytes)
-
-
-def stopwatch(device: torch.device) -> float:
-    """Seconds on a clock, when the device has done all that it was told."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 # ---- compacted -------------------------------------------------------------------------------

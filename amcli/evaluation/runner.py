@@ -14,12 +14,13 @@ import torch
 from amcli.errors import UsageError
 from amcli.evaluation import makers, scorers
 from amcli.evaluation.forcing import Forced, Limits, Outcome, Teacher, tokenize
-from amcli.evaluation.makers import FULL, NONE, Made, stopwatch
+from amcli.evaluation.makers import FULL, NONE, Made
 from amcli.evaluation.metrics import Record
 from amcli.evaluation.results import Results
 from amcli.evaluation.suites.base import Document, Measure, Request, Scorer, Suite
 from amcli.models.loading import LoadedModel
 from amcli.pipeline import contexts
+from amcli.pipeline.clock import stopwatch
 from amcli.pipeline.compaction import Options
 from amcli.pipeline.contexts import Context
 from amcli.pipeline.progress import Progress

@@ -20,7 +20,8 @@ from .scores import ScoreKind
 from .selection import Target
 
 if TYPE_CHECKING:
-    from .compact import Known, LayerResult
+    from .compact import LayerResult
+    from .known import Known
 
 SelectionKind = Literal["omp", "top", "all"]
 MassKind = Literal["nnls", "none"]
@@ -88,7 +89,7 @@ class ScoreContext:
     entries   entries a head of this layer gets, the mean where heads differ
     budget    name of the budget
     window    most recent tokens to look from, as the user set it; None: the method's own
-    known     what compactions with the same queries have found; see `compact.Known`
+    known     what compactions with the same queries have found; see `known.Known`
     rotation  `[d, d]`, mean rotation of RoPE over the next FUTURE positions: `q -> rotation @ q`;
               None unless the method asks for `rope`
     """

@@ -84,8 +84,8 @@ def omp(
     """Orthogonal matching pursuit on the softmax rows of the reference queries.
 
     The dictionary is `A = W·exp(q·k·scale - lse)` `[n, T]`, screened to the
-    `min(T, candidates·t_max)` best keys by `scores [H, T]`. The target is the mass `W·1`, and
-    for "joint" also `projections` random projections of the outputs `W·Y`, scaled to the same
+    `min(T, candidates·t)` best keys by `scores [H, T]`, `t` the head's length. The target is the
+    mass `W·1`, and for "joint" also `projections` random projections of the outputs `W·Y`, scaled to the same
     energy. A step takes the key of largest `‖B_j‖ / d_j^gamma`: `B` the correlations with the
     residual, `d` the squared norms of the residual columns (0 is plain OMP, 0.5 optimal-OLS).
     Keys with `d_j <= epsilon·G_jj`, near-duplicates of the chosen, are passed over. `panel`
@@ -109,7 +109,10 @@ def omp(
     C = gather_rows(K, by_score[:, :M])  # [H, M, d]
     G, B = normal_equations(Q, C, lse, weights, F, scale, softcap, None, tile)
     energy = F.square().sum((1, 2))  # [H]
-    pursuit = _Pursuit(G, B, gamma, epsilon, min(panel, steps))
+    # As many candidates for each head as if it were alone.
+    reach = torch.tensor([max(1, candidates) * min(t, longest) for t in lengths], device=G.device)
+    usable = torch.arange(M, device=G.device) < reach.unsqueeze(1)
+    pursuit = _Pursuit(G, B, gamma, epsilon, panel, usable)
     chosen, alive, gain = pursuit.run(min(steps, M))
     order = _complete(chosen, alive, by_score)[:, :t_max]
     curve = 1.0 - gain.cumsum(1) / energy.clamp_min(torch.finfo(gain.dtype).tiny).unsqueeze(1)
@@ -149,11 +152,19 @@ class _Pursuit:
     correlations left, floor `[H, M]` the d below which a key is passed over (inf: taken).
     """
 
-    def __init__(self, G: torch.Tensor, B: torch.Tensor, gamma: float, epsilon: float, panel: int):
+    def __init__(
+        self,
+        G: torch.Tensor,
+        B: torch.Tensor,
+        gamma: float,
+        epsilon: float,
+        panel: int,
+        usable: torch.Tensor,
+    ):
         self.G, self.B, self.gamma, self.panel = G, B.clone(), gamma, panel
         diagonal = G.diagonal(dim1=1, dim2=2)
         self.d = diagonal.clone()
-        self.floor = epsilon * diagonal
+        self.floor = (epsilon * diagonal).masked_fill(~usable, torch.inf)
         self.Z = G.new_zeros((G.shape[0], 0, G.shape[1]))
         self.head = torch.arange(G.shape[0], device=G.device).unsqueeze(1)
         self.filled = 0

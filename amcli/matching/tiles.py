@@ -7,6 +7,7 @@ before the bias, as the models have it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from math import isqrt
 
 import torch
@@ -15,6 +16,38 @@ TILE_ELEMENTS = 1 << 22
 """Elements of the largest temporary of a streaming pass (16 MiB in float32); a pass holds a few
 of them at a time. Four times as many make CPUs slower: such memory comes fresh from the system
 each time. Every function that streams takes `tile` to override it."""
+
+GPU_TILE_ELEMENTS = 1 << 27
+"""The same on a GPU (512 MiB), where it is launches that cost."""
+
+_ROOM = 2 << 30
+_SHARE = 0.4  # of the memory that is free on a GPU
+
+
+@dataclass(frozen=True)
+class Room:
+    """Memory that a computation may take beside its inputs and results.
+
+    tile   elements of the largest temporary of a streaming pass
+    bytes  what a group of heads that is worked at once may hold
+    """
+
+    tile: int
+    bytes: int
+
+
+def room_on(device: torch.device, limit: int | None = None) -> Room:
+    """The room on a device: `limit` bytes in all, or what suits a CPU and is free on a GPU."""
+    if device.type == "cpu":
+        return Room(TILE_ELEMENTS, limit or _ROOM)
+    if limit is None:
+        limit = _ROOM
+        if device.type == "cuda":
+            free = torch.cuda.mem_get_info(device)[0]
+            idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            limit = int(_SHARE * (free + idle))
+    # A pass holds up to four temporaries of this size, in float32.
+    return Room(max(TILE_ELEMENTS, min(GPU_TILE_ELEMENTS, limit // 64)), limit)
 
 
 def working_dtype(*tensors: torch.Tensor) -> torch.dtype:

@@ -1,9 +1,8 @@
-"""Compacts a context: reference pass, budgets, then one layer after the other."""
+"""Compacts a context: reference pass, budgets, then the fits of all layers."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,14 +14,16 @@ from amcli.artifacts import write_artifact
 from amcli.errors import UsageError
 from amcli.matching import budgets, methods
 from amcli.matching.budgets import LayerShape, Lengths
-from amcli.matching.compact import Known, LayerResult, compact_layer
+from amcli.matching.known import Known
 from amcli.matching.methods import FUTURE, Method, ScoreContext
 from amcli.matching.scores import SCORE_KINDS, ScoreKind
 from amcli.models.rotary import Rotary
 from amcli.pipeline import budget_file, heldout, reference
 from amcli.pipeline.budget_file import BudgetFile
 from amcli.pipeline.choices import holds_every_key, queries_by_need, store_by_error
-from amcli.pipeline.contexts import Context, dense, full_layers, live_keys, require_finite
+from amcli.pipeline.clock import stopwatch
+from amcli.pipeline.contexts import Context, full_layers, live_keys, require_finite
+from amcli.pipeline.fitting import fit, scale_of
 from amcli.pipeline.heldout import Errors
 from amcli.pipeline.options import AUTO, budget_of
 from amcli.pipeline.options import Options as Options
@@ -195,7 +196,7 @@ def compact(
         options = replace(options, queries=queries)
     references, seconds = _references(context, method, options, rotary, passes, progress)
 
-    began = time.perf_counter()
+    began = stopwatch(context.loaded.device)
     scores = [
         _scores(context, method, options, references.get(layer), layer, planned[order], rotary)
         for order, layer in enumerate(full_layers(context))
@@ -203,8 +204,8 @@ def compact(
     shard = context.loaded.shard
     everyone = [shard.gathered(part) for part in scores]
     lengths, budget = _allocate(context, method, options, everyone, file)
-    layers = _fit(context, method, options, references, scores, lengths, rotary, progress)
-    seconds["compact"] = time.perf_counter() - began
+    layers = fit(context, method, options, references, scores, lengths, rotary, progress)
+    seconds["compact"] = stopwatch(context.loaded.device) - began
     count = max((r.count for r in references.values()), default=0)
     asked = max((r.asked for r in references.values()), default=0)
     found = Compaction(
@@ -245,11 +246,11 @@ def _held_out(
 
 def measure(found: Compaction, passes: Passes, progress: Progress) -> None:
     """Fills in the errors of a compaction on held-out queries, and the seconds that it took."""
-    began = time.perf_counter()
     context, seed = found.context, found.options.seed
+    began = stopwatch(context.loaded.device)
     held = _held_out(context, seed, passes, progress)
     found.errors = heldout.measure(context, found.layers, held)
-    found.seconds["errors"] = time.perf_counter() - began
+    found.seconds["errors"] = stopwatch(context.loaded.device) - began
 
 
 def _references(
@@ -363,7 +364,7 @@ def _scores(
                 Q=found.Q if found is not None and sampled else None,
                 K=K,
                 V=V,
-                scale=_scale(found, K),
+                scale=scale_of(found, K),
                 softcap=None if found is None else found.softcap,
                 weights=found.weights if found is not None and sampled else None,
                 layer=full_layers(context).index(layer),
@@ -405,82 +406,3 @@ def _allocate(
     ratio = float(options.requested(method)["ratio"])
     total = budgets.entries_for_ratio(ratio, layers, beta=method.has_beta, allocate=allocate)
     return allocate(total), name
-
-
-def _fit(
-    context: Context,
-    method: Method,
-    options: Options,
-    references: Mapping[int, LayerReference],
-    scores: Sequence[torch.Tensor],
-    lengths: Lengths,
-    rotary: Rotary | None,
-    progress: Progress,
-) -> list[Entries]:
-    """Every layer's entries, of all heads; sliding layers as they are."""
-    count, shard = len(context.loaded.geometry.layers), context.loaded.shard
-    order = {layer: i for i, layer in enumerate(full_layers(context))}
-    layers: list[Entries] = []
-    progress.start("compact", count)
-    for layer in range(count):
-        if layer in order:
-            i = order[layer]
-            found, n = references.get(layer), len(scores[i])
-            mine = lengths[i][shard.rank * n : (shard.rank + 1) * n]
-            entries = _fit_layer(context, method, options, found, layer, scores[i], mine, rotary)
-        else:
-            entries = dense(context.cache, layer)
-        layers.append(shard.whole(entries))
-        progress.advance()
-    return layers
-
-
-def _fit_layer(
-    context: Context,
-    method: Method,
-    options: Options,
-    found: LayerReference | None,
-    layer: int,
-    scores: torch.Tensor,
-    lengths: list[int],
-    rotary: Rotary | None,
-) -> Entries:
-    """One compacted layer as it is stored, by the method's own fit or by `compact_layer`."""
-    K, V = live_keys(context, layer)
-    sampled = found is not None and found.watched is None
-    Q = found.Q if found is not None and sampled else K[:, :0]
-    weights = found.weights if found is not None and sampled else None
-    scale, softcap = _scale(found, K), None if found is None else found.softcap
-    quantizer = quantizer_of(options.storage(method))
-    # Keys that are turned after the fit are rounded after that, once.
-    rounding = None if method.rerotate else quantizer
-    known = None if found is None else found.known
-    if method.fit is not None:
-        result = method.fit(
-            Q, K, V, scores=scores, lengths=lengths, scale=scale, softcap=softcap,
-            weights=weights, known=known, rounding=rounding,
-        )  # fmt: skip
-    else:
-        result = compact_layer(
-            method, Q, K, V, scores=scores, lengths=lengths, scale=scale, softcap=softcap,
-            weights=weights, known=known, seed=options.seed, rounding=rounding,
-        )  # fmt: skip
-    if method.rerotate and rotary is not None:
-        result = _rerotate(result, rotary, layer, context.T)
-    return result.heads if quantizer is None else quantizer.pack(result.heads)
-
-
-def _rerotate(result: LayerResult, rotary: Rotary, layer: int, T: int) -> LayerResult:
-    """The same entries with each head's keys turned to the last positions before `T`."""
-    lengths = result.heads.lengths
-    positions = torch.cat([torch.arange(T - t, T) for t in lengths])
-    keys = result.heads.keys
-    plain = rotary.unrotate(layer, keys, result.index.long())
-    turned = rotary.rotate(layer, plain, positions).to(keys.dtype)
-    # A key that stays where it was stays exactly what it was.
-    moved = (positions.to(keys.device) != result.index).unsqueeze(1)
-    return replace(result, heads=replace(result.heads, keys=torch.where(moved, turned, keys)))
-
-
-def _scale(found: LayerReference | None, K: torch.Tensor) -> float:
-    return float(K.shape[-1] ** -0.5) if found is None else found.scale

@@ -29,6 +29,7 @@ class Options:
                    fewer where that would be more than a quarter of a head's entries
     store          how entries are stored: one of `quantize.STORES`, `auto`, or None for the
                    method's own
+    memory_limit   bytes that the fits may take beside the cache; None: what suits the device
     """
 
     ratio: float | None = None
@@ -40,6 +41,7 @@ class Options:
     max_queries: int = reference.MAX_QUERIES
     window: int | None = None
     store: str | None = None
+    memory_limit: int | None = None
 
     def source(self, method: Method) -> str:
         """Where a method's queries come from: `none`, `auto`, or names of `reference.SOURCES`."""

@@ -9,7 +9,6 @@ all queries; for the fits a seeded sample is kept. Names joined by `+` are mixtu
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -17,13 +16,14 @@ from typing import Any, TypeVar
 import torch
 
 from amcli.errors import UsageError, did_you_mean
-from amcli.matching.compact import Known
+from amcli.matching.known import Known
 from amcli.matching.methods import Look, Watcher, WatchFunction
 from amcli.matching.scores import SCORE_KINDS, ScoreKind, ScoreState
 from amcli.models.cache import CompactCache
 from amcli.models.generate import CHUNK, absorb
 from amcli.models.layer import CompactLayer
 from amcli.models.rotary import Rotary
+from amcli.pipeline.clock import stopwatch
 from amcli.pipeline.contexts import Context, full_layers, live_keys
 from amcli.pipeline.progress import Progress
 from amcli.pipeline.self_study import dialogues, question_count, study
@@ -261,8 +261,9 @@ class Passes:
     def get(self, key: Hashable, make: Callable[[], Made]) -> tuple[Made, float]:
         """What `make` gave for that key, and the seconds that it took when it ran."""
         if key not in self._done:
-            began = time.perf_counter()
-            self._done[key] = (make(), time.perf_counter() - began)
+            device = self.context.loaded.device
+            began = stopwatch(device)
+            self._done[key] = (make(), stopwatch(device) - began)
         return self._done[key]
 
 

@@ -23,6 +23,12 @@ TOKENS_PER_QUESTION = 4
 """One question for this many tokens of the document, within LEAST and MOST."""
 LEAST, MOST = 32, 1024
 
+SEEN = 1 << 23
+"""Tokens that all questions together may see of the document: from 8k tokens on, the longer the
+document, the fewer questions, down to FEWEST. Each of them looks at all of it, so that otherwise
+asking would grow with the square of its length, and soon take many times what reading it took."""
+FEWEST = 256
+
 TEMPERATURE = 1.0
 """Of the questions; answers are greedy."""
 
@@ -30,7 +36,12 @@ QUESTION_TOKENS = 64
 ANSWER_TOKENS = 64
 
 ROUND = 64
-"""Questions asked at a time."""
+"""Questions in the first round, after which the model may be told to look elsewhere."""
+
+ROWS_ON_GPU = 256
+"""Replies written at a time, later questions included, as far as ROWS_BYTES hold what they say:
+a GPU hardly notices more rows, while a CPU is busy with ROUND of them."""
+ROWS_BYTES = 4 << 30
 
 _VARIED = 0.5  # a round with fewer new questions than this makes the model look elsewhere
 _START = 12  # tokens by which a part of the document is named
@@ -46,7 +57,8 @@ class Exchange:
 
 def question_count(document_tokens: int) -> int:
     """How many questions are asked about a document of that length."""
-    return max(LEAST, min(MOST, document_tokens // TOKENS_PER_QUESTION))
+    seen = max(FEWEST, SEEN // max(1, document_tokens))
+    return max(LEAST, min(MOST, seen, document_tokens // TOKENS_PER_QUESTION))
 
 
 def study(
@@ -72,7 +84,7 @@ def study(
     prompts = [loaded.chat.first_turn(question) for question in questions]
     room = _room(context, max((len(p) for p in prompts), default=0))
     replies = answers(
-        loaded, cache, prompts, [min(ANSWER_TOKENS, room)] * len(prompts), rows=ROUND,
+        loaded, cache, prompts, [min(ANSWER_TOKENS, room)] * len(prompts), rows=_rows(context),
         advance=progress.advance,
     )  # fmt: skip
     pairs = zip(questions, replies, strict=True)
@@ -91,20 +103,32 @@ def _questions(
     """Questions in rounds, each worded differently from all before it."""
     loaded = context.loaded
     found: dict[str, None] = {}
-    varied = True
-    for number, start in enumerate(range(0, count, ROUND)):
-        size = min(ROUND, count - start)
+    varied, start, number = True, 0, -1
+    while start < count:
+        number += 1
+        size = min(_rows(context) if number else ROUND, count - start)
         asked = [ASK] * size if varied else _pointing(context, size, start, count)
         prompts = [loaded.chat.first_turn(instruction) for instruction in asked]
         room = _room(context, max(len(p) for p in prompts))
         said = answers(
-            loaded, cache, prompts, [min(QUESTION_TOKENS, room)] * size, rows=ROUND,
+            loaded, cache, prompts, [min(QUESTION_TOKENS, room)] * size, rows=size,
             temperature=TEMPERATURE, seed=seed * 1_000_003 + number, advance=progress.advance,
         )  # fmt: skip
         before = len(found)
         found.update(dict.fromkeys(question for question in said if question))
         varied = varied and len(found) - before >= _VARIED * size
+        start += size
     return list(found)
+
+
+def _rows(context: Context) -> int:
+    """Replies that are written at a time."""
+    loaded = context.loaded
+    if loaded.device.type == "cpu":
+        return ROUND
+    token = sum(x.kv_heads * (x.key_dim + x.value_dim) for x in loaded.geometry.layers)
+    row = 2 * (QUESTION_TOKENS + ANSWER_TOKENS) * token * loaded.dtype.itemsize
+    return max(ROUND, min(ROWS_ON_GPU, ROWS_BYTES // max(1, row)))
 
 
 def _pointing(context: Context, size: int, start: int, count: int) -> list[str]:

@@ -19,7 +19,7 @@ from record import about
 from amcli.evaluation import makers
 from amcli.evaluation.forcing import Limits, Teacher, tokenize
 from amcli.evaluation.suites import base
-from amcli.matching import budgets, compact, methods, recipes
+from amcli.matching import bucket, budgets, methods, recipes
 from amcli.matching.scores import SCORE_KINDS, attention_stats
 from amcli.matching.selection import PURSUIT, omp
 from amcli.models.generate import absorb
@@ -48,7 +48,7 @@ PIECES: dict[str, dict[str, Any]] = {
 """Fields of the default method that differ."""
 
 CONSTANTS: dict[str, tuple[Any, str, Any]] = {
-    "pursuit for every head": (compact, "PLENTY", 0),
+    "pursuit for every head": (bucket, "PLENTY", 0),
     "first layer's floor 4": (budgets, "FLOOR_FIRST", 4),
     "floors of 0.3 of the mean": (budgets, "FLOOR_SHARE", 0.3),
 }
@@ -274,7 +274,7 @@ def main() -> None:
         for title, options in todo.items():
             if wanted is not None and title not in wanted:
                 continue
-            module, constant, value = CONSTANTS.get(title, (compact, "PLENTY", compact.PLENTY))
+            module, constant, value = CONSTANTS.get(title, (bucket, "PLENTY", bucket.PLENTY))
             before = getattr(module, constant)
             setattr(module, constant, value)
             rows.append(row(title, benches, options))

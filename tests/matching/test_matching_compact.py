@@ -15,10 +15,12 @@ from synthetic_heads import Heads, heads
 
 from amcli.errors import UsageError
 from amcli.matching import methods
-from amcli.matching.compact import Known, LayerResult, compact_layer
+from amcli.matching.compact import LayerInput, LayerResult, compact_layer, compact_layers
+from amcli.matching.known import Known
 from amcli.matching.methods import Method, ScoreContext, get, names, register
 from amcli.matching.recipes import DEFAULT
 from amcli.matching.scores import ScoreState
+from amcli.matching.tiles import Room
 
 
 def scores_of(h: Heads) -> torch.Tensor:
@@ -64,14 +66,14 @@ def test_reported_errors_are_those_of_the_stored_entries(name: str) -> None:
     lengths=st.lists(st.sampled_from([0, 1, 2, 7, 20, 39, 40]), min_size=3, max_size=3),
     name=st.sampled_from(["omp", "omp-beta", "highest-attention"]),
     fit_limit=st.sampled_from([4, 8192]),
-    gram_elements=st.sampled_from([1, 1 << 28]),
+    room=st.sampled_from([1, 1 << 30]),
     seed=st.integers(0, 9),
 )
 def test_every_mixture_of_lengths_is_stored_exactly(
-    lengths: list[int], name: str, fit_limit: int, gram_elements: int, seed: int
+    lengths: list[int], name: str, fit_limit: int, room: int, seed: int
 ) -> None:
     h = heads(H=3, T=40, n=60, seed=seed)
-    result = run(h, name, lengths, fit_limit=fit_limit, gram_elements=gram_elements)
+    result = run(h, name, lengths, fit_limit=fit_limit, room=Room(1 << 22, room))
     assert result.heads.lengths == tuple(lengths)
     assert result.index.dtype == torch.int32
     assert bool(result.heads.values.isfinite().all())
@@ -136,8 +138,8 @@ def test_a_longer_budget_is_a_better_one() -> None:
 
 def test_bucketing_does_not_change_a_head() -> None:
     h = heads(H=3, T=120, n=100)
-    apart = run(h, "omp", [24, 3, 23], gram_elements=1)
-    alone = run(h, "omp", [24, 0, 0], gram_elements=1)
+    apart = run(h, "omp", [24, 3, 23], room=Room(1 << 22, 1))
+    alone = run(h, "omp", [24, 0, 0], room=Room(1 << 22, 1))
     assert torch.equal(apart.index[:24], alone.index)
     torch.testing.assert_close(apart.heads.values[:24], alone.heads.values, atol=1e-4, rtol=1e-4)
 
@@ -167,7 +169,7 @@ def test_same_seed_same_bits() -> None:
 
 def test_tiles_do_not_change_the_result() -> None:
     h = heads(T=90, n=100)
-    a, b = run(h, "omp", [20, 9]), run(h, "omp", [20, 9], tile=700)
+    a, b = run(h, "omp", [20, 9]), run(h, "omp", [20, 9], room=Room(700, 1 << 30))
     assert torch.equal(a.index, b.index)
     torch.testing.assert_close(a.heads.values, b.heads.values, atol=2e-3, rtol=2e-3)
 
@@ -271,3 +273,29 @@ def test_a_search_over_ratios_selects_once() -> None:
     alone = run(h, "omp", [11, 30])
     assert bool((shorter.output_error <= 1.1 * alone.output_error + 0.01).all())
     assert run(h, "omp", [45, 30], known=known).heads.lengths == (45, 30)
+
+
+@pytest.mark.parametrize("room", [1, 1 << 20, 1 << 30])
+@pytest.mark.parametrize("kept", [False, True])
+def test_layers_together_are_what_they_are_alone(room: int, kept: bool) -> None:
+    """Also layers of other dimensions, other numbers of heads, and heads with nothing to do."""
+    some = [heads(H=3, T=80, n=60, seed=1), heads(H=2, T=80, n=60, seed=2)]
+    some.append(heads(H=2, T=80, n=60, d=16, seed=3))
+    lengths = [[30, 0, 7], [8, 80], [31, 12]]
+    own = Room(1 << 22, room)
+    alone = [
+        run(h, "omp-beta", t, room=own, known=Known(kept=kept))
+        for h, t in zip(some, lengths, strict=True)
+    ]
+    layers = [
+        LayerInput(h.Q, h.K, h.V, scores_of(h), t, h.scale, None, h.W, Known(kept=kept))
+        for h, t in zip(some, lengths, strict=True)
+    ]
+    counted: list[int] = []
+    together = compact_layers(get("omp-beta"), layers, room=own, advance=counted.append)
+    assert sum(counted) == 7
+    for mine, theirs in zip(together, alone, strict=True):
+        assert mine.heads.lengths == theirs.heads.lengths
+        assert torch.equal(mine.index, theirs.index)
+        torch.testing.assert_close(mine.heads.values, theirs.heads.values, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(mine.output_error, theirs.output_error, rtol=1e-3, atol=1e-5)

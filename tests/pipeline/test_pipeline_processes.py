@@ -42,7 +42,7 @@ def test_two_processes_make_the_file_and_give_the_answer_of_one(tmp_path: Path) 
     alone = compact(prefill(loaded, text), options)
 
     made = tmp_path / "two.amkv"
-    words = ["--ratio", "6", "--queries", "repeat", "--store", "int4", "-o", str(made)]
+    words = ["--dtype", "float32", "--ratio", "6", "--queries", "repeat", "--store", "int4", "-o", str(made)]
     done = amkv(2, "compact", str(path), "--model", "pocket", *words)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{made}\n"  # of the first process alone
@@ -57,7 +57,8 @@ def test_two_processes_make_the_file_and_give_the_answer_of_one(tmp_path: Path) 
         assert same >= 0.97 * total  # sums in another order may move the last key of a budget
         session = Session(restore(artifact, loaded), 24, 0.0, 0)
         answer = "".join(session.ask(QUESTION))
-    said = amkv(2, "chat", "--context", str(made), "-p", QUESTION, "--max-tokens", "24")
+    short = ["--dtype", "float32", "--max-tokens", "24"]
+    said = amkv(2, "chat", "--context", str(made), "-p", QUESTION, *short)
     assert said.returncode == 0, said.stderr
     assert said.stdout == answer + "\n"
 

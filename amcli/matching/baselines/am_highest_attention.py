@@ -12,7 +12,7 @@ from math import exp
 
 import torch
 
-from ..compact import Known
+from ..known import Known
 from ..methods import Method, ScoreContext, register
 from ..scores import ScoreState
 from ..selection import top

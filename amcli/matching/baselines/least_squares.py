@@ -16,8 +16,10 @@ import torch
 
 from amcli.ragged import RaggedHeads
 
-from ..compact import Known, LayerResult, round_whole
+from ..bucket import round_whole
+from ..compact import LayerResult
 from ..errors import fit_errors
+from ..known import Known
 from ..methods import Rounding
 from ..scores import Stats
 from ..tiles import TILE_ELEMENTS, gather_rows, logits, row_size, solve_dtype, spans

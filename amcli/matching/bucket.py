@@ -1,0 +1,217 @@
+"""Some heads, of whatever layers, from keys and queries to entries: select, fit, measure.
+
+All heads of a bucket go through every step together, padded to the longest of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .errors import FitErrors, fit_errors
+from .known import Known, orders
+from .mass import fit_beta
+from .methods import LAMBDA_OF, Method, Rounding
+from .scores import Stats, attention_stats
+from .selection import CANDIDATE_CAP, Selection, omp, top
+from .tiles import TILE_ELEMENTS, gather_rows, hide, working_dtype
+from .values import fit_values
+
+FIT_LIMIT = 512
+"""Entries of one head that the fits may change. A longer head has its best FIT_LIMIT entries
+fitted to what the others, kept as they are, leave of the mass and the outputs."""
+
+PLENTY = 4
+"""A head that keeps at least one key in PLENTY keeps those of highest score. Pursuit drops keys
+that the reference queries see as near-duplicates of others, and questions of another kind may
+tell them apart; it pays where most of a head has to go."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What holds for all buckets."""
+
+    scale: float
+    softcap: float | None
+    seed: int
+    tile: int
+    fit_limit: int
+    rounding: Rounding | None
+
+
+@dataclass(frozen=True)
+class Head:
+    """One finished head: the fields of `compact.LayerResult` with the head's `t` rows."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    beta: torch.Tensor
+    index: torch.Tensor
+    mass_error: torch.Tensor
+    output_error: torch.Tensor
+
+
+def whole(K: torch.Tensor, V: torch.Tensor) -> Head:
+    """A head that keeps every key, exactly."""
+    T = K.shape[0]
+    index = torch.arange(T, dtype=torch.int32, device=K.device)
+    error = torch.zeros((), device=K.device)
+    return Head(K, V, torch.zeros(T, device=K.device), index, error, error)
+
+
+def empty(K: torch.Tensor, V: torch.Tensor) -> Head:
+    """A head that keeps nothing, and so misses all of its mass and output."""
+    head = whole(K[:0], V[:0])
+    error = torch.ones((), device=K.device)
+    return Head(head.keys, head.values, head.beta, head.index, error, error)
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Some heads, all of `0 < t <= T`.
+
+    known  what is known of each head's layer, and the head's number there
+    truth  what the whole document gives the queries, where that is known already
+    """
+
+    known: list[tuple[Known, int]]
+    lengths: list[int]
+    Q: torch.Tensor
+    K: torch.Tensor
+    V: torch.Tensor
+    scores: torch.Tensor
+    W: torch.Tensor | None
+    truth: Stats | None
+
+
+def compact_bucket(method: Method, b: Bucket, s: Settings) -> list[Head]:
+    """Select and fit the heads of one bucket, all of `0 < t < T`."""
+    Q, K, V, W = b.Q, b.K, b.V, b.W
+    if Q.shape[1] == 0:  # a method that wants no queries: nothing to fit, nothing to measure
+        unknown = b.scores.new_full((len(b.lengths),), torch.nan)
+        chosen = top(b.scores, b.lengths)
+        keys, values = gather_rows(K, chosen.index), gather_rows(V, chosen.index)
+        if s.rounding is not None:
+            keys, values = s.rounding.round_keys(keys), s.rounding.round_values(values)
+        return _split(chosen, keys, values, None, FitErrors(unknown, unknown))
+    truth = b.truth
+    if truth is None:
+        truth = attention_stats(Q, K, V, s.scale, softcap=s.softcap, tile=s.tile)
+    order = _select(method, b, truth, s)
+    keys, values = gather_rows(K, order.index), gather_rows(V, order.index)  # [B, t_max, d]
+    t = min(s.fit_limit, keys.shape[1])
+    if s.rounding is not None:
+        # Values in float32, or a half-precision fit would be rounded twice.
+        keys, values = s.rounding.round_keys(keys), values.float()
+        values[:, t:] = s.rounding.round_values(values[:, t:])
+    rest = _rest(Q, keys, values, order.mask, s)
+    mask = order.mask[:, :t]
+    beta: torch.Tensor | None = None
+    if method.mass == "nnls":
+        beta = fit_beta(
+            Q, keys[:, :t], truth.lse, scale=s.scale, softcap=s.softcap, weights=W, mask=mask,
+            rest=None if rest is None else rest.lse, tile=s.tile,
+        )  # fmt: skip
+    C_v = fit_values(
+        Q, keys[:, :t], beta, truth.Y, values[:, :t], scale=s.scale, softcap=s.softcap, weights=W,
+        mask=mask, rest=rest, lam=LAMBDA_OF[method.values], tile=s.tile,
+    )  # fmt: skip
+    if s.rounding is not None:
+        C_v = s.rounding.round_values(C_v)
+    error = fit_errors(
+        Q, keys[:, :t], beta, C_v, truth, s.scale, softcap=s.softcap, weights=W, mask=mask,
+        rest=rest, tile=s.tile,
+    )  # fmt: skip
+    values = torch.cat([C_v, values[:, t:]], dim=1)
+    if beta is not None:
+        beta = torch.nn.functional.pad(beta, (0, keys.shape[1] - t))
+    return _split(order, keys, values, beta, error)
+
+
+def _select(method: Method, b: Bucket, truth: Stats, s: Settings) -> Selection:
+    by_score = top(b.scores, b.lengths)
+    # With no more candidates than entries, pursuit could only reorder the best by score.
+    plenty = [t * PLENTY >= b.K.shape[1] or t >= CANDIDATE_CAP for t in b.lengths]
+    if method.selection != "omp" or all(plenty):
+        return by_score
+    index = orders(b.known, b.lengths)
+    if index is None:
+        index = omp(
+            b.Q, b.K, truth.lse, b.scores, b.lengths, scale=s.scale, softcap=s.softcap,
+            weights=b.W, Y=truth.Y, target=method.target, gamma=method.gamma, panel=method.panel,
+            candidates=method.candidates, seed=s.seed, tile=s.tile,
+        ).index  # fmt: skip
+        for (known, head), order, t in zip(b.known, index, b.lengths, strict=True):
+            known.remember(head, order[:t])
+    kept = torch.tensor(plenty, device=index.device).unsqueeze(1)
+    return Selection(torch.where(kept, by_score.index, index), by_score.mask)
+
+
+def _rest(
+    Q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, s: Settings
+) -> Stats | None:
+    """What the entries beyond `fit_limit` give, kept as they are; None when there are none."""
+    if keys.shape[1] <= s.fit_limit:
+        return None
+    beyond = slice(s.fit_limit, None)
+    bias = hide(None, mask[:, beyond], working_dtype(Q, keys))
+    return attention_stats(
+        Q, keys[:, beyond], values[:, beyond], s.scale, softcap=s.softcap, bias=bias, tile=s.tile
+    )
+
+
+def _split(
+    order: Selection,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    beta: torch.Tensor | None,
+    error: FitErrors,
+) -> list[Head]:
+    """Drop the padding and put each head's entries in order of position."""
+    # Padding sorts behind every real position.
+    place = order.index.masked_fill(~order.mask, torch.iinfo(torch.int64).max).argsort(dim=1)
+    index = order.index.gather(1, place).to(torch.int32)
+    keys, values = gather_rows(keys, place), gather_rows(values, place)
+    if beta is None:
+        beta = torch.zeros(index.shape, device=index.device)
+    beta = beta.gather(1, place).float()
+    heads = []
+    for h, t in enumerate(order.mask.sum(1).tolist()):
+        heads.append(
+            Head(
+                keys[h, :t],
+                values[h, :t],
+                beta[h, :t],
+                index[h, :t],
+                error.mass[h],
+                error.output[h],
+            )
+        )
+    return heads
+
+
+def round_whole(
+    rounding: Rounding,
+    Q: torch.Tensor,
+    K: torch.Tensor,
+    V: torch.Tensor,
+    scale: float,
+    softcap: float | None,
+    weights: torch.Tensor | None,
+    *,
+    truth: Stats | None = None,
+    tile: int = TILE_ELEMENTS,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`(keys [H, T, d], values [H, T, dv], mass error [H], output error [H])` of heads that keep
+    every key and lose only what `rounding` loses; errors are nan with no queries."""
+    keys, values = rounding.round_keys(K), rounding.round_values(V)
+    if Q.shape[1] == 0:
+        unknown = keys.new_full((K.shape[0],), torch.nan)
+        return keys, values, unknown, unknown
+    if truth is None:
+        truth = attention_stats(Q, K, V, scale, softcap=softcap, tile=tile)
+    error = fit_errors(
+        Q, keys, None, values, truth, scale, softcap=softcap, weights=weights, tile=tile
+    )
+    return keys, values, *error
