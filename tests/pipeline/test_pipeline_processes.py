@@ -42,7 +42,8 @@ def test_two_processes_make_the_file_and_give_the_answer_of_one(tmp_path: Path) 
     alone = compact(prefill(loaded, text), options)
 
     made = tmp_path / "two.amkv"
-    words = ["--dtype", "float32", "--ratio", "6", "--queries", "repeat", "--store", "int4", "-o", str(made)]
+    words = ["--ratio", "6", "--queries", "repeat", "--store", "int4", "-o", str(made)]
+    words += ["--dtype", "float32"]
     done = amkv(2, "compact", str(path), "--model", "pocket", *words)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{made}\n"  # of the first process alone
