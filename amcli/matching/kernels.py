@@ -76,8 +76,8 @@ def _rows(
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     real = row < n
     j, jv = tl.arange(0, WIDE), tl.arange(0, VWIDE)
-    at = Q + h * q_head + row[:, None].to(tl.int64) * D + j[None, :]
-    q = tl.load(at, mask=real[:, None] & (j < D)[None, :], other=0.0).to(DTYPE)
+    q_at = Q + h * q_head + row[:, None].to(tl.int64) * D + j[None, :]
+    q = tl.load(q_at, mask=real[:, None] & (j < D)[None, :], other=0.0).to(DTYPE)
     end = T
     if HAS_LIMIT:
         limit = tl.load(LIMIT + row, mask=real, other=0)
@@ -88,8 +88,8 @@ def _rows(
     for start in range(0, end, KEYS):
         column = start + tl.arange(0, KEYS)
         there = column < T
-        at = K + h * k_head + column[None, :].to(tl.int64) * D + j[:, None]
-        k = tl.load(at, mask=there[None, :] & (j < D)[:, None], other=0.0).to(DTYPE)
+        k_at = K + h * k_head + column[None, :].to(tl.int64) * D + j[:, None]
+        k = tl.load(k_at, mask=there[None, :] & (j < D)[:, None], other=0.0).to(DTYPE)
         s = _score(q, k, scale, softcap, CAP, PRECISION)
         if HAS_BIAS:
             s += tl.load(BIAS + h * T + column, mask=there, other=0.0)[None, :] * 1.4426950408889634
@@ -103,8 +103,8 @@ def _rows(
         fade = tl.exp2(top - shift)
         mass = mass * fade + tl.sum(p, 1)
         if HAS_V:
-            at = V + h * v_head + column[:, None].to(tl.int64) * DV + jv[None, :]
-            v = tl.load(at, mask=there[:, None] & (jv < DV)[None, :], other=0.0).to(DTYPE)
+            v_at = V + h * v_head + column[:, None].to(tl.int64) * DV + jv[None, :]
+            v = tl.load(v_at, mask=there[:, None] & (jv < DV)[None, :], other=0.0).to(DTYPE)
             acc = acc * fade[:, None] + tl.dot(p.to(DTYPE), v, input_precision=PRECISION)
         top = newest
     some = mass > 0.0
@@ -113,8 +113,8 @@ def _rows(
     tl.store(LSE + h * n + row, lse, mask=real)
     if HAS_V:
         acc = acc / tl.where(some, mass, 1.0)[:, None]
-        at = OUT + (h * n + row[:, None].to(tl.int64)) * DV + jv[None, :]
-        tl.store(at, acc, mask=real[:, None] & (jv < DV)[None, :])
+        out_at = OUT + (h * n + row[:, None].to(tl.int64)) * DV + jv[None, :]
+        tl.store(out_at, acc, mask=real[:, None] & (jv < DV)[None, :])
 
 
 @triton.jit
@@ -149,16 +149,16 @@ def _columns(
     column = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
     there = column < T
     j = tl.arange(0, WIDE)
-    at = K + h * k_head + column[None, :].to(tl.int64) * D + j[:, None]
-    k = tl.load(at, mask=there[None, :] & (j < D)[:, None], other=0.0).to(DTYPE)
+    k_at = K + h * k_head + column[None, :].to(tl.int64) * D + j[:, None]
+    k = tl.load(k_at, mask=there[None, :] & (j < D)[:, None], other=0.0).to(DTYPE)
     top = tl.full([KEYS], float("-inf"), tl.float32)
     squares = tl.zeros([KEYS], tl.float32)
     total = tl.zeros([KEYS], tl.float32)
     for start in range(part * step, tl.minimum(n, (part + 1) * step), ROWS):
         row = start + tl.arange(0, ROWS)
         real = row < n
-        at = Q + h * q_head + row[:, None].to(tl.int64) * D + j[None, :]
-        q = tl.load(at, mask=real[:, None] & (j < D)[None, :], other=0.0).to(DTYPE)
+        q_at = Q + h * q_head + row[:, None].to(tl.int64) * D + j[None, :]
+        q = tl.load(q_at, mask=real[:, None] & (j < D)[None, :], other=0.0).to(DTYPE)
         lse = tl.load(LSE + h * n + row, mask=real, other=float("inf"))
         s = _score(q, k, scale, softcap, CAP, PRECISION) - lse[:, None]
         if HAS_LIMIT:
@@ -170,13 +170,13 @@ def _columns(
             squares += tl.sum(tl.exp2(2.0 * s), 0)
         if WANT_SUM:
             total += tl.sum(tl.exp2(s), 0)
-    at = (part * tl.num_programs(1) + h) * T + column
+    out_at = (part * tl.num_programs(1) + h) * T + column
     if WANT_MAX:
-        tl.store(MAX + at, tl.exp2(top), mask=there)
+        tl.store(MAX + out_at, tl.exp2(top), mask=there)
     if WANT_SQUARES:
-        tl.store(SQUARES + at, squares, mask=there)
+        tl.store(SQUARES + out_at, squares, mask=there)
     if WANT_SUM:
-        tl.store(SUM + at, total, mask=there)
+        tl.store(SUM + out_at, total, mask=there)
 
 
 def row_stats(

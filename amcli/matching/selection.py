@@ -86,8 +86,9 @@ def omp(
     The dictionary is `A = W·exp(q·k·scale - lse)` `[n, T]`, screened to the
     `min(T, candidates·t)` best keys by `scores [H, T]`, `t` the head's length. The target is the
     mass `W·1`, and for "joint" also `projections` random projections of the outputs `W·Y`, scaled
-    to the same energy. A step takes the key of largest `‖B_j‖ / d_j^gamma`: `B` the correlations with the
-    residual, `d` the squared norms of the residual columns (0 is plain OMP, 0.5 optimal-OLS).
+    to the same energy. A step takes the key of largest `‖B_j‖ / d_j^gamma`: `B` the correlations
+    with the residual, `d` the squared norms of the residual columns (0 is plain OMP, 0.5
+    optimal-OLS).
     Keys with `d_j <= epsilon·G_jj`, near-duplicates of the chosen, are passed over. `panel`
     keys are chosen exactly among the `4·panel` most promising ones; 1 is exact greedy.
 
