@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperCommand
 
 from amcli import __version__, console
-from amcli.commands import chat, compact, demo, inspect, prefill
+from amcli.commands import bench, chat, compact, demo, inspect, prefill
 from amcli.commands import eval as evaluation
 from amcli.commands.options import Debug, Quiet
 from amcli.console import ReaderGoneError, Switches, remark, report
@@ -52,6 +52,7 @@ app = typer.Typer(
 for _function in (prefill.prefill, compact.compact, chat.chat, inspect.inspect, demo.demo):
     app.command(cls=_Command, context_settings=_SETTINGS)(_function)
 app.command("eval", cls=_Command, context_settings=_SETTINGS)(evaluation.evaluate)
+app.command(cls=_Command, context_settings=_SETTINGS)(bench.bench)
 
 
 @app.callback(invoke_without_command=True)

@@ -43,7 +43,7 @@ def _score(q, k, scale, softcap, CAP: tl.constexpr, PRECISION: tl.constexpr):
     return s * 1.4426950408889634
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "T"])
 def _rows(
     Q,
     K,
@@ -117,7 +117,7 @@ def _rows(
         tl.store(out_at, acc, mask=real[:, None] & (jv < DV)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "T", "step"])
 def _columns(
     Q,
     K,
@@ -200,8 +200,10 @@ def row_stats(
     V = K if V is None else _rows_together(V)
     kind, precision, full = _arithmetic(Q, K, V)
     rows, keys, warps = (64, 32, 4) if full else (128, 64, 8)
+    if full and max(d, dv) > 64:  # shared memory
+        rows = 32
     if max(d, dv) > 128:
-        rows, keys = rows // 2, keys // (2 if full else 1)
+        rows, keys = min(rows, 64), keys // (2 if full else 1)
     like = lse  # a pointer for what is absent
     seen = None if limit is None else limit.to(device=Q.device, dtype=torch.int32)
     bias = None if bias is None else bias.float().contiguous()

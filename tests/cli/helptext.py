@@ -19,6 +19,7 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("inspect",),
     ("demo",),
     ("eval",),
+    ("bench",),
 )
 
 _INTRODUCTION = """\

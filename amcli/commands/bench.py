@@ -1,0 +1,138 @@
+"""`amkv bench`: how long each stage takes on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from amcli.commands import options as opt
+from amcli.commands.compact import Method, Queries, Ratio
+from amcli.commands.shared import load, work
+from amcli.console import Console, bytes_text
+from amcli.errors import UsageError
+from amcli.files import require_writable, write_json
+from amcli.processes import require_one
+
+Shape = Annotated[
+    str | None,
+    typer.Option(
+        "--shape",
+        metavar="NAME",
+        show_default=False,
+        help="Random weights of a known shape: qwen3-4b, llama3-8b or gemma3-12b. Times and "
+        "memory are those of the real model, answers are noise.",
+    ),
+]
+Layers = Annotated[
+    int | None,
+    typer.Option(
+        "--layers",
+        metavar="N",
+        parser=opt.whole("--layers", "4", least=1),
+        show_default=False,
+        help="So many layers instead of the shape's own.",
+    ),
+]
+
+
+def bench(
+    shape: Shape = None,
+    layers: Layers = None,
+    tokens: Annotated[
+        int,
+        typer.Option(
+            "--tokens",
+            metavar="N",
+            parser=opt.whole("--tokens", "4096", least=64),
+            help="Length of the document.",
+        ),
+    ] = 4096,
+    ratio: Ratio = None,
+    method: Method = "omp",
+    queries: Queries = None,
+    store: opt.Store = None,
+    repeats: Annotated[
+        int,
+        typer.Option(
+            "--repeats",
+            metavar="N",
+            parser=opt.whole("--repeats", "5", least=1),
+            help="Runs to take medians of.",
+        ),
+    ] = 3,
+    seed: opt.Seed = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", show_default=False, help="Write the result as JSON."
+        ),
+    ] = None,
+    model: opt.Model = None,
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Time every stage of a compaction on this machine.
+
+    Prefills and compacts a generated document, writes and loads the artifact.
+    Next to each stage stands what share it uses of what the device can do: of
+    a matrix product in the model's dtype, or of a copy, both measured here.
+
+    \b
+      amkv bench
+      amkv bench --shape qwen3-4b --tokens 60000 --ratio 50
+      amkv bench --model Qwen/Qwen3-4B --method highest-attention
+    """
+    console = Console(json, quiet, debug)
+    require_one("be timed", "start one")
+    if shape is not None and model is not None:
+        raise UsageError("--shape and --model exclude each other", "give one of them")
+    if layers is not None and shape is None:
+        raise UsageError("--layers is for a --shape", "for example --shape qwen3-4b --layers 4")
+    if output is not None:
+        require_writable(output, overwrite=True)
+    with work(console) as progress:
+        from amcli.evaluation import bench as measuring
+        from amcli.models.shapes import shaped
+        from amcli.pipeline.compaction import Options, check
+
+        wanted: dict[str, Any] = {"ratio": ratio, "method": method, "queries": queries}
+        wanted |= {"store": store, "seed": seed}
+        options = Options(**{k: v for k, v in wanted.items() if v is not None})
+        check(options, tokens)
+        if shape is None:
+            loaded = load(progress, model or "pocket", device, dtype)
+        else:
+            progress.start("make the model", 0)
+            sizes = {} if layers is None else {"num_hidden_layers": layers}
+            loaded = shaped(shape, device=device, dtype=dtype, **sizes)
+        record = measuring.measure(loaded, tokens, options, repeats, progress)
+    if output is not None:
+        write_json(output, record, overwrite=True)
+    console.result(_text(record), record)
+
+
+def _text(record: dict[str, Any]) -> str:
+    from amcli.evaluation.bench import table
+
+    rows = table(record, bytes_text)
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = [
+        f"{name:<{widths[0]}}  {seconds:>{widths[1]}}  {rate:>{widths[2]}}  {share}".rstrip()
+        for name, seconds, rate, share in rows
+    ]
+    peak = record["peak_memory"]
+    memory = "" if peak is None else f", at most {bytes_text(peak)} of GPU memory"
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{record['tokens']:,} tokens, {record['model']}, {record['dtype']}, "
+            f"{record['options']['method']} at {record['ratio']:.3g}×, {record['queries']}",
+            f"{record['after_prefill']:.3g} s after the prefill{memory}; {record['hardware']}",
+        ]
+    )
