@@ -2,7 +2,7 @@
 
 No pass here holds an `n × T` matrix: memory is a few tiles of `tile` elements whatever the
 length of the document and the number of reference queries. On CUDA the same passes are kernels
-where Triton runs (see `kernels`).
+where Triton runs (see `amcli.kernels.statistics`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ScoreKind = Literal["max", "rms", "mean"]
 SCORE_KINDS: tuple[ScoreKind, ...] = ("max", "rms", "mean")
 
 
-KERNELS = Fused("statistics", "amcli.matching.kernels")
+KERNELS = Fused("statistics", "amcli.kernels.statistics")
 
 
 class Stats(NamedTuple):
@@ -201,6 +201,7 @@ class ScoreState:
         limit: torch.Tensor | None = None,
         fed: torch.Tensor | None = None,
         fed_limit: torch.Tensor | None = None,
+        total: torch.Tensor | None = None,
         start: int = 0,
         tile: int = TILE_ELEMENTS,
     ) -> torch.Tensor:
@@ -212,7 +213,9 @@ class ScoreState:
         `fed [H, m, d]` are keys that the queries see besides the document's; W is the share of
         a query's softmax mass that falls on the document, 1 without such keys. `limit [n]` and
         `fed_limit [n]` (ints): row `i` sees the keys with index below its limit; None means
-        all. A row that sees no key counts for nothing. `weights [H, n]` multiply W.
+        all. A row that sees no key counts for nothing. `weights [H, n]` multiply W. `total [H, n]`:
+        log of each query's mass on all that it sees, where that is known, which saves the kernels
+        a pass.
         """
         H, n, _ = Q.shape
         T = K.shape[1]
@@ -222,7 +225,9 @@ class ScoreState:
             )
         part = slice(start, start + T)
         if Q.is_cuda:
-            found = self._by_kernels(Q, K, scale, softcap, weights, limit, fed, fed_limit, part)
+            found = self._by_kernels(
+                Q, K, scale, softcap, weights, limit, fed, fed_limit, total, part
+            )
             if found is not None:
                 self.rows += n
                 return found
@@ -266,25 +271,21 @@ class ScoreState:
         limit: torch.Tensor | None,
         fed: torch.Tensor | None,
         fed_limit: torch.Tensor | None,
+        total: torch.Tensor | None,
         part: slice,
     ) -> torch.Tensor | None:
-        """`update` in two kernels, or three with keys that were fed; None where they cannot run."""
+        """`update` in one to three kernels; None where they cannot run."""
 
         def run(kernels: ModuleType) -> tuple[torch.Tensor, dict[ScoreKind, torch.Tensor]] | None:
             inputs = (Q, K) if fed is None else (Q, K, fed)
             if self._dtype != torch.float32 or not kernels.can_take(*inputs):
                 return None
-            lse = kernels.row_stats(Q, K, None, scale, softcap, limit, None)[0]
-            total = lse
-            if fed is not None:
-                others = kernels.row_stats(Q, fed, None, scale, softcap, fed_limit, None)[0]
-                total = torch.logaddexp(lse, others)
-            W = (lse - total).exp().nan_to_num(0.0)
+            W, whole = _shares(kernels, Q, K, scale, softcap, limit, fed, fed_limit, total)
             if weights is not None:
                 W = W * weights.to(W.dtype)
-                total = total - weights.to(W.dtype).log()
+                whole = whole - weights.to(W.dtype).log()
             kinds = frozenset(self._kept)
-            return W, kernels.column_stats(Q, K, total, scale, softcap, limit, kinds)
+            return W, kernels.column_stats(Q, K, whole, scale, softcap, limit, kinds)
 
         found: tuple[torch.Tensor, dict[ScoreKind, torch.Tensor]] | None = KERNELS.run(Q, run)
         if found is None:
@@ -306,3 +307,31 @@ class ScoreState:
             return kept.clone()
         mean = kept / max(1, self.rows)
         return mean.sqrt() if kind == "rms" else mean
+
+
+def _shares(
+    kernels: ModuleType,
+    Q: torch.Tensor,
+    K: torch.Tensor,
+    scale: float,
+    softcap: float | None,
+    limit: torch.Tensor | None,
+    fed: torch.Tensor | None,
+    fed_limit: torch.Tensor | None,
+    total: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """W, and the log of each query's mass on the document and what was fed, both `[H, n]`."""
+    others = None
+    if fed is not None:
+        others = kernels.row_stats(Q, fed, None, scale, softcap, fed_limit, None)[0]
+    if total is not None:
+        whole = total.float()
+        W = (
+            torch.ones_like(whole)
+            if others is None
+            else -torch.expm1((others - whole).clamp_max(0))
+        )
+        return W.nan_to_num(0.0), whole
+    lse = kernels.row_stats(Q, K, None, scale, softcap, limit, None)[0]
+    whole = lse if others is None else torch.logaddexp(lse, others)
+    return (lse - whole).exp().nan_to_num(0.0), whole

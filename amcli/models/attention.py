@@ -20,8 +20,8 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from amcli.batched import BatchedPrefix
 from amcli.errors import UsageError
-from amcli.models.attend import attend
-from amcli.models.layer import LINK, CompactLayer
+from amcli.models.attend import attend_with_mass
+from amcli.models.layer import LINK, After, CompactLayer
 
 NAME = "amkv"
 
@@ -91,11 +91,12 @@ def attention(
         record.calls.append(Call(query.shape[1], sliding_window, query.device))
     layer: CompactLayer | None = getattr(key, LINK, None)
     prefix = None
+    afters: list[After] = []
     if layer is not None:
         sliding_window = _window(layer, sliding_window)
-        key, value = layer.attended(query, scaling, softcap)
+        key, value, afters = layer.attended(query, scaling, softcap)
         prefix = layer.prefix
-    out = attend(
+    out, mass = attend_with_mass(
         query,
         prefix,
         key,
@@ -106,6 +107,8 @@ def attention(
         sinks=s_aux,
         live=_live_columns(attention_mask, key.shape[2], layer),
     )
+    for after in afters:
+        after(mass)
     # Some models take a view of it, as the stock functions allow.
     return out.contiguous(), None
 

@@ -22,8 +22,13 @@ LINK = "_amkv_layer"
 
 _MIN_CAPACITY = 64
 
-Observer = Callable[[int, torch.Tensor, "CompactLayer", float | None, float | None], None]
-"""`callback(layer index, query [B, Hq, m, d] post-RoPE, layer, scaling, softcap)`."""
+After = Callable[[torch.Tensor | None], None]
+"""Called after the attention with the log of each query's softmax denominator `[B, Hq, m]`, or None
+where that is not known."""
+
+Observer = Callable[[int, torch.Tensor, "CompactLayer", float | None, float | None], After | None]
+"""`callback(layer index, query [B, Hq, m, d] post-RoPE, layer, scaling, softcap)`, before the
+attention; what it returns is called after it."""
 
 
 def crop_target(length: int, tokens: int) -> int:
@@ -131,12 +136,12 @@ class CompactLayer(CacheLayerMixin):
 
     def attended(
         self, query: torch.Tensor, scaling: float | None, softcap: float | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Show `query [B, Hq, m, d]` to the observers, then return the keys and values it sees."""
+    ) -> tuple[torch.Tensor, torch.Tensor, list[After]]:
+        """Show `query [B, Hq, m, d]` to the observers, then return the keys and values it sees, and
+        what is to be called with its mass."""
         self.pending = False
-        for observer in tuple(self.observers):
-            observer(self.index, query, self, scaling, softcap)
-        return self._recent(query.shape[2])
+        told = [see(self.index, query, self, scaling, softcap) for see in tuple(self.observers)]
+        return *self._recent(query.shape[2]), [after for after in told if after is not None]
 
     def live(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Live tokens `[B, H, n, d]`, `[B, H, n, dv]`: views, do not write.

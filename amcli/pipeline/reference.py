@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -21,7 +22,7 @@ from amcli.matching.methods import Look, Watcher, WatchFunction
 from amcli.matching.scores import SCORE_KINDS, ScoreKind, ScoreState
 from amcli.models.cache import CompactCache
 from amcli.models.generate import CHUNK, absorb
-from amcli.models.layer import CompactLayer
+from amcli.models.layer import After, CompactLayer
 from amcli.models.rotary import Rotary
 from amcli.pipeline.clock import stopwatch
 from amcli.pipeline.contexts import Context, full_layers, live_keys
@@ -362,10 +363,10 @@ class _Recorder:
         layer: CompactLayer,
         scaling: float | None,
         softcap: float | None,
-    ) -> None:
-        """Adds the queries of one chunk `[1, Hq, m, d]` at one layer."""
+    ) -> After | None:
+        """Adds the queries of one chunk `[1, Hq, m, d]` at one layer, once their mass is known."""
         if index not in self.full:
-            return
+            return None
         keys = layer.live()[0][0]  # [H, seen, d], the chunk's own included
         H, _, d = keys.shape
         m = query.shape[2]
@@ -378,10 +379,10 @@ class _Recorder:
             reference = self.layers[index] = LayerReference(state, scale, softcap, watched)
         look = self._look(index, query[0].reshape(H, -1, m, d), keys, scale, softcap)
         if reference.watched is None:
-            self._record(reference, look)
-        else:
-            reference.watched.update(look)
-            reference.rows += look.limit.shape[0] * look.Q.shape[1]
+            return partial(self._record, reference, look)
+        reference.watched.update(look)
+        reference.rows += look.limit.shape[0] * look.Q.shape[1]
+        return None
 
     def _look(
         self, index: int, Q: torch.Tensor, keys: torch.Tensor, scale: float, softcap: float | None
@@ -408,8 +409,11 @@ class _Recorder:
             unrotated=unrotated,
         )
 
-    def _record(self, reference: LayerReference, look: Look) -> None:
-        """Scores the reference queries among the chunk's, and keeps those of the sample."""
+    def _record(self, reference: LayerReference, look: Look, mass: torch.Tensor | None) -> None:
+        """Scores the reference queries among the chunk's, and keeps those of the sample.
+
+        mass  `[1, Hq, m]`, the log of what they gave to all that they saw, where that is known
+        """
         m = look.Q.shape[2]
         before = look.first - self.passage.start  # tokens of the passage fed in earlier chunks
         skip = max(0, self.passage.first - before)
@@ -423,6 +427,9 @@ class _Recorder:
         )
         Q, limit, fed_limit = look.rows()  # over the group's query heads, then over tokens
         part = self.passage.part if self.passage.own else slice(0, self.T)
+        total = None
+        if mass is not None and not self.passage.own:
+            total = mass.view(*look.Q.shape[:2], m)[:, :, skip:].flatten(1, 2)
         W = reference.scores.update(
             Q,
             look.K[:, part],
@@ -431,6 +438,7 @@ class _Recorder:
             limit=limit if look.fed is None else None,
             fed=look.fed,
             fed_limit=fed_limit,
+            total=total,
             start=part.start,
         )
         chosen = self.picked[self.number][before + skip : before + m].to(Q.device)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from amcli.errors import UsageError
+from amcli.matching.tiles import room_on
 from amcli.models.cache import CompactCache
 from amcli.pipeline.contexts import Context, shared
 from amcli.pipeline.progress import Progress, Silent
@@ -38,10 +39,9 @@ ANSWER_TOKENS = 64
 ROUND = 64
 """Questions in the first round, after which the model may be told to look elsewhere."""
 
-ROWS_ON_GPU = 256
-"""Replies written at a time, later questions included, as far as ROWS_BYTES hold what they say:
+ROWS_ON_GPU = 512
+"""Replies written at a time, later questions included, as far as there is room for what they say:
 a GPU hardly notices more rows, while a CPU is busy with ROUND of them."""
-ROWS_BYTES = 4 << 30
 
 _VARIED = 0.5  # a round with fewer new questions than this makes the model look elsewhere
 _START = 12  # tokens by which a part of the document is named
@@ -128,7 +128,7 @@ def _rows(context: Context) -> int:
         return ROUND
     token = sum(x.kv_heads * (x.key_dim + x.value_dim) for x in loaded.geometry.layers)
     row = 2 * (QUESTION_TOKENS + ANSWER_TOKENS) * token * loaded.dtype.itemsize
-    return max(ROUND, min(ROWS_ON_GPU, ROWS_BYTES // max(1, row)))
+    return max(ROUND, min(ROWS_ON_GPU, room_on(loaded.device).bytes // max(1, row)))
 
 
 def _pointing(context: Context, size: int, start: int, count: int) -> list[str]:

@@ -171,7 +171,9 @@ class OnPolicy(reference._Recorder):
         """As a layer that still has the document would be seen."""
         document = reference.live_keys(self.context, index)[0]
         keys = torch.cat([document.unsqueeze(0), layer.live()[0]], dim=2)
-        super().observe(index, query, Whole(keys), *more)
+        after = super().observe(index, query, Whole(keys), *more)
+        if after is not None:  # the mass that is known is that on the compact context
+            after(None)
 
 
 class Whole:

@@ -97,7 +97,7 @@ def test_kernels_compute_what_the_plain_passes_do(
     triton = pytest.importorskip("triton")
     if not triton.knobs.runtime.interpret:
         pytest.skip("Triton compiles for the GPU here")
-    from amcli.matching import kernels
+    from amcli.kernels import statistics as kernels
 
     case = Case.random(seed, [torch.float32, torch.float16], 1)
     exact = case.on("cpu", torch.float64)

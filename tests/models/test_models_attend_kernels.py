@@ -132,6 +132,30 @@ def test_on_cuda_too(seed: int) -> None:
     assert_close(got.cpu(), want.to(got.dtype))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dims", [(64, 64), (128, 128), (80, 96), (256, 256)])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_long_chunks_without_a_prefix_on_cuda(
+    dtype: torch.dtype, dims: tuple[int, int], softcap: float | None
+) -> None:
+    """And the mass that observers are told."""
+    (d, dv), B, H, g, m, n = dims, 2, 3, 4, 500, 777
+    q = torch.randn(B, m, H * g, d).to(dtype).transpose(1, 2)
+    k, v = (torch.randn(B, H, n + 9, x).to(dtype)[:, :, :n] for x in (d, dv))
+    want = attend(q.double(), None, k.double(), v.double(), softcap=softcap)
+    got, mass = module.attend_with_mass(
+        *(x.cuda() if x is not None else None for x in (q, None, k, v)), softcap=softcap
+    )
+    assert_close(got.cpu(), want.to(dtype))
+    s = q.double().view(B, H, g, m, d) @ k.double()[:, :, None].mT * d**-0.5
+    s = s if softcap is None else softcap * torch.tanh(s / softcap)
+    s = s.masked_fill(torch.ones(m, n).triu(n - m + 1).bool(), -torch.inf)
+    assert mass is not None
+    assert (mass.cpu() - s.logsumexp(-1).view(B, H * g, m)).abs().max() < 1e-3
+    assert module.STREAMS.broken == []
+
+
 def test_a_long_chunk_of_queries_is_taken_in_slices_of_bounded_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -4,13 +4,15 @@
 FlashAttention, arXiv 2307.08691), `column_stats` along the queries for a block of keys (what each
 key was paid). Products of 16-bit inputs are exact and summed in float32; float32 inputs are
 multiplied in three parts of TF32, which keeps float32's digits. Importing this imports Triton;
-`scores` chooses between these and plain PyTorch, and both give the same up to rounding.
+`matching.scores` and `models.attend` choose between these and plain PyTorch, and both give the
+same up to rounding.
 """
 # mypy: ignore-errors
 # Triton compiles these functions from their source; Python's types say nothing about them.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from math import log2
 
 import torch
@@ -187,34 +189,32 @@ def row_stats(
     softcap: float | None,
     limit: torch.Tensor | None,
     bias: torch.Tensor | None,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Log-sum-exp `[H, n]` and, with values, output `[H, n, dv]`, float32; as `scores._stream`."""
+    """Log-sum-exp `[H, n]`, float32, and with values the output `[H, n, dv]` in `dtype`; arguments
+    as of `matching.scores.attention_stats`."""
     H, n, d = Q.shape
     T = K.shape[1]
     dv = d if V is None else V.shape[2]
     lse = torch.empty((H, n), dtype=torch.float32, device=Q.device)
-    out = None if V is None else torch.empty((H, n, dv), dtype=torch.float32, device=Q.device)
+    out = None if V is None else torch.empty((H, n, dv), dtype=dtype, device=Q.device)
     if not lse.numel():
         return lse, out
     Q, K = _rows_together(Q), _rows_together(K)
     V = K if V is None else _rows_together(V)
-    kind, precision, full = _arithmetic(Q, K, V)
-    rows, keys, warps = (64, 32, 4) if full else (128, 64, 8)
-    if full and max(d, dv) > 64:  # shared memory
-        rows = 32
-    if max(d, dv) > 128:
-        rows, keys = min(rows, 64), keys // (2 if full else 1)
+    kind, precision, size = _arithmetic(Q, K, V)
+    at = _fitting(_ALONG_KEYS[size, max(d, dv) > 128], Q, size, d, d if out is None else d + dv)
     like = lse  # a pointer for what is absent
     seen = None if limit is None else limit.to(device=Q.device, dtype=torch.int32)
     bias = None if bias is None else bias.float().contiguous()
-    _rows[(triton.cdiv(n, rows), H)](
+    _rows[(triton.cdiv(n, at.rows), H)](
         Q, K, V, like if bias is None else bias, like if seen is None else seen, lse,
         like if out is None else out, n, T, scale, softcap or 0.0,
         Q.stride(0), K.stride(0), V.stride(0),
         D=d, DV=dv, WIDE=_wide(d), VWIDE=_wide(dv), CAP=softcap is not None,
         HAS_V=out is not None, HAS_BIAS=bias is not None, HAS_LIMIT=seen is not None,
-        ROWS=rows, KEYS=keys, DTYPE=kind, PRECISION=precision, num_warps=warps,
-        num_stages=2 if full else 3,
+        ROWS=at.rows, KEYS=at.keys, DTYPE=kind, PRECISION=precision, num_warps=at.warps,
+        num_stages=at.stages,
     )  # fmt: skip
     return lse, out
 
@@ -238,27 +238,66 @@ def column_stats(
     if not n or not T or not kinds:
         return {kind: torch.zeros((H, T), device=Q.device) for kind in kinds}
     Q, K = _rows_together(Q), _rows_together(K)
-    kind, precision, full = _arithmetic(Q, K)
-    rows, keys, warps = (32, 64, 4) if full else (64, 128, 8)
-    if d > 128:
-        rows, keys = rows, keys // 2
-    blocks = triton.cdiv(T, keys) * H
-    parts = max(1, min(PARTS, 1024 // blocks, triton.cdiv(n, 4 * rows)))
-    step = triton.cdiv(triton.cdiv(n, parts), rows) * rows
+    kind, precision, size = _arithmetic(Q, K)
+    at = _fitting(_ALONG_QUERIES[size, d > 128], Q, size, d, d)
+    blocks = triton.cdiv(T, at.keys) * H
+    parts = max(1, min(PARTS, 1024 // blocks, triton.cdiv(n, 4 * at.rows)))
+    step = triton.cdiv(triton.cdiv(n, parts), at.rows) * at.rows
     made = {k: torch.empty((parts, H, T), dtype=torch.float32, device=Q.device) for k in kinds}
     shift = (lse * log2(torch.e)).contiguous()
     shift = shift.masked_fill(shift == -torch.inf, torch.inf)
     seen = None if limit is None else limit.to(device=Q.device, dtype=torch.int32)
-    _columns[(triton.cdiv(T, keys), H, parts)](
+    _columns[(triton.cdiv(T, at.keys), H, parts)](
         Q, K, shift, shift if seen is None else seen, made.get("max", shift),
         made.get("rms", shift), made.get("mean", shift), n, T, step, scale, softcap or 0.0,
         Q.stride(0), K.stride(0),
         D=d, WIDE=_wide(d), CAP=softcap is not None, HAS_LIMIT=seen is not None,
         WANT_MAX="max" in kinds, WANT_SQUARES="rms" in kinds, WANT_SUM="mean" in kinds,
-        ROWS=rows, KEYS=keys, DTYPE=kind, PRECISION=precision, num_warps=warps,
-        num_stages=2 if full else 3,
+        ROWS=at.rows, KEYS=at.keys, DTYPE=kind, PRECISION=precision, num_warps=at.warps,
+        num_stages=at.stages,
     )  # fmt: skip
     return {k: x.amax(0) if k == "max" else x.sum(0) for k, x in made.items()}
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """Rows of queries and keys of a step, warps, and steps in flight."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+
+
+# By bytes of a number, and whether a dimension is above 128; measured on an H200, where each was
+# the best of about seven.
+_ALONG_KEYS = {
+    (2, False): _Blocks(64, 128, 4, 3),
+    (2, True): _Blocks(128, 64, 8, 3),
+    (4, False): _Blocks(64, 32, 4, 2),
+    (4, True): _Blocks(32, 16, 4, 2),
+}
+_ALONG_QUERIES = {
+    (2, False): _Blocks(128, 64, 4, 3),
+    (2, True): _Blocks(64, 128, 8, 3),
+    (4, False): _Blocks(32, 64, 4, 2),
+    (4, True): _Blocks(32, 32, 4, 2),
+}
+
+
+def _fitting(at: _Blocks, on: torch.Tensor, size: int, held: int, read: int) -> _Blocks:
+    """The same in smaller steps, where a multiprocessor's shared memory is small.
+
+    `held` numbers of each row stay in it, `read` of each key pass through (or the other way).
+    """
+    if not on.is_cuda:
+        return at
+    room = torch.cuda.get_device_properties(on.device).shared_memory_per_block_optin
+    while at.stages > 1 and size * (at.rows * held + at.stages * at.keys * read) > room:
+        at = replace(at, stages=at.stages - 1)
+    while min(at.rows, at.keys) > 16 and size * (at.rows * held + at.keys * read) > room:
+        at = replace(at, rows=at.rows // 2, keys=at.keys // 2)
+    return at
 
 
 def _rows_together(x: torch.Tensor) -> torch.Tensor:
@@ -270,11 +309,11 @@ def _wide(d: int) -> int:
     return max(16, triton.next_power_of_2(d))
 
 
-def _arithmetic(*tensors: torch.Tensor) -> tuple[tl.dtype, str, bool]:
-    """What products are taken in: the common 16-bit dtype, or float32 (the last says so)."""
+def _arithmetic(*tensors: torch.Tensor) -> tuple[tl.dtype, str, int]:
+    """What products are taken in: the common 16-bit dtype, or float32; and its bytes."""
     dtypes = {x.dtype for x in tensors}
     if dtypes == {torch.bfloat16}:
-        return tl.bfloat16, "tf32", False
+        return tl.bfloat16, "tf32", 2
     if dtypes == {torch.float16}:
-        return tl.float16, "tf32", False
-    return tl.float32, "tf32x3", True
+        return tl.float16, "tf32", 2
+    return tl.float32, "tf32x3", 4

@@ -1,0 +1,1 @@
+"""Triton kernels that more than one room uses; `amcli.fused` decides whether they run."""

@@ -1,0 +1,289 @@
+"""How fast compaction is: `python docs/benchmarks/speed.py [PART ...] [--json FILE]`.
+
+Parts, by default all but `cpu`:
+
+fits     64 heads, 5 chunks of 12,000 keys, 50,000 queries, d = 256, 600 entries a head: selection,
+         biases and values, beside a straightforward implementation of Attention Matching's own
+         algorithms (arXiv 2602.16284) in the same process. Random heads: time only.
+quality  held-out errors of both on trained heads, those of the model in the box on a register of
+         2,000 tokens, 100 entries a head.
+whole    everything after the prefill and all together, a model of Qwen3-4B's shape with random
+         weights, 60,000 tokens at 50x.
+growth   the same at 4k to 128k tokens, with the peak of GPU memory.
+cpu      `amkv compact` of a document of 4,000 tokens by the model in the box, all stages.
+
+Every number is a median; how many runs it is of stands beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from math import exp
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from amcli.bar import Bar
+from amcli.console import animated
+from amcli.evaluation import bench
+from amcli.evaluation.results import today
+from amcli.evaluation.runner import hardware
+from amcli.matching import methods
+from amcli.matching import recipes as recipes  # registers the methods
+from amcli.matching.compact import LayerInput, compact_layers
+from amcli.matching.errors import fit_errors
+from amcli.matching.scores import ScoreState, attention_stats
+from amcli.models.loading import load
+from amcli.models.shapes import shaped
+from amcli.pipeline import heldout
+from amcli.pipeline.clock import stopwatch
+from amcli.pipeline.compaction import Options
+from amcli.pipeline.contexts import full_layers, live_keys, prefill, tools
+from amcli.pipeline.progress import Progress, Silent
+from amcli.pipeline.reference import collect, repeat_passages
+from amcli.pipeline.source import Source
+from amcli.pocket.documents import generate
+
+HEADS, CHUNKS, KEYS, QUERIES, DIM, ENTRIES = 64, 5, 12_000, 50_000, 256, 600
+SAMPLE = 10_000
+"""Queries that our fits use; the scores look at all of them."""
+
+Entry = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # keys [t, d], beta [t], values [t, dv]
+
+# ---- the paper's algorithms, as they are written ------------------------------------------------
+
+
+def paper_omp(
+    Q: torch.Tensor, K: torch.Tensor, V: torch.Tensor, t: int, scale: float, keys: int, every: int
+) -> Entry:
+    """Algorithm 1: `keys` a step, weights by least squares at every `every`th step; one head.
+
+    `Q [n, d]`, `K [T, d]`, `V [T, dv]`; weights are clamped to at least 1e-12.
+    """
+    S = (Q.float() @ K.float().T) * scale  # [n, T]
+    Phi = (S - S.amax(1, keepdim=True)).exp_()
+    del S
+    m = Phi.sum(1)
+    chosen: list[int] = []
+    free = torch.ones(K.shape[0], dtype=torch.bool, device=K.device)
+    r = m
+    w = m.new_zeros(0)
+    step = 0
+    while len(chosen) < t:
+        product = (r @ Phi).masked_fill(~free, -torch.inf)
+        picked = product.topk(min(keys, t - len(chosen))).indices
+        chosen += picked.tolist()
+        free[picked] = False
+        step += 1
+        if step % every == 0 or len(chosen) >= t:
+            A = Phi[:, chosen]
+            w = torch.linalg.lstsq(A, m.unsqueeze(1)).solution.squeeze(1).clamp_min(1e-12)
+            r = m - A @ w
+    return paper_values(Q, K, V, torch.tensor(chosen, device=K.device), w.log(), scale)
+
+
+def paper_highest(Q: torch.Tensor, K: torch.Tensor, V: torch.Tensor, t: int, scale: float) -> Entry:
+    """Highest root-mean-square attention, then clamped least squares for the weights."""
+    S = (Q.float() @ K.float().T) * scale
+    top = S.amax(1, keepdim=True)
+    P = S.softmax(1)
+    chosen = P.square().mean(0).topk(t).indices
+    Phi = (S[:, chosen] - top).exp()
+    m = (S - top).exp().sum(1)
+    w = torch.linalg.lstsq(Phi, m.unsqueeze(1)).solution.squeeze(1).clamp(exp(-3), exp(3))
+    return paper_values(Q, K, V, chosen, w.log(), scale)
+
+
+def paper_values(
+    Q: torch.Tensor, K: torch.Tensor, V: torch.Tensor, chosen: torch.Tensor, beta: torch.Tensor,
+    scale: float,
+) -> Entry:  # fmt: skip
+    """Values by plain least squares."""
+    Y = torch.cat([(q.float() @ K.float().T * scale).softmax(1) @ V.float() for q in Q.split(4096)])
+    X = (Q.float() @ K[chosen].float().T * scale + beta).softmax(1)
+    return K[chosen], beta, torch.linalg.lstsq(X, Y).solution
+
+
+# ---- parts --------------------------------------------------------------------------------------
+
+
+def measure_fits(device: torch.device, repeats: int) -> dict[str, Any]:
+    """Seconds a head and chunk."""
+    make = torch.Generator(device=device).manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=make, device=device).bfloat16()
+
+    scale = DIM**-0.5
+    K = [normal(HEADS, KEYS, DIM) for _ in range(CHUNKS)]
+    V = [normal(HEADS, KEYS, DIM) for _ in range(CHUNKS)]
+    Q = 2 * normal(HEADS, QUERIES, DIM)
+    jobs: dict[str, Callable[[], object]] = {
+        "paper OMP": lambda: paper_omp(Q[0], K[0][0], V[0][0], ENTRIES, scale, 1, 1),
+        "paper OMP, k = 4, interval 2": lambda: paper_omp(
+            Q[0], K[0][0], V[0][0], ENTRIES, scale, 4, 2
+        ),
+        "paper highest attention": lambda: paper_highest(Q[0], K[0][0], V[0][0], ENTRIES, scale),
+    }
+    found = {
+        name: seconds(device, job, 1 if name == "paper OMP" else repeats)
+        for name, job in jobs.items()
+    }
+    for name in ("omp-beta", "omp", "highest-attention"):
+        whole = seconds(device, lambda name=name: ours(name, Q, K, V, scale), repeats)
+        found[f"{name}, all heads and chunks together"] = whole / (HEADS * CHUNKS)
+    return {"heads": HEADS, "chunks": CHUNKS, "keys": KEYS, "queries": QUERIES, "dim": DIM,
+            "entries": ENTRIES, "sample": SAMPLE, "repeats": repeats,
+            "seconds per head and chunk": found}  # fmt: skip
+
+
+def ours(
+    name: str, Q: torch.Tensor, K: Sequence[torch.Tensor], V: Sequence[torch.Tensor], scale: float
+) -> None:
+    """Scores from all queries, then selection and fits with SAMPLE of them."""
+    method = methods.get(name)
+    rows = torch.linspace(0, Q.shape[1] - 1, SAMPLE, device=Q.device).long()
+    layers = []
+    for keys, values in zip(K, V, strict=True):
+        state = ScoreState(*keys.shape[:2], device=keys.device, kinds=("max",))
+        W = state.update(Q, keys, scale)
+        lengths = [ENTRIES] * keys.shape[0]
+        layers.append(
+            LayerInput(
+                Q[:, rows], keys, values, state.scores("max"), lengths, scale,
+                weights=W[:, rows],
+            )
+        )  # fmt: skip
+    compact_layers(method, layers)
+
+
+def seconds(device: torch.device, job: Callable[[], object], repeats: int) -> float:
+    """Median of some runs after one that does not count."""
+    job()
+    times = []
+    for _ in range(repeats):
+        began = stopwatch(device)
+        job()
+        times.append(stopwatch(device) - began)
+    gc.collect()
+    return statistics.median(times)
+
+
+def measure_quality(device: torch.device) -> dict[str, Any]:
+    """Held-out errors on the heads of the model in the box: mean over all of them."""
+    loaded = load("pocket", device=str(device), dtype="float32")
+    context = prefill(loaded, Source("register", generate(3, 2000).text))
+    found = collect(
+        context, repeat_passages(context), max_queries=8192, kinds=("max",), progress=Silent()
+    )
+    held = heldout.queries(context, 0, Silent())
+    t = 100
+    errors: dict[str, list[tuple[float, float]]] = {}
+    for i in full_layers(context):
+        K, V = live_keys(context, i)
+        x = found[i]
+        truth = attention_stats(held[i].Q, K, V, x.scale)
+
+        def judge(keys: torch.Tensor, beta: torch.Tensor | None, values: torch.Tensor, h: int,
+                  i: int = i, truth: Any = truth) -> tuple[float, float]:  # fmt: skip
+            error = fit_errors(
+                held[i].Q[h : h + 1], keys[None], None if beta is None else beta[None],
+                values[None], truth.of([h]), held[i].scale, weights=held[i].weights[h : h + 1],
+            )  # fmt: skip
+            return float(error.mass), float(error.output)
+
+        for h in range(K.shape[0]):
+            exact = paper_omp(x.Q[h], K[h], V[h], t, x.scale, 1, 1)
+            fast = paper_omp(x.Q[h], K[h], V[h], t, x.scale, 4, 2)
+            errors.setdefault("paper OMP", []).append(judge(*exact, h))
+            errors.setdefault("paper OMP, k = 4, interval 2", []).append(judge(*fast, h))
+        for name in ("omp-beta", "omp", "highest-attention"):
+            layer = LayerInput(
+                x.Q, K, V, x.ranked("max"), [t] * K.shape[0], x.scale, weights=x.weights
+            )
+            entries = compact_layers(methods.get(name), [layer])[0].heads
+            for h, (keys, values, beta) in enumerate(entries.heads()):
+                errors.setdefault(name, []).append(judge(keys, beta, values, h))
+    return {
+        "tokens": context.T, "entries": t, "heads": len(errors["omp"]),
+        "held-out": {
+            name: {"mass": mean(e[0] for e in all_), "output": mean(e[1] for e in all_)}
+            for name, all_ in errors.items()
+        },
+    }  # fmt: skip
+
+
+def mean(values: Iterator[float]) -> float:
+    """To four digits."""
+    return float(f"{statistics.mean(values):.4g}")
+
+
+def measure_whole(progress: Progress, repeats: int) -> list[dict[str, Any]]:
+    """Qwen3-4B's shape, 60,000 tokens, 50x."""
+    loaded = shaped("qwen3-4b")
+    cases = [
+        Options(ratio=50, method="omp", queries="repeat", store="int4", max_queries=10_000),
+        Options(ratio=50, method="highest-attention", queries="repeat", store="int4"),
+        Options(ratio=50, method="omp", queries="repeat-parts", store="int4"),
+        Options(ratio=50, method="omp"),
+    ]
+    return [
+        bench.measure(loaded, 60_000, case, repeats if i == 0 else 1, progress)
+        for i, case in enumerate(cases)
+    ]
+
+
+def measure_growth(progress: Progress, largest: int) -> list[dict[str, Any]]:
+    """The same shape at doubling lengths, once each."""
+    loaded = shaped("qwen3-4b")
+    options = Options(ratio=50, method="omp", queries="repeat", store="int4")
+    sizes = [4096 << k for k in range(6) if 4096 << k <= largest]
+    return [bench.measure(loaded, size, options, 1, progress) for size in sizes]
+
+
+def measure_cpu(progress: Progress, repeats: int) -> list[dict[str, Any]]:
+    """The model in the box on the processor."""
+    loaded = load("pocket", device="cpu")
+    return [bench.measure(loaded, 4000, Options(ratio=r), repeats, progress) for r in (20, 50)]
+
+
+PARTS = ("fits", "quality", "whole", "growth", "cpu")
+
+
+def main() -> None:
+    """Measures, writes, prints."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS[:-1]))
+    parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--largest", type=int, default=131_072, help="tokens, for growth")
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    record: dict[str, Any] = json.loads(args.json.read_text()) if args.json.exists() else {}
+    about = {"date": today(), "hardware": hardware(device), "tools": tools(), "seed": 0}
+    progress: Any = Bar() if animated() else Silent()
+    for part in args.parts:
+        if part == "fits":
+            found: Any = measure_fits(device, args.repeats)
+        elif part == "quality":
+            found = measure_quality(device)
+        elif part == "whole":
+            found = measure_whole(progress, args.repeats)
+        elif part == "growth":
+            found = measure_growth(progress, args.largest)
+        else:
+            found = measure_cpu(progress, args.repeats)
+        record[part] = {**about, "found": found}
+        args.json.write_text(json.dumps(record, indent=1) + "\n")
+        print(part, json.dumps(found, indent=1)[:3000], flush=True)
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()
