@@ -31,6 +31,7 @@ from amcli.pipeline.options import check as check
 from amcli.pipeline.progress import Progress, Silent
 from amcli.pipeline.reference import SOURCES, LayerReference, Passage, Passes
 from amcli.pipeline.self_study import TEMPERATURE
+from amcli.pipeline.source import bare_name
 from amcli.quantize import NATIVE, Entries, quantizer_of
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class Compaction:
         """Writes the artifact of kind `compact`; returns its manifest."""
         budget: dict[str, Any] = {"name": self.budget}
         if self.file is not None:
-            budget |= {"file": self.file.path.name, "sha256": self.file.sha256}
+            budget |= {"file": bare_name(self.file.path), "sha256": self.file.sha256}
         manifest = {
             **self.context.manifest(),
             "kind": "compact",

@@ -1,4 +1,4 @@
-"""Reader, writer and validator of `.amkv` files, version 1.2. Standard library only.
+"""Reader, writer and validator of `.amkv` files, version 1.3. Standard library only.
 
     with AmkvFile.open("doc.amkv") as file:
         file.verify()
