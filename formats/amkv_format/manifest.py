@@ -7,10 +7,12 @@ not named here are allowed and left alone, so that minor versions can add some.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.resources import files
 from typing import Any, Final
 
 from amkv_format import limits
@@ -331,6 +333,14 @@ def _check_features(root: Fields, *used: str | None) -> None:
             f"features_required is {', '.join(sorted(required)) or 'empty'}, "
             f"the file uses {', '.join(sorted(wanted)) or 'none'}",
         )
+
+
+def manifest_schema() -> dict[str, Any]:
+    """The manifest's JSON Schema (2020-12), for validators and editors; `check_manifest` is
+    stricter, since a schema cannot compare two fields."""
+    text = files(__package__).joinpath("manifest.schema.json").read_text(encoding="utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    return schema
 
 
 def complete(manifest: Mapping[str, Any], payload_hash: str, ratio: float | None) -> dict[str, Any]:
