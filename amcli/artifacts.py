@@ -91,8 +91,16 @@ class Artifact:
 
     def states(self) -> dict[tuple[int, str], torch.Tensor]:
         """What layers without keys and values keep, by the model's layer and a name."""
+        return {place: self._tensor(name) for place, name in self._states().items()}
+
+    def state_shapes(self) -> dict[tuple[int, str], tuple[int, ...]]:
+        """The shapes of `states`, for which nothing is read."""
+        return {place: self._file.tensors[name].shape for place, name in self._states().items()}
+
+    def _states(self) -> dict[tuple[int, str], str]:
+        """The tensor of each state."""
         places = [(x["layer"], x["name"]) for x in self.manifest.get("states", [])]
-        return {place: self._tensor(state_tensor(n)) for n, place in enumerate(places)}
+        return {place: state_tensor(n) for n, place in enumerate(places)}
 
     @property
     def payload_bytes(self) -> int:

@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperCommand
 
 from amcli import __version__, console
-from amcli.commands import bench, chat, compact, demo, inspect, prefill
+from amcli.commands import bench, chat, compact, demo, inspect, prefill, verify
 from amcli.commands import eval as evaluation
 from amcli.commands.options import Debug, Quiet
 from amcli.console import ReaderGoneError, Switches, remark, report
@@ -40,7 +40,9 @@ class _Command(TyperCommand):
 
     def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         """The words of the usage line after the command's name."""
-        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+        return [
+            piece.replace("{", "").replace("}", "") for piece in super().collect_usage_pieces(ctx)
+        ]
 
 
 app = typer.Typer(
@@ -49,7 +51,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings=_SETTINGS,
 )
-for _function in (prefill.prefill, compact.compact, chat.chat, inspect.inspect, demo.demo):
+_COMMANDS = (
+    prefill.prefill,
+    compact.compact,
+    chat.chat,
+    inspect.inspect,
+    verify.verify,
+    demo.demo,
+)
+for _function in _COMMANDS:
     app.command(cls=_Command, context_settings=_SETTINGS)(_function)
 app.command("eval", cls=_Command, context_settings=_SETTINGS)(evaluation.evaluate)
 app.command(cls=_Command, context_settings=_SETTINGS)(bench.bench)

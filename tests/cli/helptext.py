@@ -17,6 +17,7 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("compact",),
     ("chat",),
     ("inspect",),
+    ("verify",),
     ("demo",),
     ("eval",),
     ("bench",),
