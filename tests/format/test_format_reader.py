@@ -204,6 +204,8 @@ def test_what_a_loader_asks_for(tmp_path: Path) -> None:
         assert [layer.stored for layer in file.layers] == [(1, 3), (3, 3), (2,)]
         assert file.layers[1].window == 4
         file.check_beta()
+        assert list(file.positions(0) or ()) == [-1, 0, 1, 2]
+        assert file.positions(1) is None  # a sliding layer
     # 3 heads of 8 tokens, 12 bytes each, over 6 entries of 12 bytes + beta + position
     assert file.ratio == pytest.approx(3 * 8 * 12 / (6 * 20))
     assert file.manifest["ratio"] == file.ratio
@@ -214,6 +216,11 @@ def test_errors_name_the_code_the_value_and_the_place() -> None:
         AmkvFile.open(VECTORS / "bad/truncated.amkv")
     assert str(caught.value).startswith("payload-truncated: layers.1.values ends at byte")
     assert caught.value.offset == (VECTORS / "bad/truncated.amkv").stat().st_size
+    with (
+        AmkvFile.open(VECTORS / "bad/position-past-end.amkv") as file,
+        pytest.raises(FormatError, match=r"position: layers\.0"),
+    ):
+        file.positions(0)
     with AmkvFile.open(VECTORS / "bad/beta-nan.amkv") as file:
         with pytest.raises(FormatError, match=r"layers\.0\.beta") as caught:
             file.check_beta()
