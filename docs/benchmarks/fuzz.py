@@ -122,12 +122,14 @@ def bombs(path: Path) -> list[dict[str, Any]]:
     for item, each in (("[]", 2), ("{}", 2), ('{"":0}', 3), ('"a"', 1)):
         count = MAX_JSON_SEPARATORS // each - 16
         path.write_bytes(joined('{"x":[' + f"{item}," * count + "1]}", b""))
-        tracemalloc.reset_peak()
         began = time.perf_counter()
         if accepted(path):
             raise FoundError(f"a header of {item} was accepted")
         seconds = round(time.perf_counter() - began, 3)
+        tracemalloc.start()
+        accepted(path)
         peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
         size = path.stat().st_size
         made.append({"of": item, "file_bytes": size, "peak_bytes": peak, "seconds": seconds})
     return made
@@ -172,7 +174,6 @@ def fuzz(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 pending = []
         if args.progress and (n + 1) % 10_000 == 0:
             print(f"{n + 1:,} files", file=sys.stderr)
-    worst = bombs(path)
     tracemalloc.stop()
     return {
         "files": args.files,
@@ -183,7 +184,6 @@ def fuzz(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "most_bytes_beside_twice_the_file": largest,
         "allowance_bytes": ALLOWANCE,
         "compared_with_javascript": bool(args.javascript),
-        "bombs": worst,
     }
 
 
@@ -208,7 +208,7 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="amkv-fuzz-"))
     began = time.perf_counter()
     try:
-        found = fuzz(args, folder)
+        found = fuzz(args, folder) | {"bombs": bombs(folder / "found.amkv")}
     except Exception as error:
         raise SystemExit(f"{type(error).__name__}: {error}; the file is in {folder}") from error
     record = {
