@@ -23,6 +23,7 @@ from amcli.commands.options import Debug, Quiet
 from amcli.console import ReaderGoneError, Switches, remark, report
 from amcli.errors import AmkvError, OutOfMemoryError, UsageError
 from amcli.processes import follows
+from amcli.stopping import StoppedError, stoppable
 
 INTERRUPTED = 130
 
@@ -103,9 +104,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.filterwarnings("always", message=_KERNELS)
         warnings.showwarning = _show_warning
     try:
-        code = typer.main.get_command(app).main(words, prog_name="amkv", standalone_mode=False)
+        with stoppable():
+            code = typer.main.get_command(app).main(words, prog_name="amkv", standalone_mode=False)
     except KeyboardInterrupt:
         code = INTERRUPTED
+    except StoppedError as stopped:
+        remark("terminated")
+        return stopped.exit_code
     except ReaderGoneError:
         return 0
     except Exception as error:
