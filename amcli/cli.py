@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperCommand
 
 from amcli import __version__, console
-from amcli.commands import bench, chat, compact, demo, inspect, prefill, verify
+from amcli.commands import bench, chat, compact, demo, export, importing, inspect, prefill, verify
 from amcli.commands import eval as evaluation
 from amcli.commands.options import Debug, Quiet
 from amcli.console import ReaderGoneError, Switches, remark, report
@@ -58,10 +58,12 @@ _COMMANDS = (
     chat.chat,
     inspect.inspect,
     verify.verify,
+    export.export,
     demo.demo,
 )
 for _function in _COMMANDS:
     app.command(cls=_Command, context_settings=_SETTINGS)(_function)
+app.command("import", cls=_Command, context_settings=_SETTINGS)(importing.import_)
 app.command("eval", cls=_Command, context_settings=_SETTINGS)(evaluation.evaluate)
 app.command(cls=_Command, context_settings=_SETTINGS)(bench.bench)
 

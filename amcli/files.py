@@ -86,6 +86,18 @@ def require_writable(path: str | os.PathLike[str], overwrite: bool) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
+def require_new_folder(folder: Path) -> None:
+    """Raises UsageError when a folder to be made exists, or the one around it does not, OutputError
+    without permission."""
+    if folder.exists() or folder.is_symlink():
+        raise UsageError(f"{folder} already exists", "name a new folder with -o")
+    with output_errors(folder):
+        if not folder.parent.is_dir():
+            raise FileNotFoundError
+        if not os.access(folder.parent, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 def write_json(path: Path, record: Mapping[str, Any], overwrite: bool) -> None:
     """Writes a record with one line for each field, and for each element of a list.
 
