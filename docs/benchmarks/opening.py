@@ -1,6 +1,6 @@
 """Opening and reading 1 GB, beside safetensors: `python docs/benchmarks/opening.py -o FILE`.
 
-The file is a prefill as a model with 32 layers of 8 KV heads of 128 makes it, in bfloat16, of random
+The file is a prefill as a model with 32 layers of 8 KV heads of 128 makes it: bfloat16, random
 bytes. Times are medians with the file in the page cache; the two readers take turns.
 
 open  header and manifest, read and checked; safetensors checks the header alone
