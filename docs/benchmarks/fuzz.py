@@ -156,25 +156,27 @@ def fuzz(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     kinds: dict[str, Counter[str]] = {}
     slowest, largest, pending = 0.0, 0, []
     tracemalloc.start()
-    for n in range(args.files):
-        mutant = mutated(base, random)
-        while mutant.data in base:
+    try:
+        for n in range(args.files):
             mutant = mutated(base, random)
-        found = judge(mutant, path, known)
-        slowest = max(slowest, found["seconds"])
-        largest = max(largest, found["over"])
-        seen = kinds.setdefault(mutant.kind, Counter())
-        seen["accepted" if found["accepted"] else "refused"] += 1
-        if args.javascript:
-            kept = folder / f"{n}.amkv"
-            kept.write_bytes(mutant.data)
-            pending.append((kept, found["accepted"]))
-            if len(pending) == BATCH or n + 1 == args.files:
-                compare(pending)
-                pending = []
-        if args.progress and (n + 1) % 10_000 == 0:
-            print(f"{n + 1:,} files", file=sys.stderr)
-    tracemalloc.stop()
+            while mutant.data in base:
+                mutant = mutated(base, random)
+            found = judge(mutant, path, known)
+            slowest = max(slowest, found["seconds"])
+            largest = max(largest, found["over"])
+            seen = kinds.setdefault(mutant.kind, Counter())
+            seen["accepted" if found["accepted"] else "refused"] += 1
+            if args.javascript:
+                kept = folder / f"{n}.amkv"
+                kept.write_bytes(mutant.data)
+                pending.append((kept, found["accepted"]))
+                if len(pending) == BATCH or n + 1 == args.files:
+                    compare(pending)
+                    pending = []
+            if args.progress and (n + 1) % 10_000 == 0:
+                print(f"{n + 1:,} files", file=sys.stderr)
+    finally:
+        tracemalloc.stop()
     return {
         "files": args.files,
         "corpus": len(base),
