@@ -13,6 +13,7 @@ from amcli.commands import options as opt
 from amcli.commands.shared import load, work
 from amcli.console import Console, bytes_text, printable
 from amcli.errors import AmkvError, ArtifactError, ModelMismatchError, UsageError
+from amcli.files import looks_like_artifact
 from amkv_format import AmkvFile, FormatError
 
 VALID, INVALID, UNREADABLE, MISFIT = "valid", "invalid", "unreadable", "misfit"
@@ -113,6 +114,8 @@ def examine(path: Path, deep: bool) -> Finding:
     except FormatError as error:
         found.status, found.code = INVALID, str(error.code)
         found.message, found.offset = error.message, error.offset
+        if path.is_file() and not looks_like_artifact(path):
+            found.message = f"this is something else: {error.message}"
     except FileNotFoundError:
         found.status, found.message = UNREADABLE, "no such file"
     except OSError as error:
