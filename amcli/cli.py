@@ -52,20 +52,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings=_SETTINGS,
 )
-_COMMANDS = (
-    prefill.prefill,
-    compact.compact,
-    chat.chat,
-    inspect.inspect,
-    verify.verify,
-    export.export,
-    demo.demo,
-)
-for _function in _COMMANDS:
-    app.command(cls=_Command, context_settings=_SETTINGS)(_function)
-app.command("import", cls=_Command, context_settings=_SETTINGS)(importing.import_)
-app.command("eval", cls=_Command, context_settings=_SETTINGS)(evaluation.evaluate)
-app.command(cls=_Command, context_settings=_SETTINGS)(bench.bench)
+_COMMANDS = {
+    "prefill": prefill.prefill,
+    "compact": compact.compact,
+    "chat": chat.chat,
+    "inspect": inspect.inspect,
+    "verify": verify.verify,
+    "export": export.export,
+    "import": importing.import_,
+    "demo": demo.demo,
+    "eval": evaluation.evaluate,
+    "bench": bench.bench,
+}
+for _name, _function in _COMMANDS.items():
+    app.command(_name, cls=_Command, context_settings=_SETTINGS)(_function)
 
 
 @app.callback(invoke_without_command=True)
