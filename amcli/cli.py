@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -52,7 +52,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings=_SETTINGS,
 )
-_COMMANDS = {
+_COMMANDS: dict[str, Callable[..., None]] = {
     "prefill": prefill.prefill,
     "compact": compact.compact,
     "chat": chat.chat,
