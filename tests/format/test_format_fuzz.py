@@ -31,8 +31,8 @@ def run(fuzz: Any, folder: Path, files: int) -> dict[str, Any]:
     )
 
 
-def test_a_thousand_damaged_files(fuzz: Any, tmp_path: Path) -> None:
-    found = run(fuzz, tmp_path, 1000)
+def test_five_hundred_damaged_files(fuzz: Any, tmp_path: Path) -> None:
+    found = run(fuzz, tmp_path, 500)
     assert len(found["by_kind"]) == 11
     assert len(found["codes"]) > 20
 
