@@ -27,6 +27,9 @@ KILLER = """
     made = [tensors("compact", 400, layers, [[n] * 4] * 4) for n in (50, 90)]
     described = [manifest("compact", 400, layers, [[n] * 4] * 4) for n in (50, 90)]
     write_file(path, described[0], made[0])
+    began = time.perf_counter()
+    write_file(path, described[0], made[0], overwrite=True)
+    longest = 5 * (time.perf_counter() - began)
     random.seed(7)
     seen = set()
     for _ in range(kills):
@@ -35,7 +38,7 @@ KILLER = """
             while True:  # the new one and the old one, in turn
                 for i in (1, 0):
                     write_file(path, described[i], made[i], overwrite=True)
-        time.sleep(random.uniform(0, 0.04))
+        time.sleep(random.uniform(0, longest))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         with AmkvFile.open(path) as file:
