@@ -32,6 +32,7 @@ def open_artifact(path: str | os.PathLike[str]) -> AmkvFile:
     try:
         file = AmkvFile.open(path)
         try:
+            file.check_manifest_hash()
             file.check_beta()
         except BaseException:
             file.close()

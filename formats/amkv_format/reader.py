@@ -154,6 +154,16 @@ class AmkvFile:
         for name in self._named("beta"):
             self._check_finite(name)
 
+    def check_manifest_hash(self) -> None:
+        """Raises FormatError (manifest-hash) when the manifest was changed since; cheap."""
+        stated, found = self._outline.manifest_hash, manifest_hash(self.manifest)
+        if stated not in (None, found):
+            raise FormatError(
+                Code.MANIFEST_HASH,
+                f"the manifest is {found}, not {stated}",
+                self._metadata_offset,
+            )
+
     def payload_hash(self) -> str:
         """`sha256:…` of the tensors as they are in the file, whatever the manifest says."""
         return payload_hash(self.tensors, {name: self._digest(name) for name in self.tensors})
@@ -165,8 +175,13 @@ class AmkvFile:
         `deep` also the payload hash, that every key, value, scale and state is finite, and that
         codes are in their range; this reads the whole file.
         """
-        with located(self._metadata_offset):
-            self._check_manifest_text()
+        if self._text != canonical_json(self.manifest):
+            raise FormatError(
+                Code.MANIFEST_CANONICAL,
+                "the manifest is not in canonical form",
+                self._metadata_offset,
+            )
+        self.check_manifest_hash()
         self._check_range(TOKEN_IDS, 0, limits.MAX_TOKENS, Code.TOKEN_ID)
         for name in self._named("positions"):
             self._check_range(name, -1, self.logical_length - 1, Code.POSITION)
@@ -207,13 +222,6 @@ class AmkvFile:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-    def _check_manifest_text(self) -> None:
-        if self._text != canonical_json(self.manifest):
-            raise FormatError(Code.MANIFEST_CANONICAL, "the manifest is not in canonical form")
-        stated, found = self._outline.manifest_hash, manifest_hash(self.manifest)
-        if stated not in (None, found):
-            raise FormatError(Code.MANIFEST_HASH, f"the manifest is {found}, not {stated}")
 
     def _named(self, part: str) -> list[str]:
         return [

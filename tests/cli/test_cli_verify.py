@@ -59,6 +59,8 @@ def test_a_changed_manifest_is_found_without_deep(amkv: Amkv, compact: Path) -> 
     done = amkv("verify", compact)
     assert done.code == 3
     assert ": manifest-hash at byte " in done.out
+    for words in (("inspect", compact), ("chat", "-c", compact, "-p", "x")):  # nor is it used
+        assert amkv(*words).code == 3
 
 
 def test_files_are_all_reported_and_the_worst_decides(
