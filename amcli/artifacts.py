@@ -91,8 +91,16 @@ class Artifact:
 
     def states(self) -> dict[tuple[int, str], torch.Tensor]:
         """What layers without keys and values keep, by the model's layer and a name."""
+        return {place: self._tensor(name) for place, name in self._states().items()}
+
+    def state_shapes(self) -> dict[tuple[int, str], tuple[int, ...]]:
+        """The shapes of `states`, for which nothing is read."""
+        return {place: self._file.tensors[name].shape for place, name in self._states().items()}
+
+    def _states(self) -> dict[tuple[int, str], str]:
+        """The tensor of each state."""
         places = [(x["layer"], x["name"]) for x in self.manifest.get("states", [])]
-        return {place: self._tensor(state_tensor(n)) for n, place in enumerate(places)}
+        return {place: state_tensor(n) for n, place in enumerate(places)}
 
     @property
     def payload_bytes(self) -> int:
@@ -126,18 +134,21 @@ def write_artifact(
     token_ids: Sequence[int],
     layers: Sequence[Entries],
     states: Mapping[tuple[int, str], torch.Tensor] | None = None,
+    positions: Mapping[int, torch.Tensor] | None = None,
     *,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Writes one artifact whole or not at all; returns the manifest as it is in the file.
 
     states  what layers without keys and values keep, by the model's layer and a name
+    positions  layer -> the token each entry was taken from, `[N]` int32
 
     The manifest's `store` has to say what entries as codes are. Raises UsageError when the file
     exists (and not `overwrite`) or its folder does not, OutOfMemoryError when the disk is full,
     OutputError for anything else the system refuses.
     """
     tensors = list(_tensors(token_ids, layers))
+    tensors += [(layer_tensor(i, "positions"), x) for i, x in (positions or {}).items()]
     if states:
         manifest = {**manifest, "states": [{"layer": i, "name": name} for i, name in states]}
         tensors += [(state_tensor(n), x) for n, x in enumerate(states.values())]

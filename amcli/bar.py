@@ -24,6 +24,7 @@ class Bar:
             TimeRemainingColumn(compact=True),
             console=Console(file=sys.stderr),
             transient=True,
+            redirect_stdout=False,  # rich would open one that the caller has closed
         )
         self._task: TaskID | None = None
 

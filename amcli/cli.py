@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -17,12 +17,13 @@ import typer
 from typer.core import TyperCommand
 
 from amcli import __version__, console
-from amcli.commands import bench, chat, compact, demo, inspect, prefill
+from amcli.commands import bench, chat, compact, demo, export, importing, inspect, prefill, verify
 from amcli.commands import eval as evaluation
 from amcli.commands.options import Debug, Quiet
 from amcli.console import ReaderGoneError, Switches, remark, report
 from amcli.errors import AmkvError, OutOfMemoryError, UsageError
 from amcli.processes import follows
+from amcli.stopping import StoppedError, stoppable
 
 INTERRUPTED = 130
 
@@ -40,7 +41,9 @@ class _Command(TyperCommand):
 
     def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         """The words of the usage line after the command's name."""
-        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+        return [
+            piece.replace("{", "").replace("}", "") for piece in super().collect_usage_pieces(ctx)
+        ]
 
 
 app = typer.Typer(
@@ -49,10 +52,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings=_SETTINGS,
 )
-for _function in (prefill.prefill, compact.compact, chat.chat, inspect.inspect, demo.demo):
-    app.command(cls=_Command, context_settings=_SETTINGS)(_function)
-app.command("eval", cls=_Command, context_settings=_SETTINGS)(evaluation.evaluate)
-app.command(cls=_Command, context_settings=_SETTINGS)(bench.bench)
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "prefill": prefill.prefill,
+    "compact": compact.compact,
+    "chat": chat.chat,
+    "inspect": inspect.inspect,
+    "verify": verify.verify,
+    "export": export.export,
+    "import": importing.import_,
+    "demo": demo.demo,
+    "eval": evaluation.evaluate,
+    "bench": bench.bench,
+}
+for _name, _function in _COMMANDS.items():
+    app.command(_name, cls=_Command, context_settings=_SETTINGS)(_function)
 
 
 @app.callback(invoke_without_command=True)
@@ -93,9 +106,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.filterwarnings("always", message=_KERNELS)
         warnings.showwarning = _show_warning
     try:
-        code = typer.main.get_command(app).main(words, prog_name="amkv", standalone_mode=False)
+        with stoppable():
+            code = typer.main.get_command(app).main(words, prog_name="amkv", standalone_mode=False)
     except KeyboardInterrupt:
         code = INTERRUPTED
+    except StoppedError as stopped:
+        remark("terminated")
+        return stopped.exit_code
     except ReaderGoneError:
         return 0
     except Exception as error:

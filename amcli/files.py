@@ -32,6 +32,7 @@ def open_artifact(path: str | os.PathLike[str]) -> AmkvFile:
     try:
         file = AmkvFile.open(path)
         try:
+            file.check_manifest_hash()
             file.check_beta()
         except BaseException:
             file.close()
@@ -83,6 +84,18 @@ def require_writable(path: str | os.PathLike[str], overwrite: bool) -> None:
         if not folder.is_dir():
             raise FileNotFoundError
         if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def require_new_folder(folder: Path) -> None:
+    """Raises UsageError when a folder to be made exists, or the one around it does not, OutputError
+    without permission."""
+    if folder.exists() or folder.is_symlink():
+        raise UsageError(f"{folder} already exists", "name a new folder with -o")
+    with output_errors(folder):
+        if not folder.parent.is_dir():
+            raise FileNotFoundError
+        if not os.access(folder.parent, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 

@@ -136,6 +136,13 @@ MemoryLimit = Annotated[
         "it means smaller groups of heads, and more time; two fifths of what is free on a GPU.",
     ),
 ]
+Positions = Annotated[
+    bool,
+    typer.Option(
+        "--positions",
+        help="Store which token each entry was taken from: 4 bytes an entry, part of the ratio.",
+    ),
+]
 
 
 def compact(
@@ -151,6 +158,7 @@ def compact(
     queries: Queries = None,
     store: opt.Store = None,
     memory_limit: MemoryLimit = None,
+    positions: Positions = False,
     seed: opt.Seed = 0,
     output: opt.Output = None,
     model: opt.Model = None,
@@ -186,7 +194,7 @@ def compact(
         from amcli.pipeline import fidelity as search
 
         wanted: dict[str, Any] = {"ratio": ratio, "tokens": tokens, "method": method, "seed": seed}
-        wanted |= {"budget": budget, "queries": queries, "store": store}
+        wanted |= {"budget": budget, "queries": queries, "store": store, "positions": positions}
         wanted |= {"memory_limit": memory_limit}
         options = compaction.Options(**{k: v for k, v in wanted.items() if v is not None})
         compaction.check(options, given.tokens)

@@ -71,13 +71,18 @@ def differences(
 ) -> list[str]:
     """What differs between a manifest's `model` and `tokenizer` and a loaded model's, in words.
 
-    Paths, revisions and dtypes may differ; architecture, configuration, layers, tokenizer and
-    chat template may not. An empty list means that the artifact fits.
+    Paths, revisions and dtypes may differ; architecture, configuration, RoPE, layers, tokenizer
+    and chat template may not. An empty list means that the artifact fits.
     """
     found = []
     if file_model["architecture"] != model["architecture"]:
         found.append(_differs("architecture", file_model["architecture"], model["architecture"]))
     found += _layer_differences(file_model["layers"], model["layers"])
+    if file_model["config_hash"] != model["config_hash"] and file_model["rope"] != model["rope"]:
+        # Part of the configuration, and so of its hash; by name it says more.
+        found.append(
+            _differs("RoPE", canonical_json(file_model["rope"]), canonical_json(model["rope"]))
+        )
     pairs = (
         ("config hash", file_model["config_hash"], model["config_hash"]),
         ("tokenizer", file_tokenizer["hash"], tokenizer["hash"]),

@@ -34,15 +34,15 @@ def placed(
 
 
 def state_differences(
-    found: Mapping[tuple[int, str], torch.Tensor], kept: Mapping[tuple[int, str], tuple[int, ...]]
+    found: Mapping[tuple[int, str], tuple[int, ...]],
+    kept: Mapping[tuple[int, str], tuple[int, ...]],
 ) -> list[str]:
     """Why states from a file do not fit a model that keeps `kept`, the first reason; [] if they do.
 
-    Keys are the model's layer and the name of the state, values states and shapes.
+    Keys are the model's layer and the name of the state, values shapes.
     """
     for layer, name in sorted(found.keys() | kept.keys()):
-        state, wanted = found.get((layer, name)), kept.get((layer, name))
-        theirs = None if state is None else tuple(state.shape)
+        theirs, wanted = found.get((layer, name)), kept.get((layer, name))
         if theirs != wanted:
             shapes = ["none" if shape is None else list(shape) for shape in (theirs, wanted)]
             return [f"state {name} of layer {layer}: file {shapes[0]}, model {shapes[1]}"]

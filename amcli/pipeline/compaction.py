@@ -31,10 +31,14 @@ from amcli.pipeline.options import check as check
 from amcli.pipeline.progress import Progress, Silent
 from amcli.pipeline.reference import SOURCES, LayerReference, Passage, Passes
 from amcli.pipeline.self_study import TEMPERATURE
+from amcli.pipeline.source import bare_name
 from amcli.quantize import NATIVE, Entries, quantizer_of
 
 if TYPE_CHECKING:
     from amcli.pipeline.fidelity import Reached
+
+POSITION_BYTES = 4
+"""What the position of an entry costs, where it is stored."""
 
 FILE = "file"
 """What a budget that was read from a file is called."""
@@ -51,6 +55,8 @@ class Compaction:
     errors       of the stored entries, on held-out queries; None: not measured
     fidelity     what a search for the ratio has found, if there was one
     file         the file that gave the budget, if it was one
+    positions    per layer that was compacted the token each entry was taken from, `[N]` int32, to
+                 be stored; empty: not asked for
     """
 
     context: Context
@@ -64,6 +70,7 @@ class Compaction:
     errors: Errors | None = None
     fidelity: Reached | None = None
     file: BudgetFile | None = None
+    positions: dict[int, torch.Tensor] = field(default_factory=dict)
 
     @property
     def full_bytes(self) -> int:
@@ -72,8 +79,9 @@ class Compaction:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes stored for the compacted layers, scales and biases included."""
-        return sum(self.layers[i].nbytes for i in full_layers(self.context))
+        """Bytes stored for the compacted layers, scales, biases and positions included."""
+        places = sum(x.nbytes for x in self.positions.values())
+        return places + sum(self.layers[i].nbytes for i in full_layers(self.context))
 
     @property
     def ratio(self) -> float:
@@ -98,7 +106,7 @@ class Compaction:
         """Writes the artifact of kind `compact`; returns its manifest."""
         budget: dict[str, Any] = {"name": self.budget}
         if self.file is not None:
-            budget |= {"file": self.file.path.name, "sha256": self.file.sha256}
+            budget |= {"file": bare_name(self.file.path), "sha256": self.file.sha256}
         manifest = {
             **self.context.manifest(),
             "kind": "compact",
@@ -120,7 +128,9 @@ class Compaction:
             manifest["fidelity"] = self.fidelity.record()
         ids, states = self.context.ids, self.context.cache.get_states()
         return self.context.loaded.shard.once(
-            lambda: write_artifact(path, manifest, ids, self.layers, states, overwrite=overwrite)
+            lambda: write_artifact(
+                path, manifest, ids, self.layers, states, self.positions, overwrite=overwrite
+            )
         )
 
     def save_budget(self, path: Path, overwrite: bool) -> None:
@@ -142,13 +152,16 @@ class Compaction:
         )
 
 
-def shapes(context: Context, store: str = NATIVE) -> list[LayerShape]:
-    """Shapes of the layers that can be compacted, in order, with entries stored as `store`."""
+def shapes(context: Context, store: str = NATIVE, positions: bool = False) -> list[LayerShape]:
+    """Shapes of the layers that can be compacted, in order, with entries stored as `store`, and
+    with their `positions` or without."""
     quantizer, size = quantizer_of(store), context.loaded.dtype.itemsize
     found = []
     for layer in (context.loaded.geometry.layers[i] for i in full_layers(context)):
         dims = layer.key_dim, layer.value_dim
         packed = None if quantizer is None else quantizer.entry_bytes(*dims)
+        if positions:
+            packed = (sum(dims) * size if packed is None else packed) + POSITION_BYTES
         heads = layer.kv_heads * context.loaded.shard.size
         found.append(LayerShape(heads, context.T, *dims, size, packed))
     return found
@@ -204,12 +217,13 @@ def compact(
     shard = context.loaded.shard
     everyone = [shard.gathered(part) for part in scores]
     lengths, budget = _allocate(context, method, options, everyone, file)
-    layers = fit(context, method, options, references, scores, lengths, rotary, progress)
+    layers, positions = fit(context, method, options, references, scores, lengths, rotary, progress)
     seconds["compact"] = stopwatch(context.loaded.device) - began
     count = max((r.count for r in references.values()), default=0)
     asked = max((r.asked for r in references.values()), default=0)
     found = Compaction(
-        context, options, method, budget, layers, count, asked, seconds, file=file
+        context, options, method, budget, layers, count, asked, seconds, file=file,
+        positions=positions,
     )  # fmt: skip
     if errors:
         measure(found, passes, progress)
@@ -220,7 +234,8 @@ def settled(
     context: Context, method: Method, options: Options, passes: Passes, progress: Progress
 ) -> Options:
     """The same options with the `store` decided. Raises UsageError for one that cannot be."""
-    store, ratio, int8 = options.storage(method), options.ratio, shapes(context, "int8")
+    store, ratio = options.storage(method), options.ratio
+    int8 = shapes(context, "int8", options.positions)
     if store == AUTO and ratio is not None and holds_every_key(ratio, int8, method.has_beta):
         store = "int8"  # nothing has to go: fewer bits would only cost precision
     elif store == AUTO:
@@ -328,7 +343,7 @@ def _planned(
     context: Context, method: Method, options: Options, file: BudgetFile | None
 ) -> list[int]:
     """Entries per head of each layer, before scores are known; see `budgets.planned`."""
-    layers = shapes(context, options.storage(method))
+    layers = shapes(context, options.storage(method), options.positions)
     if method.selection == "all":
         return [layer.tokens for layer in layers]
     if options.tokens is not None:
@@ -391,7 +406,7 @@ def _allocate(
     file: BudgetFile | None,
 ) -> tuple[Lengths, str]:
     """Entries per layer and head, and the name of the budget."""
-    layers = shapes(context, options.storage(method))
+    layers = shapes(context, options.storage(method), options.positions)
     name = FILE if file is not None else _budget(method, options)
     if method.selection == "all":
         return [[layer.tokens] * layer.heads for layer in layers], name

@@ -160,16 +160,20 @@ def model_of(artifact: Artifact) -> str:
     return model["id"] if model["revision"] is None else f"{model['id']}@{model['revision']}"
 
 
+def misfits(artifact: Artifact, loaded: LoadedModel) -> list[str]:
+    """Why an artifact does not fit a model, in words; empty when it does. Reads no tensor."""
+    found = loaded.differences(artifact.manifest["model"], artifact.manifest["tokenizer"])
+    # Without this a state that is absent would be taken for that of an empty text.
+    return found + state_differences(artifact.state_shapes(), loaded.geometry.kept)
+
+
 def restore(artifact: Artifact, loaded: LoadedModel) -> Context:
     """The context of an artifact in a cache of `loaded`.
 
     Raises ModelMismatchError when the artifact was made for another model, saying what differs.
     """
     manifest, states = artifact.manifest, artifact.states()
-    found = loaded.differences(manifest["model"], manifest["tokenizer"])
-    # Without this a state that is absent would be taken for that of an empty text.
-    found += state_differences(states, loaded.geometry.kept)
-    if found:
+    if found := misfits(artifact, loaded):
         raise ModelMismatchError(
             f"{artifact.path} was made for another model than {loaded.id}: {'; '.join(found)}",
             f"use --model {model_of(artifact)}, or compact the document again for this model",

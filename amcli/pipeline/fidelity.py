@@ -117,7 +117,7 @@ def search(
     passes = Passes(context, shared=False, search=True)
     options = settled(context, method, options, passes, progress)
     judge = Judge(context, held_out(context, options.seed), progress)
-    grid = ratios(context, options.storage(method), beta=method.has_beta)
+    grid = ratios(context, options.storage(method), method.has_beta, options.positions)
     found: Compaction | None = None
     probes: list[Probe] = []
     reference: dict[str, dict[str, float]] = {}  # stages before `compact`, by source of queries
@@ -155,9 +155,9 @@ def _of_all(stages: Iterable[dict[str, float]]) -> dict[str, float]:
     return total
 
 
-def ratios(context: Context, store: str, beta: bool) -> list[float]:
+def ratios(context: Context, store: str, beta: bool, positions: bool = False) -> list[float]:
     """The grid, from 1 on, in three digits; as far as every head is left an entry."""
-    layers = shapes(context, store)
+    layers = shapes(context, store, positions)
     heads = sum(layer.heads for layer in layers)
     grid = [float(f"{LARGEST ** (k / STEPS):.3g}") for k in range(STEPS + 1)]
     cost = max((layer.entry_bytes(beta) for layer in layers), default=1)

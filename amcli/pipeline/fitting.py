@@ -29,8 +29,9 @@ def fit(
     lengths: Lengths,
     rotary: Rotary | None,
     progress: Progress,
-) -> list[Entries]:
-    """Every layer's entries, of all heads; sliding layers as they are.
+) -> tuple[list[Entries], dict[int, torch.Tensor]]:
+    """Every layer's entries, of all heads, sliding layers as they are; and, where positions are
+    asked for, the token that each entry of the others was taken from, `[N]` int32.
 
     scores   of this process's heads, a tensor `[H, T]` for each layer in `full_layers`
     lengths  of all heads, a list for each of those
@@ -43,15 +44,19 @@ def fit(
     progress.start("compact", sum(len(layer.lengths) for layer in inputs))
     quantizer = quantizer_of(options.storage(method))
     found: dict[int, Entries] = {}
+    positions: dict[int, torch.Tensor] = {}
     results = _results(method, inputs, options, progress.advance)
     for layer, result in zip(full, results, strict=True):
         if method.rerotate and rotary is not None:
             result = _rerotate(result, rotary, layer, context.T)
         found[layer] = result.heads if quantizer is None else quantizer.pack(result.heads)
-    return [
+        if options.positions:
+            positions[layer] = shard.gathered(result.index)
+    layers = [
         shard.whole(found[layer] if layer in found else dense(context.cache, layer))
         for layer in range(len(context.loaded.geometry.layers))
     ]
+    return layers, positions
 
 
 def _input(

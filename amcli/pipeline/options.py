@@ -30,6 +30,7 @@ class Options:
     store          how entries are stored: one of `quantize.STORES`, `auto`, or None for the
                    method's own
     memory_limit   bytes that the fits may take beside the cache; None: what suits the device
+    positions      whether the token that each entry was taken from is stored too
     """
 
     ratio: float | None = None
@@ -42,6 +43,7 @@ class Options:
     window: int | None = None
     store: str | None = None
     memory_limit: int | None = None
+    positions: bool = False
 
     def source(self, method: Method) -> str:
         """Where a method's queries come from: `none`, `auto`, or names of `reference.SOURCES`."""

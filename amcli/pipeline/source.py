@@ -40,6 +40,11 @@ class Source:
         }
 
 
+def bare_name(path: Path) -> str:
+    """A file's name as a manifest may hold it."""
+    return _UNFIT.sub("_", path.name)
+
+
 def read_source(path: str) -> Source:
     """Reads a UTF-8 text file, or standard input for `-`.
 
@@ -50,7 +55,7 @@ def read_source(path: str) -> Source:
             raise UsageError("standard input is closed", "pipe a document into it, or name a file")
         name, data = "stdin.txt", sys.stdin.buffer.read()
     else:
-        name, data = _UNFIT.sub("_", Path(path).name), _read(Path(path))
+        name, data = bare_name(Path(path)), _read(Path(path))
     if b"\0" in data:
         raise UsageError(
             f"{name} is binary data, not text (a zero byte at {data.index(0)})",

@@ -1,4 +1,4 @@
-"""Reader, writer and validator of `.amkv` files, version 1.2. Standard library only.
+"""Reader, writer and validator of `.amkv` files, version 1.3. Standard library only.
 
     with AmkvFile.open("doc.amkv") as file:
         file.verify()
@@ -14,7 +14,16 @@ from amkv_format.errors import Code, FormatError
 from amkv_format.header import ITEM_BYTES, TensorInfo, TensorSpec
 from amkv_format.jsontext import canonical_json
 from amkv_format.layout import TOKEN_IDS, layer_tensor, state_tensor
-from amkv_format.manifest import BOUNDARIES, FORMAT, KINDS, MODEL_DTYPES, STORES, VERSION, Layer
+from amkv_format.manifest import (
+    BOUNDARIES,
+    FORMAT,
+    KINDS,
+    MODEL_DTYPES,
+    STORES,
+    VERSION,
+    Layer,
+    manifest_schema,
+)
 from amkv_format.reader import AmkvFile
 from amkv_format.writer import Writer, write_file
 
@@ -36,6 +45,7 @@ __all__ = [
     "Writer",
     "canonical_json",
     "layer_tensor",
+    "manifest_schema",
     "state_tensor",
     "write_file",
 ]

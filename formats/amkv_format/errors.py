@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 
 
@@ -68,6 +70,10 @@ class Code(StrEnum):
     TENSOR_MISMATCH = "tensor-mismatch", "a tensor's dtype or shape contradicts the manifest"
     RATIO = "ratio-mismatch", "`ratio` is not what the stored tensors give"
     # Contents.
+    MANIFEST_HASH = (
+        "manifest-hash",
+        "the manifest has another hash than it states (verify)",
+    )
     PAYLOAD_HASH = (
         "payload-hash",
         "the payload has another hash than the manifest states (verify)",
@@ -96,3 +102,14 @@ class FormatError(Exception):
     def __str__(self) -> str:
         where = "" if self.offset is None else f" (at byte {self.offset})"
         return f"{self.code}: {self.message}{where}"
+
+
+@contextmanager
+def located(offset: int | None) -> Iterator[None]:
+    """Gives the FormatErrors of a block that know no place the one at hand, if there is one."""
+    try:
+        yield
+    except FormatError as error:
+        if error.offset is not None or offset is None:
+            raise
+        raise FormatError(error.code, error.message, offset) from None

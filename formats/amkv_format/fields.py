@@ -78,12 +78,16 @@ class Fields:
         """The field as an integer from `low` to `high`."""
         return integer(self.raw(key), self.path(key), low, high)
 
-    def number(self, key: str) -> float:
-        """The field as an integer or a float above zero."""
-        value = number(self.raw(key), self.path(key))
-        if value <= 0:
-            raise _wrong_value(self.path(key), "a number above 0", value)
+    def bare_name(self, key: str) -> str:
+        """The field as a text that names a file without its folders."""
+        value = self.text(key)
+        if value in (".", "..") or "/" in value or "\\" in value:
+            raise _wrong_value(self.path(key), "a bare file name", value)
         return value
+
+    def number(self, key: str, zero: bool = False) -> float:
+        """The field as an integer or a float above zero, or also zero."""
+        return number(self.raw(key), self.path(key), zero)
 
     def sha256(self, key: str, prefix: str = "sha256:") -> str:
         """The field as `prefix` and 64 lowercase hexadecimal digits."""
@@ -102,10 +106,13 @@ def integer(value: object, path: str, low: int, high: int) -> int:
     return value
 
 
-def number(value: object, path: str) -> float:
-    """`value` as an integer or a float; the parser has refused NaN and infinities."""
+def number(value: object, path: str, zero: bool = False) -> float:
+    """`value` as an integer or a float above zero, or also zero; never NaN or infinite, which the
+    parser has refused."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise _wrong_type(path, "a number", value)
+    if value < 0 or not (value or zero):
+        raise _wrong_value(path, "a number from 0 on" if zero else "a number above 0", value)
     return value
 
 

@@ -14,7 +14,7 @@ from math import prod
 from typing import Any, Final
 
 from amkv_format import limits
-from amkv_format.errors import Code, FormatError
+from amkv_format.errors import Code, FormatError, located
 from amkv_format.jsontext import canonical_json, parse_json
 
 ITEM_BYTES: Final[Mapping[str, int]] = {
@@ -55,10 +55,14 @@ class TensorInfo(TensorSpec):
 
 @dataclass(frozen=True)
 class Header:
-    """A checked header: its metadata, its tensors in file order, and where the payload begins."""
+    """A checked header: its metadata, its tensors in file order.
+
+    metadata_offset, payload_offset  where in the file each begins
+    """
 
     metadata: Mapping[str, str]
     tensors: Mapping[str, TensorInfo]
+    metadata_offset: int
     payload_offset: int
 
 
@@ -107,14 +111,22 @@ def parse_header(raw: bytes, file_bytes: int) -> Header:
     except UnicodeDecodeError as error:
         raise FormatError(Code.HEADER_ENCODING, error.reason, 8 + error.start) from None
     entries = parse_json(text, origin=8)
-    metadata = _metadata(entries.pop(_METADATA, {}))
+    place = _place_of(_METADATA, raw)
+    with located(place):
+        metadata = _metadata(entries.pop(_METADATA, {}))
     if len(entries) > limits.MAX_TENSORS:
-        raise FormatError(Code.TOO_MANY_TENSORS, f"{len(entries)} tensors")
+        raise FormatError(Code.TOO_MANY_TENSORS, f"{len(entries)} tensors", 8)
     start = 8 + len(raw)
-    tensors = [_tensor(name, entry, start, file_bytes) for name, entry in entries.items()]
+    tensors = []
+    for name, entry in entries.items():
+        try:
+            tensors.append(_tensor(name, entry, start, file_bytes))
+        except FormatError as error:
+            with located(_place_of(name, raw)):
+                raise error
     tensors.sort(key=lambda t: (t.offset, t.nbytes))
     _check_cover(tensors, start, file_bytes)
-    return Header(metadata, {t.name: t for t in tensors}, start)
+    return Header(metadata, {t.name: t for t in tensors}, place, start)
 
 
 def build_header(tensors: Iterable[tuple[TensorSpec, int]], metadata: Mapping[str, str]) -> bytes:
@@ -136,6 +148,11 @@ def frame_header(text: bytes, length: int = 0) -> bytes:
     """Header JSON padded to `length` bytes, or to the next multiple of 8, behind its length."""
     length = max(length, -(-len(text) // 8) * 8)
     return length.to_bytes(8, "little") + text.ljust(length, b" ")
+
+
+def _place_of(key: str, raw: bytes) -> int:
+    """Where in the file a key of the header stands; the header itself for a key in escapes."""
+    return 8 + max(0, raw.find(f'"{key}"'.encode("utf-8", "surrogatepass")))
 
 
 def _is_int(value: object) -> bool:

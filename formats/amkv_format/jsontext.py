@@ -13,7 +13,7 @@ import re
 from typing import Any, NoReturn
 
 from amkv_format import limits
-from amkv_format.errors import Code, FormatError
+from amkv_format.errors import Code, FormatError, located
 
 # Control characters would let a file drive the terminal that prints it; tab and newline may.
 _FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -40,12 +40,15 @@ def parse_json(text: str, origin: int | None = None) -> Any:
 
     Raises FormatError with one of the `json-` codes.
     """
+    with located(origin):
+        return _parse(text, origin)
+
+
+def _parse(text: str, origin: int | None) -> Any:
     separators = sum(text.count(character) for character in ",:[{")
     if separators > limits.MAX_JSON_SEPARATORS:
         raise FormatError(
-            Code.JSON_SIZE,
-            f"{separators} separators, more than {limits.MAX_JSON_SEPARATORS}",
-            origin,
+            Code.JSON_SIZE, f"{separators} separators, more than {limits.MAX_JSON_SEPARATORS}"
         )
     try:
         value = json.loads(

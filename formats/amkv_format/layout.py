@@ -9,7 +9,7 @@ from typing import Final
 
 from amkv_format import limits
 from amkv_format.errors import Code, FormatError
-from amkv_format.header import ITEM_BYTES, TensorSpec
+from amkv_format.header import ITEM_BYTES, TensorInfo, TensorSpec
 from amkv_format.manifest import Layer, Outline
 
 TOKEN_IDS: Final = "token_ids"
@@ -144,14 +144,18 @@ def _wanted_of_layer(i: int, layer: Layer, outline: Outline) -> Iterator[tuple[s
 
 
 def _compare(info: TensorSpec, want: _Wanted) -> None:
+    place = info.offset if isinstance(info, TensorInfo) else None
     if info.dtype not in want.dtypes:
         raise FormatError(
-            Code.TENSOR_MISMATCH, f"{info.name} is {info.dtype}, not {' or '.join(want.dtypes)}"
+            Code.TENSOR_MISMATCH,
+            f"{info.name} is {info.dtype}, not {' or '.join(want.dtypes)}",
+            place,
         )
     if want.shape is not None and info.shape != want.shape:
         raise FormatError(
             Code.TENSOR_MISMATCH,
             f"{info.name} has the shape {list(info.shape)}, the manifest says {list(want.shape)}",
+            place,
         )
 
 

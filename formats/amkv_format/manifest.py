@@ -6,24 +6,31 @@ not named here are allowed and left alone, so that minor versions can add some.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.resources import files
 from typing import Any, Final
 
 from amkv_format import limits
 from amkv_format.errors import Code, FormatError
 from amkv_format.fields import Fields, integer, items, number
+from amkv_format.jsontext import canonical_json
 
 FORMAT: Final = "amkv"
-VERSION: Final = "1.2"
+VERSION: Final = "1.3"
 STORES: Final[Mapping[str, str | None]] = {
     "native": None,
     "int8": "store-int8",
     "int4": "store-int4",
 }
 """How entries may be stored, each with the feature that it requires."""
+
+MANIFEST_HASH: Final = "manifest_hash"
+"""The field that guards all others; files of version 1.3 and later have it."""
 
 STATES: Final = "states"
 """The field that lists states, and the feature that it requires."""
@@ -70,6 +77,7 @@ class Outline:
     store        how the entries of full layers are stored: a key of STORES
     model_bytes  of a number in the model's dtype
     states       of layers that keep a state instead of keys and values: how many
+    manifest_hash  as the manifest states it; None in files older than version 1.3
     """
 
     kind: str
@@ -80,6 +88,7 @@ class Outline:
     ratio: float | None
     payload_hash: str
     states: int = 0
+    manifest_hash: str | None = None
 
 
 def check_manifest(manifest: object) -> Outline:
@@ -89,7 +98,7 @@ def check_manifest(manifest: object) -> Outline:
     of the `field-` codes.
     """
     root = Fields(manifest)
-    _check_identity(root)
+    minor = _check_identity(root)
     kind = root.choice("kind", KINDS)
     _check_created(root)
     length = root.integer("logical_length", 1, limits.MAX_TOKENS)
@@ -107,11 +116,22 @@ def check_manifest(manifest: object) -> Outline:
     _check_features(root, STORES[store], STATES if states else None)
     number_bytes = MODEL_DTYPES[root.object("model").text("dtype")]
     hash_ = root.sha256("payload_hash")
-    return Outline(kind, store, number_bytes, length, layers, ratio, hash_, states)
+    # A later version cannot be passed off as an earlier one: its hash would not hold.
+    own = root.sha256(MANIFEST_HASH) if minor >= 3 or MANIFEST_HASH in root else None
+    return Outline(kind, store, number_bytes, length, layers, ratio, hash_, states, own)
 
 
-def _check_identity(root: Fields) -> None:
-    """First of all, so that a file from the future is refused for what it is."""
+def manifest_hash(manifest: Mapping[str, Any]) -> str:
+    """`sha256:…` of the canonical manifest without the field that holds this hash."""
+    rest = {name: value for name, value in manifest.items() if name != MANIFEST_HASH}
+    return (
+        "sha256:"
+        + hashlib.sha256(canonical_json(rest).encode("utf-8", "surrogatepass")).hexdigest()
+    )
+
+
+def _check_identity(root: Fields) -> int:
+    """First of all, so that a file from the future is refused for what it is; the minor version."""
     if root.raw("format") != FORMAT:
         raise FormatError(Code.FORMAT, f"format is {str(root.raw('format'))[:80]!r}")
     version = _VERSION.fullmatch(text := root.text("version"))
@@ -124,6 +144,7 @@ def _check_identity(root: Fields) -> None:
             raise FormatError(Code.FIELD_TYPE, "features_required holds something but strings")
         if feature not in KNOWN_FEATURES:
             raise FormatError(Code.FEATURE, f"the feature {feature[:80]!r} is required")
+    return int(version[2])
 
 
 def _check_created(root: Fields) -> None:
@@ -155,9 +176,7 @@ def _check_origin(root: Fields, length: int) -> None:
         tokenizer.sha256("template_hash")
 
     source = root.object("source")
-    name = source.text("name")
-    if name in (".", "..") or "/" in name or "\\" in name:
-        raise FormatError(Code.FIELD_VALUE, f"source.name is {name!r}, not a bare file name")
+    source.bare_name("name")
     source.sha256("sha256", prefix="")
     characters = source.integer("characters", 0, limits.MAX_INTEGER)
     size = source.integer("bytes", 0, limits.MAX_INTEGER)
@@ -218,7 +237,7 @@ def _check_stored(layer: Layer, path: str, kind: str, length: int) -> None:
 
 def _check_compaction(root: Fields, layers: tuple[Layer, ...]) -> None:
     root.object("method").text("name")
-    root.object("budget").text("name")
+    _check_budget(root.object("budget"))
     requested = root.object("requested")
     if ("ratio" in requested) == ("tokens" in requested):
         raise FormatError(Code.FIELD_CONFLICT, "requested holds either ratio or tokens")
@@ -226,12 +245,57 @@ def _check_compaction(root: Fields, layers: tuple[Layer, ...]) -> None:
         requested.number("ratio")
     else:
         requested.integer("tokens", 1, limits.MAX_TOKENS)
+    if "fidelity" in requested:
+        requested.number("fidelity")
     root.integer("seed", 0, limits.MAX_INTEGER)
-    queries = root.object("queries")
+    _check_queries(root.object("queries"))
+    if "fit_errors" in root:
+        errors = root.object("fit_errors")
+        for name in errors.keys():  # noqa: SIM118 - Fields is no mapping
+            _check_per_head(errors.raw(name), errors.path(name[:80]), layers)
+    if "attention" in root:
+        _check_per_head(root.raw("attention"), "attention", layers)
+    if "fidelity" in root:
+        _check_fidelity(root.object("fidelity"))
+
+
+def _check_budget(budget: Fields) -> None:
+    budget.text("name")
+    if "file" in budget:
+        budget.bare_name("file")
+    if "sha256" in budget:
+        budget.sha256("sha256", prefix="")
+
+
+def _check_queries(queries: Fields) -> None:
     queries.text("source")
     queries.integer("count", 0, limits.MAX_INTEGER)
-    if "fit_errors" in root:
-        _check_fit_errors(root.object("fit_errors"), layers)
+    for name in ("held_out", "asked"):
+        if name in queries:
+            queries.integer(name, 0, limits.MAX_INTEGER)
+    if "temperature" in queries:
+        queries.number("temperature", zero=True)
+
+
+def _check_per_head(value: object, path: str, layers: tuple[Layer, ...]) -> None:
+    """One list a layer: empty, or one number, not below 0, for each KV head."""
+    for i, heads in enumerate(items(value, path, len(layers))):
+        if heads == []:
+            continue
+        for found in items(heads, f"{path}[{i}]", layers[i].kv_heads):
+            number(found, f"{path}[{i}]", zero=True)
+
+
+def _check_fidelity(fidelity: Fields) -> None:
+    fidelity.number("asked")
+    fidelity.number("agreement", zero=True)
+    fidelity.integer("tokens", 1, limits.MAX_TOKENS)
+    for i, value in enumerate(fidelity.array("probes")):
+        probe = Fields(value, f"{fidelity.path('probes')}[{i}]")
+        probe.number("ratio")
+        probe.number("real_ratio")
+        probe.integer("stored_bytes", 0, limits.MAX_INTEGER)
+        probe.number("agreement", zero=True)
 
 
 def _store(root: Fields, kind: str, layers: tuple[Layer, ...]) -> str:
@@ -271,21 +335,18 @@ def _check_features(root: Fields, *used: str | None) -> None:
         )
 
 
-def _check_fit_errors(errors: Fields, layers: tuple[Layer, ...]) -> None:
-    """Each entry has one list a layer: empty, or one number a KV head."""
-    for name in errors.keys():  # noqa: SIM118 - Fields is no mapping
-        path = errors.path(name[:80])
-        for i, values in enumerate(items(errors.raw(name), path, len(layers))):
-            if values == []:
-                continue
-            for value in items(values, f"{path}[{i}]", layers[i].kv_heads):
-                number(value, f"{path}[{i}]")
+def manifest_schema() -> dict[str, Any]:
+    """The manifest's JSON Schema (2020-12), for validators and editors; `check_manifest` is
+    stricter, since a schema cannot compare two fields."""
+    text = files(__package__).joinpath("manifest.schema.json").read_text(encoding="utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    return schema
 
 
 def complete(manifest: Mapping[str, Any], payload_hash: str, ratio: float | None) -> dict[str, Any]:
     """A copy of `manifest` with what a writer knows better than its caller.
 
-    `format`, `version` and `payload_hash` are set; `features_required` (what `store` and `states`
+    `format`, `version` and the hashes are set; `features_required` (what `store` and `states`
     call for), `created` and, when given, `ratio` are filled in where they are absent.
     """
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -297,4 +358,5 @@ def complete(manifest: Mapping[str, Any], payload_hash: str, ratio: float | None
     if ratio is not None:
         defaults["ratio"] = ratio
     fixed = {"format": FORMAT, "version": VERSION, "payload_hash": payload_hash}
-    return {**defaults, **manifest, **fixed}
+    whole = {**defaults, **manifest, **fixed}
+    return whole | {MANIFEST_HASH: manifest_hash(whole)}

@@ -17,7 +17,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any
 
 from amkv_format import contents, limits
-from amkv_format.errors import Code, FormatError
+from amkv_format.errors import Code, FormatError, located
 from amkv_format.header import ITEM_BYTES, Header, TensorInfo, header_length, parse_header
 from amkv_format.jsontext import canonical_json, parse_json
 from amkv_format.layout import (
@@ -27,9 +27,10 @@ from amkv_format.layout import (
     check_tensors,
     compaction_ratio,
     full_bytes,
+    layer_tensor,
     payload_hash,
 )
-from amkv_format.manifest import Layer, Outline, check_manifest
+from amkv_format.manifest import Layer, Outline, check_manifest, manifest_hash
 
 _HASH_CHUNK = 2**20
 
@@ -54,10 +55,13 @@ class AmkvFile:
     ):
         self._text = manifest_text
         self._mapping: mmap.mmap | None = mapping
+        self._metadata_offset = header.metadata_offset
+        self._payload_offset = header.payload_offset
         self.path = path
-        self.manifest: dict[str, Any] = parse_json(manifest_text)
-        self._outline: Outline = check_manifest(self.manifest)
-        check_tensors(self._outline, header.tensors)
+        with located(header.metadata_offset):
+            self.manifest: dict[str, Any] = parse_json(manifest_text)
+            self._outline: Outline = check_manifest(self.manifest)
+            check_tensors(self._outline, header.tensors)
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(dict(header.tensors))
 
     @classmethod
@@ -81,7 +85,9 @@ class AmkvFile:
         try:
             length = header_length(mapping[:8], size)
             header = parse_header(mapping[8 : 8 + length], size)
-            return cls(path, mapping, header, _manifest_text(header))
+            with located(header.metadata_offset):
+                text = _manifest_text(header)
+            return cls(path, mapping, header, text)
         except BaseException:
             mapping.close()
             raise
@@ -134,10 +140,29 @@ class AmkvFile:
         self._check_range(TOKEN_IDS, 0, limits.MAX_TOKENS, Code.TOKEN_ID)
         return contents.int32(self.read(TOKEN_IDS))
 
+    def positions(self, layer: int) -> array[int] | None:
+        """The place in `token_ids` that each entry of a layer was taken from, -1 for none; None
+        where positions are not stored. Raises FormatError (position) for one out of range."""
+        name = layer_tensor(layer, "positions")
+        if name not in self.tensors:
+            return None
+        self._check_range(name, -1, self.logical_length - 1, Code.POSITION)
+        return contents.int32(self.read(name))
+
     def check_beta(self) -> None:
         """Raises FormatError (not-finite) when a beta is NaN or infinite; cheap."""
         for name in self._named("beta"):
             self._check_finite(name)
+
+    def check_manifest_hash(self) -> None:
+        """Raises FormatError (manifest-hash) when the manifest was changed since; cheap."""
+        stated, found = self._outline.manifest_hash, manifest_hash(self.manifest)
+        if stated not in (None, found):
+            raise FormatError(
+                Code.MANIFEST_HASH,
+                f"the manifest is {found}, not {stated}",
+                self._metadata_offset,
+            )
 
     def payload_hash(self) -> str:
         """`sha256:…` of the tensors as they are in the file, whatever the manifest says."""
@@ -146,12 +171,17 @@ class AmkvFile:
     def verify(self, deep: bool = True) -> None:
         """Checks what `open` has not looked at; raises FormatError.
 
-        Always: that the manifest is canonical, token ids, positions and beta. With `deep` also
-        the payload hash, that every key, value, scale and state is finite, and that codes are
-        in their range; this reads the whole file.
+        Always: that the manifest is canonical, its hash, token ids, positions and beta. With
+        `deep` also the payload hash, that every key, value, scale and state is finite, and that
+        codes are in their range; this reads the whole file.
         """
         if self._text != canonical_json(self.manifest):
-            raise FormatError(Code.MANIFEST_CANONICAL, "the manifest is not in canonical form")
+            raise FormatError(
+                Code.MANIFEST_CANONICAL,
+                "the manifest is not in canonical form",
+                self._metadata_offset,
+            )
+        self.check_manifest_hash()
         self._check_range(TOKEN_IDS, 0, limits.MAX_TOKENS, Code.TOKEN_ID)
         for name in self._named("positions"):
             self._check_range(name, -1, self.logical_length - 1, Code.POSITION)
@@ -161,7 +191,9 @@ class AmkvFile:
         found = self.payload_hash()
         if found != self._outline.payload_hash:
             raise FormatError(
-                Code.PAYLOAD_HASH, f"the payload is {found}, not {self._outline.payload_hash}"
+                Code.PAYLOAD_HASH,
+                f"the payload is {found}, not {self._outline.payload_hash}",
+                self._payload_offset,
             )
         for name in self.tensors:
             if name.startswith(STATE):

@@ -125,7 +125,7 @@ class Writer:
         """Writes the header, has the file checked, syncs it, and gives it its name.
 
         The manifest may leave out `format`, `version`, `features_required`, `created`,
-        `payload_hash` and `ratio`. Returns it complete, as it is in the file.
+        `ratio`, and the hashes. Returns it complete, as it is in the file.
         """
         file = self._opened()
         for slot in self._slots.values():

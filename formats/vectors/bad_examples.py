@@ -7,7 +7,16 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from building import FULL, Example, canonical, compact, example, payload_hash, prefill
+from building import (
+    FULL,
+    Example,
+    canonical,
+    compact,
+    example,
+    payload_hash,
+    prefill,
+    recorded,
+)
 
 BAD_FIELDS: list[tuple[str, str, Any, str]] = [
     ("format-other", "format", "amkw", "format-unknown"),
@@ -48,6 +57,17 @@ BAD_FIELDS: list[tuple[str, str, Any, str]] = [
     ("stored-other-split", "stored", [[1, 4], [3]], "tensor-mismatch"),
 ]
 
+BAD_RECORDS: list[tuple[str, str, Any, str]] = [
+    ("attention-text", "attention", "most", "field-type"),
+    ("attention-heads", "attention", [[0.5], []], "field-conflict"),
+    ("attention-negative", "attention", [[0.5, -0.5], []], "field-value"),
+    ("fit-errors-negative", "fit_errors", {"mass": [[0.5, -1], []]}, "field-value"),
+    ("fidelity-number", "fidelity", 0.99, "field-type"),
+    ("fidelity-probes", "fidelity.probes", [{"ratio": 20}], "field-missing"),
+    ("requested-fidelity", "requested.fidelity", "high", "field-type"),
+    ("held-out-negative", "queries.held_out", -1, "field-value"),
+    ("budget-path", "budget.file", "/etc/shares.json", "field-value"),
+]
 
 DEEP = '{"a":' + "[" * 32 + "]" * 32 + ","
 
@@ -313,9 +333,18 @@ def bad_manifests() -> Iterator[tuple[str, str, str, Example | bytes]]:
         yield name, f"the manifest holds {reason}", code, manifest_text(change)
     for name, path, value, code in BAD_FIELDS:
         yield name, f"{path} is {json.dumps(value)}", code, manifest_with(path, value)
+    for name, path, value, code in BAD_RECORDS:
+        yield name, f"{path} is {json.dumps(value)}", code, manifest_with(path, value, recorded)
     for path in ("kind", "model.rope", "tools.amkv", "queries", "stored"):
         name = "no-" + path.replace(".", "-")
         yield name, f"{path} is absent", "field-missing", manifest_without(path)
+    it = recorded()
+    it.manifest["payload_hash"], it.seal = payload_hash(it.tensors), False
+    yield "no-manifest-hash", "manifest_hash is absent, in version 1.3", "field-missing", it
+    it = recorded()
+    it.file()
+    it.manifest["manifest_hash"], it.seal = "sha256:" + "0" * 63, False
+    yield "manifest-hash-short", "manifest_hash is one digit short", "field-value", it
     yield (
         "prefill-not-dense",
         "a prefill that lacks tokens",
@@ -356,6 +385,14 @@ def bad_verify() -> Iterator[tuple[str, str, str, Example | bytes]]:
         "payload-hash",
         manifest_with("payload_hash", "sha256:" + "0" * 64),
     )
+    it = recorded()
+    it.file()  # seals it
+    it.manifest["boundary"], it.seal = "turn_closed", False
+    yield "manifest-changed", "another boundary than was hashed", "manifest-hash", it
+    it = recorded()
+    it.file()
+    it.manifest["version"], it.seal = "1.2", False
+    yield "manifest-older", "a later version passed off as an earlier one", "manifest-hash", it
     flipped = bytearray(compact().file())
     flipped[-2] ^= 1
     yield "bit-flip", "one bit of a value", "payload-hash", bytes(flipped)

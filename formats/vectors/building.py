@@ -37,6 +37,8 @@ class Example:
         """The bytes of the file."""
         if self.seal:
             self.manifest["payload_hash"] = payload_hash(self.tensors)
+            if hashed(self.manifest):
+                self.manifest["manifest_hash"] = manifest_hash(self.manifest)
         text = canonical(self.manifest) if self.manifest_text is None else self.manifest_text
         header: dict[str, Any] = {"__metadata__": self.metadata or {"amkv": text}}
         cursor = 0
@@ -64,6 +66,18 @@ def payload_hash(tensors: Tensors) -> str:
         dims = ",".join(str(n) for n in shape)
         lines += f"{name} {dtype} [{dims}] {hashlib.sha256(data).hexdigest()}\n"
     return "sha256:" + hashlib.sha256(lines.encode()).hexdigest()
+
+
+def hashed(manifest: dict[str, Any]) -> bool:
+    """Whether the version asks for a hash of the manifest: 1.3 and later."""
+    version = str(manifest["version"]).split(".")
+    return version[0] == "1" and len(version) == 2 and int(version[1]) >= 3
+
+
+def manifest_hash(manifest: dict[str, Any]) -> str:
+    """Section "Hashes" of the specification: of the manifest without the hash itself."""
+    rest = {name: value for name, value in manifest.items() if name != "manifest_hash"}
+    return "sha256:" + hashlib.sha256(canonical(rest).encode()).hexdigest()
 
 
 def floats(dtype: str, count: int, seed: int) -> bytes:
@@ -180,6 +194,45 @@ def compact(**changes: Any) -> Example:
     return example(
         "compact", [[1, 3], [3]], [FULL, SLIDING], **{"beta": True, "positions": True} | changes
     )
+
+
+def recorded() -> Example:
+    """`compact` as amkv writes it: version 1.3, with all that it records beside what it must."""
+    it = compact()
+    it.manifest |= {
+        "version": "1.3",
+        "requested": {"ratio": 2.0, "fidelity": 0.99},
+        "fit_errors": {"mass": [[0.125, 1e-07], []], "output": [[0.5, 0.25], []]},
+        "attention": [[0.75, 0.0625], []],
+        "fidelity": {
+            "asked": 0.99,
+            "agreement": 0.9921875,
+            "tokens": 256,
+            "probes": [
+                {"ratio": 2.0, "real_ratio": 2.4, "stored_bytes": 80, "agreement": 0.9921875}
+            ],
+        },
+    }
+    it.manifest["queries"] |= {"held_out": 4, "asked": 2, "temperature": 1.0}
+    it.manifest["budget"] = {"name": "file", "file": "shares.json", "sha256": "3" * 64}
+    return it
+
+
+def worked() -> Example:
+    """The example that the specification takes apart: one layer, two heads, three entries."""
+    it = example("compact", [[1, 2]], [layer("full", 2, 2, 2, None)], T=3, beta=True)
+    numbers = {
+        "layers.0.beta": [0, -0.5, 0.25],
+        "layers.0.keys": [1, 0, 0, 1, 0.5, -1],
+        "layers.0.values": [2, 3, -1, 4, 0.25, 0],
+    }
+    for name, values in numbers.items():
+        dtype, shape, _ = it.tensors[name]
+        it.tensors[name] = (dtype, shape, struct.pack(f"<{len(values)}f", *values))
+    it.tensors["token_ids"] = ("I32", [3], struct.pack("<3i", 7, 8, 9))
+    it.manifest |= {"version": "1.3", "method": {"name": "omp"}}
+    it.manifest["queries"] = {"source": "repeat", "count": 12}
+    return it
 
 
 def hybrid(**changes: Any) -> Example:

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from building import FULL, SLIDING, Example, coded, compact, example, floats, hybrid, layer, prefill
+from building import (
+    FULL,
+    SLIDING,
+    Example,
+    coded,
+    compact,
+    example,
+    floats,
+    hybrid,
+    layer,
+    prefill,
+    recorded,
+    worked,
+)
 
 
 def good_examples() -> Iterator[tuple[str, str, Example]]:
@@ -67,6 +80,15 @@ def good_variants() -> Iterator[tuple[str, str, Example]]:
     it = example("compact", [[3]], [SLIDING])
     it.manifest |= {"version": "1.1", "store": "int8", "features_required": ["store-int8"]}
     yield "store-all-sliding", "a store of codes without a layer that has any", it
+    yield (
+        "recorded",
+        "version 1.3: its own hash, and what amkv records of how it was made",
+        recorded(),
+    )
+    yield "worked-example", "the example of the specification", worked()
+    it = prefill()
+    it.manifest["version"] = "1.3"
+    yield "prefill-1-3", "a prefill of version 1.3", it
     yield "states", "layers that keep a state beside those with keys and values", hybrid()
     it = hybrid()
     it.manifest["states"][2]["of_its_own"] = "ignored"

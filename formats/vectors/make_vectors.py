@@ -1,6 +1,6 @@
 """Makes the example files of format version 1.2: `good/`, `bad/`, and their index `vectors.json`.
 
-    python formats/vectors/make_vectors.py            rewrites them
+    python formats/vectors/make_vectors.py            rewrites them, and the example of `amkv-v1.md`
     python formats/vectors/make_vectors.py --check    fails if a byte differs
 
 It builds every byte by hand from the specification and does not import `amkv_format`, so that
@@ -18,6 +18,7 @@ from typing import Any
 from bad_codes import bad_codes, bad_stores
 from bad_examples import bad_containers, bad_contents, bad_manifests, bad_tensors, bad_verify
 from bad_states import bad_numbers, bad_states
+from building import canonical
 from good_examples import good_examples
 
 HERE = Path(__file__).resolve().parent
@@ -60,7 +61,41 @@ def render() -> dict[str, bytes]:
                 )
     text = json.dumps(index, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     files["vectors.json"] = text.encode()
+    spec = (HERE.parent / "amkv-v1.md").read_text(encoding="utf-8")
+    files["../amkv-v1.md"] = with_example(spec, files["good/worked-example.amkv"]).encode()
     return files
+
+
+def with_example(spec: str, data: bytes) -> str:
+    """The specification with its example's header, manifest and bytes as they are in the file."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    manifest = json.loads(header["__metadata__"]["amkv"])
+    header["__metadata__"]["amkv"] = "…"
+    lines = [_dump(data, start) for start in range(0, len(data), 16)]
+    first, last = 3, (end - 32) // 16
+    parts = {
+        "header": _lines(header),
+        "manifest": _lines(manifest),
+        "bytes": "\n".join([*lines[:first], "*", *lines[last:], f"{len(data):08x}"]),
+    }
+    for name, text in parts.items():
+        start = spec.index("\n", spec.index("```", spec.index(f"<!-- {name} -->"))) + 1
+        spec = spec[:start] + text + "\n" + spec[spec.index("```", start) :]
+    return spec
+
+
+def _lines(value: dict[str, Any]) -> str:
+    """An object with one line for each field."""
+    fields = [f" {canonical(name)}: {canonical(value[name])}" for name in sorted(value)]
+    return "{\n" + ",\n".join(fields) + "\n}"
+
+
+def _dump(data: bytes, start: int) -> str:
+    """Sixteen bytes as `hexdump -C` shows them."""
+    row = data[start : start + 16]
+    text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in row)
+    return f"{start:08x}  {row[:8].hex(' '):<23}  {row[8:].hex(' '):<23}  |{text}|"
 
 
 def differences(files: dict[str, bytes]) -> list[str]:

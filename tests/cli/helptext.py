@@ -17,6 +17,9 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("compact",),
     ("chat",),
     ("inspect",),
+    ("verify",),
+    ("export",),
+    ("import",),
     ("demo",),
     ("eval",),
     ("bench",),
@@ -30,7 +33,8 @@ compares the two. What `--json` prints is in [json.md](json.md).
 
 Exit codes: 0; 1 unexpected, or the output cannot be written; 2 usage, or an
 input that makes no sense; 3 not a valid artifact; 4 an artifact that does not
-fit the model; 5 not enough memory or disk; 130 interrupted.
+fit the model; 5 not enough memory or disk; 130 interrupted,
+143 terminated.
 """
 
 

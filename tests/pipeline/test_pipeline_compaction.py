@@ -90,7 +90,8 @@ def test_equal_seeds_give_equal_files(context: Context, tmp_path: Path) -> None:
         found.save(path, overwrite=False)
     with Artifact.open(one) as a, Artifact.open(two) as b:
         assert a.manifest["seed"] == 3
-        assert {**a.manifest, "created": ""} == {**b.manifest, "created": ""}  # with the hashes
+        when = {"created": "", "manifest_hash": ""}  # the payload's hash stays
+        assert a.manifest | when == b.manifest | when
         for i in range(len(a.manifest["stored"])):
             heads, again = a.heads(i).unpack(), b.heads(i).unpack()
             assert heads.lengths == again.lengths

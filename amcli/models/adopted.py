@@ -1,0 +1,94 @@
+"""A model that somebody else has loaded, made ready for compact caches, and given back."""
+
+from __future__ import annotations
+
+from weakref import WeakKeyDictionary
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from amcli.errors import UsageError
+from amcli.models import identity
+from amcli.models.attention import NAME, register
+from amcli.models.chat import ChatTemplate
+from amcli.models.failures import quiet
+from amcli.models.geometry import ModelGeometry, refuse_unsupported
+from amcli.models.lengths import forget_lengths
+from amcli.models.loading import LoadedModel
+from amcli.models.probe import probe
+
+_before: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
+"""The attention that a model had."""
+
+_probed: WeakKeyDictionary[PreTrainedModel, ModelGeometry] = WeakKeyDictionary()
+
+
+def adopt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> LoadedModel:
+    """The same model with amkv's attention, which `release` undoes; and what files say of it.
+
+    tokenizer  the model's; None: loaded from where the model came from
+
+    Weights, device and dtype stay as they are; the model is put into eval mode, since its
+    attention has no dropout. Raises UsageError for a model that cannot work with a compact cache,
+    and where there is no tokenizer.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise UsageError(
+            f"{type(model).__name__} is not a transformers model",
+            "give what AutoModelForCausalLM.from_pretrained returns",
+        )
+    refuse_unsupported(model.config)
+    name = model.name_or_path or type(model).__name__
+    found = tokenizer or _tokenizer(name)
+    register()
+    model.train(False)
+    _switch(model)
+    geometry = _geometry(model)
+    generation = getattr(model.generation_config, "eos_token_id", None)
+    return LoadedModel(
+        model=model,
+        tokenizer=found,
+        id=name,
+        revision=getattr(model.config, "_commit_hash", None),
+        geometry=geometry,
+        device=geometry.devices[0] if geometry.devices else model.device,
+        dtype=model.dtype,
+        config_hash=identity.config_hash(model.config),
+        tokenizer_hash=identity.tokenizer_hash(found),
+        template_hash=identity.template_hash(found),
+        chat=ChatTemplate(found, generation),
+    )
+
+
+def release(model: PreTrainedModel) -> None:
+    """Gives a model the attention back that it had before `adopt`; nothing where it was not."""
+    before = _before.pop(model, None)
+    if before is not None:
+        model.set_attn_implementation(before)
+
+
+def _switch(model: PreTrainedModel) -> None:
+    before = model.config.get_text_config(decoder=True)._attn_implementation
+    if before != NAME:
+        model.set_attn_implementation(NAME)
+        _before[model] = before
+
+
+def _geometry(model: PreTrainedModel) -> ModelGeometry:
+    """Found once: hooks that make RoPE forget lengths must not be put in twice."""
+    if model not in _probed:
+        forget_lengths(model)
+        with torch.no_grad():
+            _probed[model] = probe(model)
+    return _probed[model]
+
+
+def _tokenizer(name: str) -> PreTrainedTokenizerBase:
+    try:
+        with quiet():
+            found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
+    except Exception as error:
+        raise UsageError(
+            f"no tokenizer was found at {name!r}", "attach(model, tokenizer) takes one"
+        ) from error
+    return found
