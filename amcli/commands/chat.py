@@ -75,6 +75,7 @@ def chat(
     model: opt.Model = None,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    trust_remote_code: opt.Trust = False,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
@@ -104,7 +105,7 @@ def chat(
     question = None if prompt is None else _question(prompt)
     began = time.perf_counter()
     with work(console) as progress:
-        found = open_contexts(progress, paths, model, device, dtype)
+        found = open_contexts(progress, paths, model, device, dtype, trust=trust_remote_code)
         from amcli.pipeline.session import Session
 
         session = Session(found, max_tokens, temperature, seed)

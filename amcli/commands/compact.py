@@ -156,6 +156,7 @@ def compact(
     model: opt.Model = None,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    trust_remote_code: opt.Trust = False,
     force: opt.Force = False,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
@@ -194,12 +195,29 @@ def compact(
             search.require(fidelity, options)
         if isinstance(given.content, Source):
             with watch.stage("load"):
-                loaded = load(progress, choose_model(console, model), device, dtype)
+                spec = choose_model(console, model)
+                loaded = load(
+                    progress,
+                    spec,
+                    device,
+                    dtype,
+                    trust=trust_remote_code,
+                    console=console,
+                    source=given.content,
+                )
             with watch.stage("prefill"):
                 context = contexts.prefill(loaded, given.content, progress=progress)
         else:
             with watch.stage("load"):
-                context = open_contexts(progress, [given.content], model, device, dtype)
+                context = open_contexts(
+                    progress,
+                    [given.content],
+                    model,
+                    device,
+                    dtype,
+                    trust=trust_remote_code,
+                    console=console,
+                )
         warn_of_length(console, context)
         if fidelity is None:
             result = compaction.compact(context, options, progress=progress)

@@ -146,6 +146,7 @@ def evaluate(
     model: opt.Model = None,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    trust_remote_code: opt.Trust = False,
     force: Annotated[
         bool, typer.Option("--force", "-f", help="Start over, whatever the output holds.")
     ] = False,
@@ -185,14 +186,14 @@ def evaluate(
             path=file, docs=docs, questions=questions, tokens=tokens, seed=seed,
             budget=budget, queries=queries, store=store, reason=reason,
         )  # fmt: skip
-        loaded = load(progress, spec, device, dtype)
+        loaded = load(progress, spec, device, dtype, trust=trust_remote_code, console=console)
         progress.start("make documents", 0)
         documents, results = runner.prepare(settings, loaded)
         if output is not None and not force:
             results.resume(output)
+        again = parallel.Spec(spec, device, dtype, trust_remote_code)
         measure = partial(
-            parallel.run, settings, loaded, parallel.Spec(spec, device, dtype), documents, results,
-            jobs=jobs,
+            parallel.run, settings, loaded, again, documents, results, jobs=jobs
         )  # fmt: skip
     _run(console, measure, results, output)
     if plot is not None:

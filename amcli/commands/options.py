@@ -119,6 +119,12 @@ Dtype = Annotated[
         help="float32, bfloat16 or float16; float32 on the CPU, else the model's own.",
     ),
 ]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Run the code that a model brings. Read that code first."
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace an existing output.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the result.")]

@@ -41,6 +41,7 @@ def prefill(
     ] = None,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    trust_remote_code: opt.Trust = False,
     force: opt.Force = False,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
@@ -76,7 +77,15 @@ def prefill(
         from amcli.pipeline import contexts
 
         with watch.stage("load"):
-            loaded = load(progress, spec, device, dtype)
+            loaded = load(
+                progress,
+                spec,
+                device,
+                dtype,
+                trust=trust_remote_code,
+                console=console,
+                source=source,
+            )
         with watch.stage("prefill"):
             context = contexts.prefill(loaded, source, system=system, progress=progress)
         with watch.stage("write"):

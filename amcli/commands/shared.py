@@ -71,12 +71,32 @@ def choose_model(console: Console, named: str | None) -> str:
     return POCKET
 
 
-def load(progress: Progress, spec: str, device: str | None, dtype: str | None) -> LoadedModel:
-    """Loads a model; see `models.loading.load` for what it raises."""
+def load(
+    progress: Progress,
+    spec: str,
+    device: str | None,
+    dtype: str | None,
+    *,
+    trust: bool = False,
+    console: Console | None = None,
+    source: Source | None = None,
+) -> LoadedModel:
+    """Loads a model; first tells the console what it is and how long a document may be.
+
+    A `source` that cannot fit is refused before the weights are read. See `models.loading.load`
+    for what it raises.
+    """
     from amcli.models import loading
+    from amcli.models.memory import Preview
+
+    def look(preview: Preview) -> None:
+        if console is not None and preview.id != POCKET:
+            console.note(preview.line())
+        if source is not None:
+            preview.require_document(source.name, source.text)
 
     progress.start("load the model", 0)
-    return loading.load(spec, device=device, dtype=dtype)
+    return loading.load(spec, device=device, dtype=dtype, trust_remote_code=trust, look=look)
 
 
 def open_contexts(
@@ -85,6 +105,9 @@ def open_contexts(
     model: str | None,
     device: str | None,
     dtype: str | None,
+    *,
+    trust: bool = False,
+    console: Console | None = None,
 ) -> Context:
     """The contexts of artifacts, one after another, in the first one's model or the one named.
 
@@ -97,7 +120,8 @@ def open_contexts(
     for path in paths:
         with Artifact.open(path) as artifact:
             if not found:
-                loaded = load(progress, model or contexts.model_of(artifact), device, dtype)
+                spec = model or contexts.model_of(artifact)
+                loaded = load(progress, spec, device, dtype, trust=trust, console=console)
             found.append(contexts.restore(artifact, loaded))
     return joining.join(found)
 
