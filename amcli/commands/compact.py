@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -139,8 +140,8 @@ MemoryLimit = Annotated[
 
 
 def compact(
-    source: Annotated[
-        str | None, typer.Argument(metavar="SOURCE", hidden=True, show_default=False)
+    sources: Annotated[
+        list[str] | None, typer.Argument(metavar="SOURCE...", hidden=True, show_default=False)
     ] = None,
     ratio: Ratio = None,
     tokens: Tokens = None,
@@ -164,10 +165,10 @@ def compact(
 ) -> None:
     """Make a compact context, many times smaller than the full cache.
 
-    SOURCE is a prefill artifact, a text file (which is prefilled first), or -
-    for a text on standard input; left out, it is the last prefill. The output
-    goes to the current folder, and its path is printed: doc.prefill.amkv and
-    doc.txt become doc.amkv, any other NAME.amkv becomes NAME.compact.amkv.
+    SOURCE is a prefill artifact, or a document as in prefill, which is then
+    prefilled first; left out, it is the last prefill. The output goes to the
+    current folder, and its path is printed: doc.prefill.amkv and doc.txt
+    become doc.amkv, any other NAME.amkv becomes NAME.compact.amkv.
 
     The model is the artifact's; for a text it is chosen as in prefill.
 
@@ -178,7 +179,7 @@ def compact(
     """
     console = Console(json, quiet, debug)
     watch = Stopwatch()
-    given = _Given.of(console, source)
+    given = _Given.of(console, sources or [])
     path = output or Path(given.output)
     _check_outputs(given, path, save_budget, force)
     with work(console) as progress:
@@ -242,8 +243,8 @@ def _check_outputs(given: _Given, path: Path, budget: Path | None, force: bool) 
     for output in (path, budget):
         if output is None:
             continue
-        if given.path is not None:
-            refuse_same(output, given.path)
+        for source in given.paths:
+            refuse_same(output, source)
         require_writable(output, force)
 
 
@@ -252,28 +253,28 @@ class _Given:
     """What is compacted.
 
     content  the text of a document, or the path of a prefill artifact
-    path     the file it comes from; None for standard input
+    paths    the files it comes from; none for standard input
     tokens   logical length, where that is known already
     output   name of the file to make
     """
 
     content: Source | Path
-    path: Path | None
+    paths: tuple[Path, ...]
     tokens: int | None
     output: str
 
     @classmethod
-    def of(cls, console: Console, source: str | None) -> _Given:
+    def of(cls, console: Console, sources: Sequence[str]) -> _Given:
         """Reads and checks what the user named, in milliseconds."""
-        if source is None:
+        if not sources:
             last = last_prefill()
             console.note(f"compacting {last}, the last prefill")
             return cls._artifact(last)
-        if source != STDIN and looks_like_artifact(Path(source)):
-            return cls._artifact(Path(source))
-        text = read_document(console, source)
-        path = None if source == STDIN else Path(source)
-        return cls(text, path, None, text.stem + EXTENSION)
+        if len(sources) == 1 and sources[0] != STDIN and looks_like_artifact(Path(sources[0])):
+            return cls._artifact(Path(sources[0]))
+        text = read_document(console, sources)
+        paths = tuple(Path(source) for source in sources if source != STDIN)
+        return cls(text, paths, None, text.stem + EXTENSION)
 
     @classmethod
     def _artifact(cls, path: Path) -> _Given:
@@ -289,7 +290,7 @@ class _Given:
             output = name.removesuffix(PREFILL_ENDING) + EXTENSION
         else:
             output = f"{path.stem}.compact{EXTENSION}"
-        return cls(path, path, tokens, output)
+        return cls(path, (path,), tokens, output)
 
 
 def _report(
@@ -307,7 +308,7 @@ def _report(
     record = {
         "file": str(path),
         "kind": "compact",
-        "source": None if given.path is None else str(given.path),
+        "source": ", ".join(map(str, given.paths)) or None,
         "document": context.source["name"],
         "tokens": context.T,
         "model": loaded.id,

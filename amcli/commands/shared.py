@@ -11,8 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amcli.console import Console, is_terminal
+from amcli.console import Console, is_terminal, printable
 from amcli.errors import UsageError
+from amcli.files import looks_like_artifact
 from amcli.pipeline.progress import Progress
 from amcli.pipeline.source import STDIN, Source, read_source
 from amcli.processes import require_one
@@ -135,13 +136,26 @@ def warn_of_length(console: Console, context: Context) -> None:
         console.note(f"warning: {warning}")
 
 
-def read_document(console: Console, document: str) -> Source:
-    """A text file or standard input; see `pipeline.source.read_source` for what it raises."""
-    if document == STDIN:
-        require_one("share standard input", "write the document to a file")
-    if document == STDIN and is_terminal(sys.stdin):
-        console.note("reading the document from the terminal; Ctrl-D ends it")
-    return read_source(document)
+def read_document(console: Console, documents: Sequence[str]) -> Source:
+    """Files or standard input, as one document; a line for each says what was read.
+
+    Raises UsageError for an artifact among them, and what `pipeline.source.read_source` raises.
+    """
+    for document in documents:
+        if document == STDIN:
+            require_one("share standard input", "write the document to a file")
+        if document == STDIN and is_terminal(sys.stdin):
+            console.note("reading the document from the terminal; Ctrl-D ends it")
+        if document != STDIN and looks_like_artifact(Path(document)) and Path(document).is_file():
+            raise UsageError(
+                f"{document} is an artifact, not a text",
+                f"to go on with it: {typed('amkv', 'compact', document)}",
+            )
+    source = read_source(*documents)
+    for file in source.files:
+        pages = "" if file.pages is None else f"{file.pages:,} pages, "
+        console.note(f"read {printable(file.name)}: {pages}{file.characters:,} characters")
+    return source
 
 
 def refuse_same(output: Path, source: Path) -> None:

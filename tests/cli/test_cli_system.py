@@ -195,6 +195,7 @@ def test_ctrl_c_while_compacting(here: Path, environment: dict[str, str]) -> Non
         env=environment,
     )
     assert running.stderr is not None
+    assert running.stderr.readline().startswith("read doc.txt")
     assert running.stderr.readline().startswith("using pocket")  # the model is loaded from here on
     time.sleep(1)
     running.send_signal(signal.SIGINT)
