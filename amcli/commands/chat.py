@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from amcli.commands import completion
 from amcli.commands import options as opt
 from amcli.commands.conversation import Conversation, answer
 from amcli.commands.shared import open_contexts, warn_of_length, work
@@ -29,6 +30,7 @@ Contexts = Annotated[
         "--context",
         "-c",
         metavar="FILE",
+        autocompletion=completion.artifacts,
         show_default=False,
         help=(
             "The artifact to chat with, compact or prefill. Given several times, one follows the "

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from amcli.commands import completion, receipt
 from amcli.commands import options as opt
-from amcli.commands import receipt
 from amcli.commands.shared import (
     PREFILL_ENDING,
     Stopwatch,
@@ -81,6 +81,7 @@ Method = Annotated[
     typer.Option(
         "--method",
         metavar="NAME",
+        autocompletion=completion.among(completion.METHODS),
         help=(
             "omp, omp-beta (with biases), highest-attention (no pursuit) or keep (everything); for "
             "comparison: "
@@ -94,6 +95,7 @@ Budget = Annotated[
     typer.Option(
         "--budget",
         metavar="NAME|FILE",
+        autocompletion=completion.among(completion.BUDGETS),
         show_default=False,
         help=(
             "How heads share the entries: adaptive, uniform, global, adakv or pyramid, or a "
@@ -115,6 +117,7 @@ Queries = Annotated[
     typer.Option(
         "--queries",
         metavar="NAME",
+        autocompletion=completion.among(completion.QUERIES),
         show_default=False,
         help=(
             "What stands for future questions: repeat (the document, said again), self-study "
@@ -141,7 +144,7 @@ MemoryLimit = Annotated[
 
 def compact(
     sources: Annotated[
-        list[str] | None, typer.Argument(metavar="SOURCE...", hidden=True, show_default=False)
+        list[str] | None, typer.Argument(metavar="SOURCE", hidden=True, show_default=False)
     ] = None,
     ratio: Ratio = None,
     tokens: Tokens = None,
@@ -196,7 +199,7 @@ def compact(
             search.require(fidelity, options)
         if isinstance(given.content, Source):
             with watch.stage("load"):
-                spec = choose_model(console, model)
+                spec = choose_model(console, model, "compact")
                 loaded = load(
                     progress,
                     spec,

@@ -57,6 +57,10 @@ def demo(
 
     Prefills the handbook with pocket, the model that ships with amkv, compacts
     it, and asks three questions of the whole document and of the compact file.
+
+    \b
+      amkv demo
+      amkv demo --ratio 50 --keep demo
     """
     console = Console(json, quiet, debug)
     require_one("show the same", "start one")

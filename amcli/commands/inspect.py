@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from amcli.commands import completion
 from amcli.commands import options as opt
 from amcli.commands.summary import fit_errors, stored_range
 from amcli.console import Console, bytes_text
@@ -17,7 +18,12 @@ from amkv_format import TOKEN_IDS, AmkvFile, state_tensor
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(metavar="FILE", hidden=True, show_default=False)],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", hidden=True, show_default=False, autocompletion=completion.artifacts
+        ),
+    ],
     json: opt.Json = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
@@ -25,6 +31,9 @@ def inspect(
     """Show what an artifact holds, and what made it.
 
     FILE is a prefill or compact artifact. The model is not needed.
+
+    \b
+      amkv inspect doc.amkv
     """
     console = Console(json, quiet, debug)
     with open_artifact(file) as artifact:

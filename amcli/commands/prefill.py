@@ -26,9 +26,7 @@ from amcli.pipeline.source import STDIN
 
 
 def prefill(
-    documents: Annotated[
-        list[str], typer.Argument(metavar="DOC...", hidden=True, show_default=False)
-    ],
+    documents: Annotated[list[str], typer.Argument(metavar="DOC", hidden=True, show_default=False)],
     model: opt.Model = None,
     output: opt.Output = None,
     system: Annotated[
@@ -74,7 +72,7 @@ def prefill(
         if document != STDIN:
             refuse_same(path, Path(document))
     require_writable(path, force)
-    spec = choose_model(console, model)
+    spec = choose_model(console, model, "prefill")
     with work(console) as progress:
         from amcli.pipeline import contexts
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from amcli import settings
 from amcli.console import Console, is_terminal, printable
 from amcli.errors import UsageError
 from amcli.files import looks_like_artifact
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from amcli.pipeline.contexts import Context
 
 POCKET = "pocket"
-MODEL_VARIABLE = "AMKV_MODEL"
 PREFILL_ENDING = ".prefill.amkv"
 
 
@@ -62,12 +62,16 @@ def work(console: Console) -> Iterator[Progress]:
             yield progress
 
 
-def choose_model(console: Console, named: str | None) -> str:
-    """`--model`, else `$AMKV_MODEL`, else pocket, with a line that says what pocket is."""
+def choose_model(console: Console, named: str | None, command: str) -> str:
+    """`--model`, else what is set for the command, else pocket, with a line that says what it is.
+
+    Not through the options' defaults: artifacts bring their own model.
+    """
     if named is not None:
         return named
-    if variable := os.environ.get(MODEL_VARIABLE):
-        return variable
+    if (setting := settings.of(command).get("model")) is not None:
+        console.note(f"using {setting.value}, by {setting.origin}")
+        return str(setting.value)
     console.note("using pocket, a demonstration model; for a real one: --model Qwen/Qwen3-4B")
     return POCKET
 

@@ -285,7 +285,7 @@ CASES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], int, str, str]] 
         "unknown dtype 'int1'",
         "bfloat16",
     ),
-    "no document": (nothing, ("prefill",), 2, "missing argument 'DOC...'", "amkv prefill --help"),
+    "no document": (nothing, ("prefill",), 2, "missing argument 'DOC'", "amkv prefill --help"),
     "one of two documents missing": (
         nothing,
         ("prefill", "doc.txt", "b", *TO),
