@@ -6,6 +6,7 @@ Importing this module must stay fast: no torch, no transformers, in nothing it i
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -65,7 +66,7 @@ class _Command(TyperCommand):
 
     def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         """The words of the usage line after the command's name."""
-        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+        return [re.sub("[{}]", "", piece) for piece in super().collect_usage_pieces(ctx)]
 
 
 def _of_setting(

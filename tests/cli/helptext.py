@@ -23,7 +23,8 @@ _INTRODUCTION = """\
 
 This page is made from `--help` by `python tests/cli/helptext.py`; a test
 compares the two. Variables and the configuration file are in
-[configuration.md](configuration.md). What `--json` prints is in [json.md](json.md).
+[configuration.md](configuration.md), what `--json` prints in
+[json.md](json.md).
 
 Exit codes: 0; 1 unexpected, or the output cannot be written; 2 usage, or an
 input that makes no sense; 3 not a valid artifact; 4 an artifact that does not
