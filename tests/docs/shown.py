@@ -29,7 +29,7 @@ FIRST = ("docs/quickstart.md", "README.md")
 _FENCE = re.compile(
     r"^(?: *<!-- (?P<mark>[^\n]*?) -->\n)? *```(?P<kind>\w*)\n(?P<body>.*?)^ *```$", re.M | re.S
 )
-_INDENTED = re.compile(r"^ {4,}((?:\w+=\S+ )*amkv [^\n]*(?:\\\n[^\n]*)*)$", re.M)
+_INDENTED = re.compile(r"^ {4,}((?:\w+=\S+ )*amkv (?:[^\n\\]|\\\n)*)$", re.M)
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ def shown() -> list[Shown]:
     found = []
     for page in pages():
         for line, body, mark in fences(page, "sh"):
+            if page.startswith("docs/benchmarks/"):
+                mark = mark or "not run: repeats a benchmark, which takes minutes to hours"
             found += [Shown(page, line + i, text, mark) for i, text in _lines(body)]
         text = (ROOT / page).read_text(encoding="utf-8")
         plain = _FENCE.sub(lambda match: "\n" * match[0].count("\n"), text)
