@@ -104,16 +104,24 @@ def is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and not stream.closed and stream.isatty()
 
 
+def styled(stream: TextIO | None) -> bool:
+    """Whether that is a terminal that can move its cursor and redraw a line."""
+    return is_terminal(stream) and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
 def animated() -> bool:
-    """Whether stderr is a terminal that can redraw a line."""
-    return is_terminal(sys.stderr) and os.environ.get("TERM") not in ("dumb", "unknown")
+    """Whether stderr is such a terminal."""
+    return styled(sys.stderr)
+
+
+def coloured(stream: TextIO | None) -> bool:
+    """Whether what is written there may have colours: a terminal, and NO_COLOR is not set."""
+    return styled(stream) and not os.environ.get("NO_COLOR")
 
 
 def paint(text: str, code: str) -> str:
-    """`text` in a colour, for stderr, where that is a terminal and NO_COLOR is not set."""
-    if os.environ.get("NO_COLOR") or not animated():
-        return text
-    return f"\x1b[{code}m{text}\x1b[0m"
+    """`text` in a colour, for stderr, where that may have colours."""
+    return f"\x1b[{code}m{text}\x1b[0m" if coloured(sys.stderr) else text
 
 
 def printable(text: str) -> str:

@@ -120,6 +120,14 @@ def prefill(
     )
 
 
+def reread(context: Context, *, progress: Progress) -> Context:
+    """The same tokens in a full cache: the model reads all of them again."""
+    cache = CompactCache.empty(context.loaded.geometry)
+    progress.start("read the whole", context.T)
+    absorb(context.loaded.model, cache, context.ids, CHUNK, progress.advance)
+    return replace(context, cache=cache)
+
+
 def _for_length(loaded: LoadedModel, tokens: int) -> LoadedModel:
     """The same model, with the positions that a context of so many tokens has."""
     geometry = lengths.for_context(loaded.geometry, tokens, POSITIONS_FOR_ANSWERS)

@@ -14,19 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from amcli.artifacts import write_artifact
-from amcli.batched import appended
+from amcli.batched import BatchedPrefix, appended
 from amcli.errors import UsageError
 from amcli.models import lengths
 from amcli.models.cache import CompactCache
-from amcli.pipeline.compaction import Compaction, Options, compact
+from amcli.pipeline.compaction import Compaction, Options, compact, shapes
 from amcli.pipeline.contexts import POSITIONS_FOR_ANSWERS, Context, dense, full_layers
+from amcli.pipeline.options import DEFAULT_RATIO
 from amcli.pipeline.progress import Progress
 from amcli.pipeline.session import Session
 from amcli.quantize import NATIVE, Entries, Packed
 
-RATIO = 8.0
-"""Of a conversation, where none is asked for: it is short, so that little is won by more, and
-what it says is said in passing; docs/chat.md has what several ratios keep."""
+RATIO = DEFAULT_RATIO
+"""Of a conversation, where none is asked for: facts told in one survive 50 as well
+(docs/benchmarks/dialogue.json)."""
 
 LEAST = 8
 """Mean entries of a head below which no conversation is compacted, whatever the ratio."""
@@ -61,7 +62,8 @@ def grow(
     n = len(session.ids)
     if not n:
         raise UsageError("there is nothing to compact: nothing was said since", "ask a question")
-    prefix = _prefix(session)
+    # All of a document that is not compact stays, as entries.
+    prefix = {i: _held(session.context, i) for i in full_layers(session.context)}
     cache = session.cache.fork()
     for layer, entries in prefix.items():
         cache.set_prefix(layer, entries, session.context.T)
@@ -78,12 +80,13 @@ def grow(
     return Growth(n, found.full_bytes, found.stored_bytes)
 
 
-def save(context: Context, path: Path, made: dict[str, Any], overwrite: bool) -> dict[str, Any]:
-    """Writes a context that has grown as an artifact of kind `compact`; returns its manifest.
+def save(session: Session, path: Path, overwrite: bool) -> dict[str, Any]:
+    """Writes the context with all that it took in as an artifact of kind `compact`.
 
-    `made` says how: `turns`, `ratio` and `seed` of the conversation that it took in. Raises
-    UsageError for a model whose RoPE changes with the length, and what `write_artifact` raises.
+    Returns its manifest. What was said since the last `grow` is not in it. Raises UsageError for
+    a model whose RoPE changes with the length, and what `write_artifact` raises.
     """
+    context = session.context
     loaded = context.loaded
     there = lengths.for_context(loaded.geometry, context.T, POSITIONS_FOR_ANSWERS)
     if there.turned_for != loaded.geometry.turned_for:
@@ -92,40 +95,34 @@ def save(context: Context, path: Path, made: dict[str, Any], overwrite: bool) ->
             "changed since it was read",
             "save the conversation as text: /save chat.md",
         )
-    full = set(full_layers(context))
-    layers: list[Entries] = []
-    for i in range(len(loaded.geometry.layers)):
-        entries = context.cache.attention[i].prefix
-        layers.append(entries if i in full and entries is not None else dense(context.cache, i))
-    ratio = float(made["ratio"])
+    layers = [_held(context, i) for i in range(len(loaded.geometry.layers))]
+    compacted = [layers[i] for i in full_layers(context)]
+    stored = sum(entries.nbytes for entries in compacted)
+    full = sum(shape.full_bytes for shape in shapes(context))
     manifest = {
         **context.manifest(),
         "kind": "compact",
-        "stored": [list(heads.lengths) for heads in layers],
-        "store": _store([layers[i] for i in full]),
-        "method": {"name": "omp"},
+        "stored": [list(entries.lengths) for entries in layers],
+        "store": _store(compacted),
+        "method": {"name": "chat"},
         "budget": {"name": "adaptive"},
-        "requested": {"ratio": ratio},
-        "seed": int(made["seed"]),
+        "requested": {"ratio": full / stored if stored else 1.0},
+        "seed": session.seed,
         "queries": {"source": "repeat", "count": 0},
-        "conversation": {"turns": made["turns"], "tokens": context.T - context.document_end},
+        "conversation": {"turns": session.settled, "tokens": context.T - session.origin.T},
     }
     states = context.cache.get_states()
     return write_artifact(path, manifest, context.ids, layers, states, overwrite=overwrite)
 
 
-def _prefix(session: Session) -> dict[int, Entries]:
-    """What each full layer holds for the context; all of its tokens where it is not compact."""
-    T, found = session.context.T, {}
-    for i in full_layers(session.context):
-        layer = session.cache.attention[i]
-        if layer.prefix_length == T:
-            found[i] = layer.prefix
-            continue
-        whole = dense(session.context.cache, i)
-        parts = [whole] if layer.prefix is None else [layer.prefix, whole]
-        found[i] = appended(parts, session.context.loaded.dtype)
-    return found
+def _held(context: Context, layer: int) -> Entries:
+    """All that a layer holds: a prefix and live tokens, or either."""
+    prefix = context.cache.attention[layer].prefix
+    if prefix is None or isinstance(prefix, BatchedPrefix):
+        return dense(context.cache, layer)
+    if not context.cache.live(layer)[0].shape[2]:
+        return prefix
+    return appended([prefix, dense(context.cache, layer)], context.loaded.dtype)
 
 
 def _store(entries: Sequence[Entries]) -> str:

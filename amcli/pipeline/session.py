@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -120,7 +120,7 @@ class Session:
             return self.context.loaded.chat.next_turn(question)
         return self.context.lead(question)
 
-    def ask(self, question: str) -> Iterator[str]:
+    def ask(self, question: str) -> Generator[str, None, None]:
         """Yields the answer piece by piece, each piece complete characters.
 
         Raises UsageError for an empty question, or one that the model's positions cannot take.
