@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -119,9 +120,17 @@ def coloured(stream: TextIO | None) -> bool:
     return styled(stream) and not os.environ.get("NO_COLOR")
 
 
-def paint(text: str, code: str) -> str:
-    """`text` in a colour, for stderr, where that may have colours."""
-    return f"\x1b[{code}m{text}\x1b[0m" if coloured(sys.stderr) else text
+def paint(text: str, code: str, stream: TextIO | None = None) -> str:
+    """`text` in a colour, where the stream (stderr when None) may have colours."""
+    may = coloured(sys.stderr if stream is None else stream)
+    return f"\x1b[{code}m{text}\x1b[0m" if may else text
+
+
+def columns(stream: TextIO | None) -> int:
+    """How wide what is written there may be: the terminal's width, 80 for anything else."""
+    if not is_terminal(stream):
+        return 80
+    return shutil.get_terminal_size().columns
 
 
 def printable(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,12 +16,10 @@ from amcli.commands import options as opt
 from amcli.commands import picture
 from amcli.commands.heads import HeadMap, draw, kept_from, maps, strip
 from amcli.commands.summary import fit_errors, stored_range
-from amcli.console import Console, bytes_text, coloured, is_terminal, printable
+from amcli.console import Console, bytes_text, coloured, columns, printable
 from amcli.errors import ArtifactError
 from amcli.files import open_artifact
 from amkv_format import TOKEN_IDS, AmkvFile, FormatError, state_tensor
-
-_WIDTH = 80
 
 STRIP = 64
 """Parts of the context that `kept_from` counts."""
@@ -92,8 +89,7 @@ def _checked(path: Path) -> Iterator[None]:
 
 def _maps(record: dict[str, Any], found: Sequence[HeadMap]) -> Iterator[str]:
     """What --heads shows, as wide as the terminal."""
-    width = shutil.get_terminal_size().columns if is_terminal(sys.stdout) else _WIDTH
-    yield from draw(found, width, coloured(sys.stdout))
+    yield from draw(found, columns(sys.stdout), coloured(sys.stdout))
     if record["kept_from"] is not None:
         yield ""
         yield from strip(record["kept_from"], record["tokens"], not _shows_bars())

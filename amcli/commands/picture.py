@@ -102,7 +102,11 @@ def _map(figure: Any, axes: Any, found: HeadMap) -> None:
     step = max(1, len(found.layers) // 12)
     axes.set_yticks(range(0, len(found.layers), step), found.layers[::step])
     axes.set_xticks(range(0, wide, max(1, wide // 8)))
-    axes.figure.colorbar(drawn, ax=axes)
+    top = max(high, low * 1.001)
+    bar = axes.figure.colorbar(drawn, ax=axes)
+    ticks = [low * (top / low) ** (i / 4) for i in range(5)]
+    bar.set_ticks(ticks, labels=[found.text(v) for v in ticks])
+    bar.minorticks_off()
 
 
 # ---- a page ----------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("compact",),
     ("chat",),
     ("inspect",),
+    ("list",),
+    ("diff",),
     ("demo",),
     ("eval",),
     ("bench",),
