@@ -7,6 +7,7 @@ region taller than the screen is what makes others flicker, and lose lines.
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Iterable
@@ -78,34 +79,35 @@ class StreamedMarkdown:
         return lines[shown[0] : shown[-1] + 1] if shown else []
 
     def _add(self, text: str) -> None:
-        grown = self._open + text
-        end = finished(grown)
-        if end:
+        *done, last = blocks(self._open + text)
+        if done:
             self._open = ""  # not drawn below what is printed now
-            self._print(grown[:end])
-        self._open = grown[end:]
+            self._print("".join(done))
+        self._open = last
 
     def _print(self, text: str) -> None:
-        if not text.strip():
-            return
-        lines = self._lines(text)
-        if self._printed:
-            lines.insert(0, [])
-        self._printed = True
-        self._screen.print(Segments([s for line in lines for s in (*line, Segment.line())]), end="")
+        """Prints blocks for good, each with one empty line before it."""
+        for block in blocks(text):
+            lines = self._lines(block)
+            if not lines:
+                continue
+            if self._printed:
+                lines.insert(0, [])
+            self._printed = True
+            drawn = [segment for line in lines for segment in (*line, Segment.line())]
+            self._screen.print(Segments(drawn), end="")
 
 
-def finished(text: str) -> int:
-    """Characters of `text` that belong to blocks which no later text can change: all but the last
-    block's."""
+def blocks(text: str) -> list[str]:
+    """`text` cut into its blocks, one at least; no text to come can change any but the last."""
     starts = [
         token.map[0]
         for token in Markdown(text).parsed
         if token.level == 0 and token.nesting >= 0 and token.map
     ]
-    if len(starts) < 2:
-        return 0
-    return sum(len(line) for line in text.splitlines(keepends=True)[: starts[-1]])
+    lines = re.findall(r"[^\n]*\n|[^\n]+", text)
+    ends = [*starts[1:], len(lines)]
+    return ["".join(lines[a:b]) for a, b in zip([0, *starts[1:]], ends, strict=True)]
 
 
 def _markdown(text: str) -> Markdown:

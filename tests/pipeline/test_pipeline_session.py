@@ -114,7 +114,7 @@ def told() -> tuple[Context, list[str], list[list[Question]]]:
     def measure(texts: list[str]) -> list[int]:
         return [len(loaded.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts]
 
-    documents = [generate(f"grow/{i}", n, measure, 1) for i, n in enumerate((300, 260, 260))]
+    documents = [generate(f"grow/{i}", 260, measure, 1) for i in (0, 2, 3)]
     context = prefill(loaded, Source("doc.txt", documents[0].text))
     compact(context, Options(ratio=4, queries="repeat"), errors=False).apply()
     asked = [Questioner(d).distinct(Random(1), "direct", 3) for d in documents]
