@@ -14,8 +14,8 @@ from itertools import zip_longest
 
 from amkv_format import AmkvFile
 
-RAMP = (53, 54, 60, 24, 30, 36, 35, 71, 148, 226)
-"""Colours of a terminal's 256, dark to light."""
+RAMP = (53, 54, 55, 24, 30, 36, 72, 77, 148, 226)
+"""Colours of a terminal's 256, each lighter than the one before: near to viridis."""
 
 STEPS = len(RAMP)
 _UNKNOWN = "·"
