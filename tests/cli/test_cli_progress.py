@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -22,50 +23,61 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture
-def screen(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    found = Terminal()
-    monkeypatch.setattr(sys, "stderr", found)
+def screen(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Terminal]:
+    """Puts a terminal in place of stderr: in the test itself, as pytest sets streams in between."""
     monkeypatch.setattr(output, "switches", output.Switches())
     for name, value in (("TERM", "xterm"), ("COLUMNS", "80"), ("LINES", "24")):
         monkeypatch.setenv(name, value)
-    return found
+
+    def make() -> Terminal:
+        found = Terminal()
+        monkeypatch.setattr(sys, "stderr", found)
+        return found
+
+    return make
 
 
-def drawn(screen: Terminal) -> list[str]:
+def drawn(terminal: Terminal) -> list[str]:
     """Everything that was ever drawn, a line each, without colours."""
-    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
     return [line.rstrip() for line in re.split(r"[\r\n]", plain) if line.strip()]
 
 
-def test_a_stage_with_an_end_and_one_without(screen: Terminal) -> None:
+def test_a_stage_with_an_end_and_one_without(screen: Callable[[], Terminal]) -> None:
+    terminal = screen()
     with Console().progress() as progress:
         progress.start("prefill", 4096)
         progress.advance(1024)
-    counted = drawn(screen)[-1]
+    counted = drawn(terminal)[-1]
     assert re.match(r"prefill +\S+ 1,024/4,096 .*s.* [0-9.]+ [kMG]B$", counted)
     with Console().progress() as progress:
         progress.start("load the model", 0)
-    endless = drawn(screen)[-1]
+    endless = drawn(terminal)[-1]
     assert re.match(r"load the model +\S+ +[0-9.]+ s [0-9.]+ [kMG]B$", endless)
-    assert max(map(len, drawn(screen))) <= 80
+    assert max(map(len, drawn(terminal))) <= 80
 
 
 def test_results_are_not_drawn_with_the_bar(
-    screen: Terminal, monkeypatch: pytest.MonkeyPatch
+    screen: Callable[[], Terminal], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A result that goes to a file while the bar is on the terminal goes to that file alone."""
+    terminal = screen()
     file = io.StringIO()
     monkeypatch.setattr(sys, "stdout", file)
     with Bar() as bar:
         bar.start("answer", 2)
         Console().record({"answer": "yes"})
     assert file.getvalue() == '{"answer": "yes"}\n'
-    assert "yes" not in screen.getvalue()
+    assert "yes" not in terminal.getvalue()
 
 
 def test_pipes_quiet_and_dumb_terminals_see_nothing(
-    screen: Terminal, monkeypatch: pytest.MonkeyPatch
+    screen: Callable[[], Terminal], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    terminal = screen()
+    with Console().progress() as progress:
+        assert isinstance(progress, Bar)
+    before = terminal.getvalue()
     with Console(quiet=True).progress() as progress:
         assert isinstance(progress, Silent)
     monkeypatch.setattr(output, "switches", output.Switches())
@@ -76,7 +88,7 @@ def test_pipes_quiet_and_dumb_terminals_see_nothing(
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     with Console().progress() as progress:
         assert isinstance(progress, Silent)
-    assert screen.getvalue() == ""
+    assert terminal.getvalue() == before
 
 
 def test_memory_is_what_the_process_holds() -> None:
