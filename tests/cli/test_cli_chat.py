@@ -272,7 +272,7 @@ def test_nothing_is_wider_than_the_terminal(
     screens = [child.before]
     for text in (question.question, "/help", "/tokens", "/undo"):
         child.sendline(text)
-        child.expect(r"\n> ")
+        child.expect(r"\n(?:\x1b\[\?2004h)?> ")
         screens.append(child.before)
     child.sendeof()
     child.expect(pexpect.EOF)
