@@ -18,8 +18,9 @@ import typer
 from typer.core import TyperCommand
 
 from amcli import console, settings, versions
-from amcli.commands import bench, chat, compact, demo, inspect, prefill
+from amcli.commands import bench, chat, compact, demo, diff, inspect, prefill
 from amcli.commands import eval as evaluation
+from amcli.commands import list as listing
 from amcli.commands.options import Debug, Quiet
 from amcli.console import ReaderGoneError, Switches, remark, report
 from amcli.errors import AmkvError, OutOfMemoryError, UsageError
@@ -91,8 +92,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings=_SETTINGS,
 )
-for _function in (prefill.prefill, compact.compact, chat.chat, inspect.inspect, demo.demo):
+for _function in (prefill.prefill, compact.compact, chat.chat, inspect.inspect):
     app.command(cls=_Command, context_settings=_SETTINGS)(_function)
+app.command("list", cls=_Command, context_settings=_SETTINGS)(listing.list_artifacts)
+app.command(cls=_Command, context_settings=_SETTINGS)(diff.diff)
+app.command(cls=_Command, context_settings=_SETTINGS)(demo.demo)
 app.command("eval", cls=_Command, context_settings=_SETTINGS)(evaluation.evaluate)
 app.command(cls=_Command, context_settings=_SETTINGS)(bench.bench)
 

@@ -179,11 +179,16 @@ def typed(*words: str | Path) -> str:
 # ---- the last prefill ------------------------------------------------------------------------
 
 
-def _memory() -> Path:
+def state_folder() -> Path:
+    """Where what is remembered from one command to the next is kept; it need not be there."""
     base = os.environ.get("XDG_STATE_HOME", "")
     # The specification wants relative paths ignored.
     folder = Path(base) if os.path.isabs(base) else Path("~/.local/state").expanduser()
-    return folder / "amkv" / "last-prefill"
+    return folder / "amkv"
+
+
+def _memory() -> Path:
+    return state_folder() / "last-prefill"
 
 
 def remember(artifact: Path) -> bool:

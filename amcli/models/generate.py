@@ -6,7 +6,7 @@ as it was before that pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -99,7 +99,7 @@ def stream(
     temperature: float = 0.0,
     seed: int = 0,
     stop_ids: AbstractSet[int] | None = None,
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     """Feed `ids`, then yield up to `max_tokens` new tokens, and end before one of `stop_ids`.
 
     Greedy at temperature 0, otherwise sampled with a generator of its own, so that equal seeds

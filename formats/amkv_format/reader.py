@@ -27,6 +27,7 @@ from amkv_format.layout import (
     check_tensors,
     compaction_ratio,
     full_bytes,
+    layer_tensor,
     payload_hash,
 )
 from amkv_format.manifest import Layer, Outline, check_manifest
@@ -133,6 +134,15 @@ class AmkvFile:
         """The `T` token ids; raises FormatError (token-id) when one is negative."""
         self._check_range(TOKEN_IDS, 0, limits.MAX_TOKENS, Code.TOKEN_ID)
         return contents.int32(self.read(TOKEN_IDS))
+
+    def positions(self, layer: int) -> array[int] | None:
+        """The place in `token_ids` that each entry of a layer was taken from, -1 for none; None
+        where positions are not stored. Raises FormatError (position) for one out of range."""
+        name = layer_tensor(layer, "positions")
+        if name not in self.tensors:
+            return None
+        self._check_range(name, -1, self.logical_length - 1, Code.POSITION)
+        return contents.int32(self.read(name))
 
     def check_beta(self) -> None:
         """Raises FormatError (not-finite) when a beta is NaN or infinite; cheap."""
