@@ -6,19 +6,32 @@ Importing this module must stay fast: no torch, no transformers, in nothing it i
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from amcli import __version__, console
-from amcli.commands import bench, chat, compact, demo, export, importing, inspect, prefill, verify
+from amcli import console, settings, versions
+from amcli.commands import (
+    bench,
+    chat,
+    compact,
+    demo,
+    diff,
+    export,
+    importing,
+    inspect,
+    prefill,
+    verify,
+)
 from amcli.commands import eval as evaluation
+from amcli.commands import list as listing
 from amcli.commands.options import Debug, Quiet
 from amcli.console import ReaderGoneError, Switches, remark, report
 from amcli.errors import AmkvError, OutOfMemoryError, UsageError
@@ -33,17 +46,56 @@ _TyperUsageError: type[Exception] = typer.BadParameter.__bases__[0]
 _KERNELS = r"the \w+ kernels cannot run here"
 """How the one warning of our own begins: whoever waits for answers should know why."""
 
-_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
+_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
+
+_INSTEAD = ("ratio", "tokens", "fidelity")
+"""Options of `compact` that exclude each other: what is typed puts away what is set."""
 
 
 class _Command(TyperCommand):
-    """A command whose usage line has no braces around what is required."""
+    """A command whose defaults the user can set; no braces around what is required."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """What is typed, and below it what is set; see `settings`."""
+        found: dict[str, settings.Setting] = {}
+        typed = list(args)  # the parser eats its list
+        helping = set(args) & set(_SETTINGS["help_option_names"])
+        if not helping and not ctx.resilient_parsing:  # help and completion come whatever is set
+            found = settings.of(self.name or "")
+            found.pop("model", None)  # `commands.shared.choose_model` asks for it
+            for warning in settings.unknown_variables():
+                console.caution(warning)
+        names = {name.replace("-", "_"): setting for name, setting in found.items()}
+        ctx.default_map = {name: setting.value for name, setting in names.items()}
+        try:
+            rest = super().parse_args(ctx, args)
+        except (AmkvError, _TyperUsageError) as error:
+            raise _of_setting(as_amkv_error(error), found, typed) from error
+        if any(_typed(ctx, name) for name in _INSTEAD):
+            for name in _INSTEAD:
+                if name in names and not _typed(ctx, name):
+                    ctx.params[name] = None
+        return rest
 
     def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         """The words of the usage line after the command's name."""
-        return [
-            piece.replace("{", "").replace("}", "") for piece in super().collect_usage_pieces(ctx)
-        ]
+        return [re.sub("[{}]", "", piece) for piece in super().collect_usage_pieces(ctx)]
+
+
+def _of_setting(
+    error: AmkvError, found: Mapping[str, settings.Setting], args: Sequence[str]
+) -> AmkvError:
+    """An error with where its value was set, when it was not typed."""
+    for name, setting in found.items():
+        option = f"--{name}"
+        if option in error.message and not any(word.startswith(option) for word in args):
+            return type(error)(f"{setting.origin}: {error.message}", error.hint)
+    return error
+
+
+def _typed(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 app = typer.Typer(
@@ -57,6 +109,8 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "compact": compact.compact,
     "chat": chat.chat,
     "inspect": inspect.inspect,
+    "list": listing.list_artifacts,
+    "diff": diff.diff,
     "verify": verify.verify,
     "export": export.export,
     "import": importing.import_,
@@ -71,7 +125,9 @@ for _name, _function in _COMMANDS.items():
 @app.callback(invoke_without_command=True)
 def _root(
     ctx: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version, and those of the libraries.")
+    ] = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -83,11 +139,12 @@ def _root(
       amkv chat --context doc.amkv
 
     amkv demo shows it all on an example, offline. Results go to standard
-    output, everything else to standard error.
+    output, everything else to standard error. Defaults can be set by AMKV_*
+    variables and in a configuration file; --version says where it would be.
     """
     out = console.Console(quiet=quiet, debug=debug)
     if version:
-        out.data(f"amkv {__version__}\n")
+        out.data(versions.text())
     elif ctx.invoked_subcommand is None:
         out.data(f"{ctx.get_help()}\n")
     else:

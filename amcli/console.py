@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -68,6 +69,12 @@ class Console:
         if not self.quiet:
             remark(text)
 
+    def aside(self, text: str) -> None:
+        """A piece of what is thought, dimmed, on stderr."""
+        if not self.quiet:
+            with suppress(ReaderGoneError, AmkvError):
+                _write(sys.stderr, paint(printable(text), "2"))
+
     @contextmanager
     def progress(self) -> Iterator[Progress]:
         """Receives the stages of a long piece of work; shown on a terminal only."""
@@ -104,16 +111,32 @@ def is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and not stream.closed and stream.isatty()
 
 
+def styled(stream: TextIO | None) -> bool:
+    """Whether that is a terminal that can move its cursor and redraw a line."""
+    return is_terminal(stream) and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
 def animated() -> bool:
-    """Whether stderr is a terminal that can redraw a line."""
-    return is_terminal(sys.stderr) and os.environ.get("TERM") not in ("dumb", "unknown")
+    """Whether stderr is such a terminal."""
+    return styled(sys.stderr)
 
 
-def paint(text: str, code: str) -> str:
-    """`text` in a colour, for stderr, where that is a terminal and NO_COLOR is not set."""
-    if os.environ.get("NO_COLOR") or not animated():
-        return text
-    return f"\x1b[{code}m{text}\x1b[0m"
+def coloured(stream: TextIO | None) -> bool:
+    """Whether what is written there may have colours: a terminal, and NO_COLOR is not set."""
+    return styled(stream) and not os.environ.get("NO_COLOR")
+
+
+def paint(text: str, code: str, stream: TextIO | None = None) -> str:
+    """`text` in a colour, where the stream (stderr when None) may have colours."""
+    may = coloured(sys.stderr if stream is None else stream)
+    return f"\x1b[{code}m{text}\x1b[0m" if may else text
+
+
+def columns(stream: TextIO | None) -> int:
+    """How wide what is written there may be: the terminal's width, 80 for anything else."""
+    if not is_terminal(stream):
+        return 80
+    return shutil.get_terminal_size().columns
 
 
 def printable(text: str) -> str:

@@ -102,8 +102,7 @@ def require_new_folder(folder: Path) -> None:
 def write_json(path: Path, record: Mapping[str, Any], overwrite: bool) -> None:
     """Writes a record with one line for each field, and for each element of a list.
 
-    The file is written whole or not at all. Raises UsageError when it exists (and not
-    `overwrite`) or its folder does not, and what else `output_errors` says.
+    Raises as `write_whole`.
     """
     fields = []
     for name, value in record.items():
@@ -112,7 +111,15 @@ def write_json(path: Path, record: Mapping[str, Any], overwrite: bool) -> None:
             lines = [json.dumps(v, ensure_ascii=False, allow_nan=False) for v in value]
             text = "[\n  " + ",\n  ".join(lines) + "\n ]"
         fields.append(f" {json.dumps(name)}: {text}")
-    data = ("{\n" + ",\n".join(fields) + "\n}\n").encode()
+    write_whole(path, ("{\n" + ",\n".join(fields) + "\n}\n").encode(), overwrite)
+
+
+def write_whole(path: Path, data: bytes, overwrite: bool) -> None:
+    """Writes a file whole or not at all.
+
+    Raises UsageError when it exists (and not `overwrite`) or its folder does not, and what else
+    `output_errors` says.
+    """
     with output_errors(path):
         descriptor, temporary = create_temporary(str(path))
         try:

@@ -77,6 +77,11 @@ class Packed:
     rotated: bool
 
     @property
+    def store(self) -> str:
+        """What made it: a name of `STORES`."""
+        return "int8" if self.codes.dtype == torch.int8 else "int4"
+
+    @property
     def shape(self) -> tuple[int, int]:
         """`(N, d)` of the matrix."""
         N, width = self.codes.shape

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from amcli.commands import completion
 from amcli.commands import options as opt
-from amcli.commands.conversation import Conversation, answer
+from amcli.commands.comparison import Whole
+from amcli.commands.conversation import Conversation, after_thoughts, answer, show
+from amcli.commands.questions import Asked, from_file, lines, prompts
 from amcli.commands.shared import open_contexts, warn_of_length, work
-from amcli.console import Console, is_terminal, printable, remark
+from amcli.console import Console, is_terminal
 from amcli.errors import UsageError
 from amcli.files import open_artifact
 from amcli.pipeline.source import STDIN
 from amcli.processes import require_one
 
 if TYPE_CHECKING:
-    from amcli.pipeline.session import Session
+    from amcli.pipeline.progress import Progress
+    from amcli.pipeline.session import Session, Turn
 
 Contexts = Annotated[
     list[Path] | None,
@@ -29,6 +32,7 @@ Contexts = Annotated[
         "--context",
         "-c",
         metavar="FILE",
+        autocompletion=completion.artifacts,
         show_default=False,
         help=(
             "The artifact to chat with, compact or prefill. Given several times, one follows the "
@@ -36,14 +40,48 @@ Contexts = Annotated[
         ),
     ),
 ]
-Prompt = Annotated[
-    str | None,
+Prompts = Annotated[
+    list[str] | None,
     typer.Option(
         "--prompt",
         "-p",
         metavar="TEXT",
         show_default=False,
-        help="Ask one question, print its answer, and exit; - reads it from standard input.",
+        help=(
+            "Ask one question, print its answer, and exit; - reads it from standard input. Given "
+            "several times, they are turns of one conversation."
+        ),
+    ),
+]
+Questions = Annotated[
+    Path | None,
+    typer.Option(
+        "--questions",
+        metavar="FILE",
+        show_default=False,
+        help=(
+            'A file of questions, one JSON object a line with a "question"; each is asked by '
+            "itself. The answers are printed as JSON lines. - reads standard input."
+        ),
+    ),
+]
+System = Annotated[
+    str | None,
+    typer.Option(
+        "--system",
+        metavar="TEXT",
+        show_default=False,
+        help="Instructions, put between the document and the first question.",
+    ),
+]
+Compare = Annotated[
+    bool,
+    typer.Option(
+        "--compare",
+        help=(
+            "Answer from the whole document too, which is read again, and show both with time "
+            "and memory."
+        ),
     ),
 ]
 MaxTokens = Annotated[
@@ -64,17 +102,30 @@ Temperature = Annotated[
         help="0 takes the likeliest token every time; higher is more varied.",
     ),
 ]
+Think = Annotated[
+    bool,
+    typer.Option(
+        "--think/--no-think",
+        help="Let a model think before it answers, where its template has a switch for that; "
+        "thoughts are shown dimmed on standard error, and are no part of the answer.",
+    ),
+]
 
 
 def chat(
     context: Contexts = None,
-    prompt: Prompt = None,
+    prompt: Prompts = None,
+    questions: Questions = None,
+    system: System = None,
+    compare: Compare = False,
     max_tokens: MaxTokens = 1024,
     temperature: Temperature = 0,
+    think: Think = False,
     seed: opt.Seed = 0,
     model: opt.Model = None,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    trust_remote_code: opt.Trust = False,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
@@ -90,34 +141,45 @@ def chat(
     \b
       amkv chat --context doc.amkv
       amkv chat --context doc.amkv -p "Who wrote this?"
+      amkv chat --context doc.amkv -p "Who wrote this?" --compare
+      amkv chat --context doc.amkv --questions questions.jsonl > answers.jsonl
       amkv chat --context one.amkv --context two.amkv
     """
     console = Console(json, quiet, debug)
     paths = _given(context)
     for path in paths:
         open_artifact(path).close()  # says what is wrong before anything heavy is loaded
-    talking = prompt is None and is_terminal(sys.stdin)
+    if (not prompt and questions is None) or STDIN in [*(prompt or ()), str(questions)]:
+        require_one("share what is typed", 'ask with -p "…"')
+    asked = _asked(prompt, questions)
+    talking = asked is None and is_terminal(sys.stdin)
     if talking and json:
         raise UsageError("--json needs a question", 'add -p "…", or pipe questions in')
-    if prompt in (None, STDIN):
-        require_one("share what is typed", 'ask with -p "…"')
-    question = None if prompt is None else _question(prompt)
     began = time.perf_counter()
     with work(console) as progress:
-        found = open_contexts(progress, paths, model, device, dtype)
+        found = open_contexts(progress, paths, model, device, dtype, trust=trust_remote_code)
+        from amcli.models import failures
         from amcli.pipeline.session import Session
 
-        session = Session(found, max_tokens, temperature, seed)
-        from amcli.models import failures
-    loading = time.perf_counter() - began
+        session = Session(found, max_tokens, temperature, seed, system, think)
+        loading = time.perf_counter() - began
+        whole = _whole(session, progress) if compare else None
     warn_of_length(console, found)
+    if think:
+        if not found.loaded.chat.can_choose_to_think:
+            console.note(f"{found.loaded.id} has no switch for thinking: --think changes nothing")
+        session.thought = console.aside
     with failures.quiet():
         if talking:
-            Conversation(console, session, paths).run()
+            Conversation(console, session, paths, whole).run()
             return
-        asker = _Asker(console, session, paths, loading)
-        for text in _lines() if question is None else [question]:
-            asker.ask(text)
+        asker = _Asker(console, session, paths, loading, whole)
+        if questions is not None:
+            console.json = True
+            asker.ask_each(asked or [])
+            return
+        for question in lines() if asked is None else asked:
+            asker.ask(question)
 
 
 def _given(contexts: list[Path] | None) -> list[Path]:
@@ -129,31 +191,23 @@ def _given(contexts: list[Path] | None) -> list[Path]:
     return contexts
 
 
-def _question(prompt: str) -> str:
-    """The question of -p; `-` stands for standard input."""
-    if prompt == STDIN and is_terminal(sys.stdin):
-        remark("type the question; Ctrl-D ends it")
-    try:
-        text = prompt if prompt != STDIN or sys.stdin is None else sys.stdin.read()
-    except UnicodeDecodeError as error:
-        raise UsageError("the question is not UTF-8 text", "convert it first") from error
-    if not text.strip():
-        raise UsageError("the question is empty", 'ask one: -p "Who wrote this?"')
-    return text.strip()
+def _asked(given: list[str] | None, file: Path | None) -> list[Asked] | None:
+    """The questions of the command line, or of the file it names; None: they come elsewhere."""
+    if file is not None and given:
+        raise UsageError("--questions and -p exclude each other", "give one of them")
+    if file is not None:
+        return from_file(file)
+    return prompts(given) if given else None
 
 
-def _lines() -> Iterator[str]:
-    """The questions on standard input: every line that is not empty."""
-    asked = False
-    try:
-        for line in sys.stdin or ():
-            if line.strip():
-                asked = True
-                yield line.strip()
-    except UnicodeDecodeError as error:
-        raise UsageError("a question is not UTF-8 text", "convert it first") from error
-    if not asked:
-        raise UsageError("no question was given", 'add -p "…", or pipe questions in')
+def _whole(session: Session, progress: Progress) -> Whole:
+    """The other side of --compare."""
+    from amcli.pipeline.contexts import reread
+    from amcli.pipeline.session import Session as Another
+
+    began = time.perf_counter()
+    context = reread(session.context, progress=progress)
+    return Whole(Another(context), time.perf_counter() - began)
 
 
 @dataclass
@@ -164,29 +218,55 @@ class _Asker:
     session: Session
     paths: list[Path]
     loading: float
+    whole: Whole | None
 
-    def ask(self, question: str) -> None:
+    def ask_each(self, questions: list[Asked]) -> None:
+        """Every question by itself, right after the context."""
+        with self.console.progress() as progress:
+            progress.start("answer", len(questions))
+            for question in questions:
+                self.session.reset()
+                self.ask(question)
+                progress.advance()
+
+    def ask(self, question: Asked) -> None:
         """Prints the answer as it comes, or its record as one line of JSON."""
-        began = time.perf_counter()
-        pieces = answer(self.session, question)
-        if self.console.json:
-            text = "".join(pieces)
-            self.console.record(self._record(question, text, time.perf_counter() - began))
+        large: Turn | None = None
+        if self.whole is not None:
+            small, large = self.whole.answer(self.session, question.text)
+            if not self.console.json:
+                self.whole.show(self.console, self.session, small, large)
+        elif self.console.json:
+            for _ in self.session.ask(question.text):
+                pass
         else:
-            safe = is_terminal(sys.stdout)
-            for piece in pieces:
-                self.console.data(printable(piece) if safe else piece)
-            self.console.data("\n")
-        if self.session.tokens >= self.session.max_tokens:
+            show(self.console, after_thoughts(answer(self.session, question.text), self.session))
+        turn = self.session.history[-1]
+        if self.console.json:
+            self.console.record(self._record(question, turn, large))
+        if turn.ended == "max-tokens":
             self.console.note(f"the answer was cut off at --max-tokens {self.session.max_tokens}")
+        elif turn.ended == "positions":
+            self.console.note(
+                f"the answer was cut off: all {self.session.positions:,} positions are taken"
+            )
 
-    def _record(self, question: str, text: str, seconds: float) -> dict[str, Any]:
-        return {
-            "question": question,
-            "answer": text,
-            "tokens": self.session.tokens,
-            "seconds": round(seconds, 3),
+    def _record(self, question: Asked, turn: Turn, large: Turn | None) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "question": question.text,
+            "answer": turn.answer,
+            "tokens": turn.tokens,
+            "seconds": round(turn.seconds, 3),
+            "ended": turn.ended,
+            "memory_bytes": self.session.cache.nbytes(),
             "load_seconds": round(self.loading, 3),
             "context": ", ".join(str(path) for path in self.paths),
             "model": self.session.context.loaded.id,
         }
+        if turn.thoughts:
+            found["thoughts"] = turn.thoughts
+        if question.given is not None:
+            found["given"] = question.given
+        if self.whole is not None and large is not None:
+            found["whole"] = self.whole.record(large)
+        return found

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from amcli.commands import completion, receipt
 from amcli.commands import options as opt
-from amcli.commands import receipt
 from amcli.commands.shared import (
     PREFILL_ENDING,
     Stopwatch,
@@ -80,11 +81,10 @@ Method = Annotated[
     typer.Option(
         "--method",
         metavar="NAME",
+        autocompletion=completion.among(completion.METHODS),
         help=(
             "omp, omp-beta (with biases), highest-attention (no pursuit) or keep (everything); for "
-            "comparison: "
-            "streaming, random, knorm, keydiff, snapkv, tova, h2o, expected-attention, "
-            "pyramidkv, kvzip, kvzip-uniform, am-highest-attention, am-omp."
+            f"comparison: {', '.join(completion.METHODS[4:])}."
         ),
     ),
 ]
@@ -93,6 +93,7 @@ Budget = Annotated[
     typer.Option(
         "--budget",
         metavar="NAME|FILE",
+        autocompletion=completion.among(completion.BUDGETS),
         show_default=False,
         help=(
             "How heads share the entries: adaptive, uniform, global, adakv or pyramid, or a "
@@ -114,6 +115,7 @@ Queries = Annotated[
     typer.Option(
         "--queries",
         metavar="NAME",
+        autocompletion=completion.among(completion.QUERIES),
         show_default=False,
         help=(
             "What stands for future questions: repeat (the document, said again), self-study "
@@ -146,8 +148,8 @@ Positions = Annotated[
 
 
 def compact(
-    source: Annotated[
-        str | None, typer.Argument(metavar="SOURCE", hidden=True, show_default=False)
+    sources: Annotated[
+        list[str] | None, typer.Argument(metavar="SOURCE", hidden=True, show_default=False)
     ] = None,
     ratio: Ratio = None,
     tokens: Tokens = None,
@@ -164,6 +166,7 @@ def compact(
     model: opt.Model = None,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    trust_remote_code: opt.Trust = False,
     force: opt.Force = False,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
@@ -171,10 +174,10 @@ def compact(
 ) -> None:
     """Make a compact context, many times smaller than the full cache.
 
-    SOURCE is a prefill artifact, a text file (which is prefilled first), or -
-    for a text on standard input; left out, it is the last prefill. The output
-    goes to the current folder, and its path is printed: doc.prefill.amkv and
-    doc.txt become doc.amkv, any other NAME.amkv becomes NAME.compact.amkv.
+    SOURCE is a prefill artifact, or a document as in prefill, which is then
+    prefilled first; left out, it is the last prefill. The output goes to the
+    current folder, and its path is printed: doc.prefill.amkv and doc.txt
+    become doc.amkv, any other NAME.amkv becomes NAME.compact.amkv.
 
     The model is the artifact's; for a text it is chosen as in prefill.
 
@@ -185,7 +188,7 @@ def compact(
     """
     console = Console(json, quiet, debug)
     watch = Stopwatch()
-    given = _Given.of(console, source)
+    given = _Given.of(console, sources or [])
     path = output or Path(given.output)
     _check_outputs(given, path, save_budget, force)
     with work(console) as progress:
@@ -202,12 +205,29 @@ def compact(
             search.require(fidelity, options)
         if isinstance(given.content, Source):
             with watch.stage("load"):
-                loaded = load(progress, choose_model(console, model), device, dtype)
+                spec = choose_model(console, model, "compact")
+                loaded = load(
+                    progress,
+                    spec,
+                    device,
+                    dtype,
+                    trust=trust_remote_code,
+                    console=console,
+                    source=given.content,
+                )
             with watch.stage("prefill"):
                 context = contexts.prefill(loaded, given.content, progress=progress)
         else:
             with watch.stage("load"):
-                context = open_contexts(progress, [given.content], model, device, dtype)
+                context = open_contexts(
+                    progress,
+                    [given.content],
+                    model,
+                    device,
+                    dtype,
+                    trust=trust_remote_code,
+                    console=console,
+                )
         warn_of_length(console, context)
         if fidelity is None:
             result = compaction.compact(context, options, progress=progress)
@@ -232,8 +252,8 @@ def _check_outputs(given: _Given, path: Path, budget: Path | None, force: bool) 
     for output in (path, budget):
         if output is None:
             continue
-        if given.path is not None:
-            refuse_same(output, given.path)
+        for source in given.paths:
+            refuse_same(output, source)
         require_writable(output, force)
 
 
@@ -242,28 +262,28 @@ class _Given:
     """What is compacted.
 
     content  the text of a document, or the path of a prefill artifact
-    path     the file it comes from; None for standard input
+    paths    the files it comes from; none for standard input
     tokens   logical length, where that is known already
     output   name of the file to make
     """
 
     content: Source | Path
-    path: Path | None
+    paths: tuple[Path, ...]
     tokens: int | None
     output: str
 
     @classmethod
-    def of(cls, console: Console, source: str | None) -> _Given:
+    def of(cls, console: Console, sources: Sequence[str]) -> _Given:
         """Reads and checks what the user named, in milliseconds."""
-        if source is None:
+        if not sources:
             last = last_prefill()
             console.note(f"compacting {last}, the last prefill")
             return cls._artifact(last)
-        if source != STDIN and looks_like_artifact(Path(source)):
-            return cls._artifact(Path(source))
-        text = read_document(console, source)
-        path = None if source == STDIN else Path(source)
-        return cls(text, path, None, text.stem + EXTENSION)
+        if len(sources) == 1 and sources[0] != STDIN and looks_like_artifact(Path(sources[0])):
+            return cls._artifact(Path(sources[0]))
+        text = read_document(console, sources)
+        paths = tuple(Path(source) for source in sources if source != STDIN)
+        return cls(text, paths, None, text.stem + EXTENSION)
 
     @classmethod
     def _artifact(cls, path: Path) -> _Given:
@@ -279,7 +299,7 @@ class _Given:
             output = name.removesuffix(PREFILL_ENDING) + EXTENSION
         else:
             output = f"{path.stem}.compact{EXTENSION}"
-        return cls(path, path, tokens, output)
+        return cls(path, (path,), tokens, output)
 
 
 def _report(
@@ -297,7 +317,7 @@ def _report(
     record = {
         "file": str(path),
         "kind": "compact",
-        "source": None if given.path is None else str(given.path),
+        "source": ", ".join(map(str, given.paths)) or None,
         "document": context.source["name"],
         "tokens": context.T,
         "model": loaded.id,

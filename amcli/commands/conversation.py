@@ -1,132 +1,180 @@
-"""A conversation on a terminal: a panel, a prompt, streamed answers, and a few commands."""
+"""A conversation on a terminal: a panel, a prompt, streamed answers, and what can be typed."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+import traceback
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amcli.console import Console, bytes_text, is_terminal, paint, printable, remark, report
-from amcli.errors import AmkvError
+from amcli import console as output
+from amcli.commands.keyboard import Keyboard
+from amcli.commands.slash import Slash, known
+from amcli.console import (
+    Console,
+    ReaderGoneError,
+    bytes_text,
+    is_terminal,
+    paint,
+    printable,
+    remark,
+    report,
+    styled,
+)
+from amcli.errors import did_you_mean
 from amcli.files import open_artifact
 
 if TYPE_CHECKING:
     from rich.panel import Panel
 
-    from amcli.pipeline.session import Session
+    from amcli.commands.comparison import Whole
+    from amcli.pipeline.session import Session, Turn
 
-_PROMPT = "> "
 _WIDTH = 80
 
-_HELP = """\
-  /reset   start a new conversation about the same document
-  /quit    leave (so does Ctrl-D)
-  /help    this list
-  Ctrl-C   stop an answer; at the prompt, twice to leave"""
+LOW = 1024
+"""Positions left below which every answer says how many."""
 
 
-def answer(session: Session, question: str) -> Iterator[str]:
+def answer(session: Session, question: str) -> Generator[str, None, None]:
     """The pieces of an answer, without white space before the first word and after the last."""
     held, begun = "", False
-    for piece in session.ask(question):
-        text = held + piece
-        if not begun:
-            text = text.lstrip()
-        body = text.rstrip()
-        held = text[len(body) :]
-        if body:
-            begun = True
-            yield body
+    with closing(session.ask(question)) as pieces:
+        for piece in pieces:
+            text = held + piece
+            if not begun:
+                text = text.lstrip()
+            body = text.rstrip()
+            held = text[len(body) :]
+            if body:
+                begun = True
+                yield body
 
 
 class Conversation:
     """Questions from the keyboard, answers to the screen, until the user leaves."""
 
-    def __init__(self, console: Console, session: Session, paths: list[Path]):
+    def __init__(
+        self, console: Console, session: Session, paths: list[Path], whole: Whole | None = None
+    ):
         self._console = console
         self._session = session
         self._paths = paths
-        self._commands: dict[str, Callable[[], bool]] = {
-            "/help": self._help,
-            "/reset": self._reset,
-            "/quit": lambda: False,
-            "/exit": lambda: False,
-        }
+        self._whole = whole
+        self._slash = Slash(console, session, paths, self.ask, self.show_panel)
 
     def run(self) -> None:
         """Returns when the user leaves."""
-        with suppress(ImportError):
-            import readline  # noqa: F401 - importing it gives input() line editing and history
+        keyboard = Keyboard(known())
         if not self._console.quiet:
-            self._show_panel()
+            self.show_panel()
         warned = False
-        while True:
-            try:
-                line = _read_line().strip()
-            except EOFError:
-                remark("")
-                return
-            except KeyboardInterrupt:
-                remark("")
-                if warned:
-                    return
-                warned = True
-                self._console.note("(Ctrl-C again or Ctrl-D to leave)")
-                continue
-            warned = False
-            if line and not self._turn(line):
-                return
-
-    def _turn(self, line: str) -> bool:
-        """One command or question; False when the user wants to leave."""
-        if line in self._commands:
-            return self._commands[line]()
-        if line.startswith("/") and " " not in line:
-            self._console.note(f"there is no command {printable(line)}; /help lists them")
-            return True
         try:
-            for piece in answer(self._session, line):
-                self._console.data(printable(piece))
-            self._console.data("\n")
+            while True:
+                try:
+                    text = keyboard.read()
+                except EOFError:
+                    remark("")
+                    return
+                except KeyboardInterrupt:
+                    remark("")
+                    if warned:
+                        return
+                    warned = True
+                    self._console.note("(Ctrl-C again or Ctrl-D to leave)")
+                    continue
+                warned = False
+                if text and not self._turn(text):
+                    return
+        finally:
+            keyboard.close()
+
+    def _turn(self, text: str) -> bool:
+        """One command or question; False when the user wants to leave."""
+        word = text.split(maxsplit=1)[0]
+        try:
+            if word in known():
+                return self._slash.run(text)
+            meant = did_you_mean(word, known()) if word.startswith("/") else ""
+            if word.startswith("/") and (meant or word == text):
+                there = f"there is no command {printable(word)}; "
+                self._console.note(f"{there}{meant}/help lists them")
+                return True
+            self.ask(text)
         except KeyboardInterrupt:
-            self._console.data("\n")
             self._console.note("(stopped)")
-        except AmkvError as error:
-            report(error)
+        except ReaderGoneError:
+            raise
+        except Exception as error:  # a conversation is worth more than one answer
+            from amcli.cli import as_amkv_error
+
+            if output.switches.debug:
+                traceback.print_exception(error)
+            report(as_amkv_error(error))
+        return True
+
+    def ask(self, question: str) -> None:
+        """Asks, shows the answer as it comes, and what it took."""
+        if self._whole is not None:
+            self._whole.ask(self._console, self._session, question)
         else:
-            if self._session.tokens >= self._session.max_tokens:
-                self._console.note(f"(cut off at --max-tokens {self._session.max_tokens})")
-        return True
+            turns = self._session.turns
+            try:
+                show(self._console, after_thoughts(answer(self._session, question), self._session))
+            finally:
+                if self._session.turns > turns:
+                    self._foot(self._session.history[-1])
+        left = self._left()
+        if left is not None and left < min(LOW, self._session.max_tokens):
+            self._console.note(
+                f"{left:,} of the model's {self._session.positions:,} positions are left: "
+                "/save the conversation, then /reset starts a new one"
+            )
 
-    def _help(self) -> bool:
-        remark(_HELP)
-        return True
+    def _foot(self, turn: Turn) -> None:
+        """Tokens, speed and memory of an answer; why it was cut off, if it was."""
+        held = bytes_text(self._session.cache.nbytes())
+        facts = [f"{turn.tokens:,} tokens", f"{turn.speed:.3g} tokens/s", held]
+        if turn.thoughts and not self._session.think:
+            facts.append("thoughts hidden, --think shows them")
+        left = self._left()
+        if left is not None:
+            facts.append(f"{left:,} positions left")
+        if turn.ended == "max-tokens":
+            facts.append(f"cut off at --max-tokens {self._session.max_tokens}")
+        elif turn.ended == "positions":
+            facts.append("cut off: no positions left")
+        self._console.note(paint("  " + " · ".join(facts), "2"))
 
-    def _reset(self) -> bool:
-        self._session.reset()
-        self._console.note("(a new conversation)")
-        return True
+    def _left(self) -> int | None:
+        limit = self._session.positions
+        return None if limit is None else max(0, limit - self._session.length)
 
-    def _show_panel(self) -> None:
+    def show_panel(self) -> None:
+        """What is being talked about."""
         from rich.console import Console as Screen
 
         screen = Screen(stderr=True)
         screen.print(self._panel(min(screen.width, _WIDTH)))
 
     def _panel(self, width: int) -> Panel:
-        """What is being talked about, in a few lines."""
         from rich.panel import Panel
         from rich.text import Text
 
         context = self._session.context
         loaded = context.loaded
         names = " + ".join(path.name for path in self._paths)
+        dtype = str(loaded.dtype).removeprefix("torch.")
+        limit = self._session.positions
+        of = "" if limit is None else f" of {limit:,}"
         facts = {
             "document": f"{context.source['name']}, {context.T:,} tokens",
             "context": f"{names}: {self._size(context.cache.nbytes())}",
-            "model": f"{loaded.id} on {loaded.device}",
+            "model": f"{loaded.id} on {loaded.device}, {dtype}",
+            "so far": f"{self._session.turns} questions, {self._session.length:,}{of} positions",
         }
         text = Text("\n", overflow="ellipsis", no_wrap=True).join(
             Text(f"{label:<10}{printable(value)}") for label, value in facts.items()
@@ -143,13 +191,29 @@ class Conversation:
         return f"{bytes_text(held)}, {against}"
 
 
-def _read_line() -> str:
-    """A line from the keyboard; EOFError at its end."""
-    if is_terminal(sys.stdout):
-        return input(_PROMPT)  # through readline, which has to know the prompt
-    sys.stderr.write(paint(_PROMPT, "2"))
-    sys.stderr.flush()
-    line = sys.stdin.readline()
-    if not line:
-        raise EOFError
-    return line
+def after_thoughts(pieces: Iterator[str], session: Session) -> Iterator[str]:
+    """The same pieces, thoughts being over: they are not drawn where the answer is."""
+    if not session.think:
+        return pieces
+    first = next(pieces, "")
+    remark("")
+    return chain([first], pieces)
+
+
+def show(console: Console, pieces: Iterator[str]) -> None:
+    """An answer on standard output: markdown on a terminal, and the bare text elsewhere."""
+    if styled(sys.stdout):
+        from amcli.commands.streaming import StreamedMarkdown
+
+        StreamedMarkdown().show(pieces)
+        return
+    safe, begun = is_terminal(sys.stdout), False
+    try:
+        for piece in pieces:
+            begun = True
+            console.data(printable(piece) if safe else piece)
+    except BaseException:
+        if begun:
+            console.data("\n")
+        raise
+    console.data("\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,21 +57,31 @@ def demo(
 
     Prefills the handbook with pocket, the model that ships with amkv, compacts
     it, and asks three questions of the whole document and of the compact file.
+
+    \b
+      amkv demo
+      amkv demo --ratio 50 --keep demo
     """
     console = Console(json, quiet, debug)
     require_one("show the same", "start one")
     watch = Stopwatch()
-    with _folder(keep) as folder, work(console) as progress:
-        record = _Demo(folder, ratio, watch, progress).run()
+    with _folder(keep) as folder:
+        record = _Demo(console, folder, ratio, watch).run()
     if keep is None:
         del record["files"]
     record["seconds"] = watch.record()
-    console.result("\n".join(_text(record)), record)
-    if keep is not None:
-        context = keep / f"{_NAME}{EXTENSION}"
-        console.note(f"next: {typed('amkv', 'chat', '--context', context)}")
+    if json:
+        console.record(record)
     else:
-        console.note("to keep the files and chat with them: amkv demo --keep demo")
+        _say(console, _end(record))
+    for line in _next(keep):
+        console.note(line)
+
+
+def _say(console: Console, lines: Iterator[str]) -> None:
+    """Lines of the story, as soon as they are known; nothing with --json."""
+    if not console.json:
+        console.data("".join(f"{line}\n" for line in lines))
 
 
 @contextmanager
@@ -99,42 +109,43 @@ def _folder(keep: Path | None) -> Iterator[Path]:
 class _Demo:
     """Prefill, compact, ask twice; everything goes through the files, as it would by hand."""
 
+    console: Console
     folder: Path
     ratio: float
     watch: Stopwatch
-    progress: Progress
 
     def run(self) -> dict[str, Any]:
-        """The record that `demo --json` prints, less its seconds."""
-        from amcli.matching import recipes  # noqa: F401 - registers the methods
-        from amcli.pipeline import compaction, contexts
-        from amcli.pipeline.source import read_source
-        from amcli.pocket import example
-
-        options = compaction.Options(ratio=self.ratio)
-        compaction.check(options)
+        """The record that `demo --json` prints, less its seconds; says what happens meanwhile."""
         text, prefill, compact = (self.folder / f"{_NAME}{ending}" for ending in _ENDINGS)
-        with output_errors(text):
-            text.write_text(example.handbook().text + "\n", encoding="utf-8")
-        questions = _one_of_each(example.questions())
-        with self.watch.stage("load"):
-            loaded = load(self.progress, POCKET, None, None)
-        with self.watch.stage("prefill"):
-            read = contexts.prefill(loaded, read_source(str(text)), progress=self.progress)
-            contexts.save_prefill(read, prefill, overwrite=False)
-        with self.watch.stage("ask_full"):
-            context = _open(prefill, loaded)
-            full = self._ask(context, questions)
-        with self.watch.stage("compact"):
-            result = compaction.compact(context, options, progress=self.progress)
-            result.save(compact, overwrite=False)
-        with self.watch.stage("ask_compact"):
-            small = self._ask(_open(compact, loaded), questions)
-        return {
-            "document": text.name,
-            "tokens": context.T,
-            "model": loaded.id,
-            "device": str(loaded.device),
+        record: dict[str, Any] = {"document": text.name}
+        with work(self.console) as progress:
+            from amcli.matching import recipes  # noqa: F401 - registers the methods
+            from amcli.pipeline import compaction, contexts
+            from amcli.pipeline.source import read_source
+            from amcli.pocket import example
+
+            options = compaction.Options(ratio=self.ratio)
+            compaction.check(options)
+            with output_errors(text):
+                text.write_text(example.handbook().text + "\n", encoding="utf-8")
+            questions = _one_of_each(example.questions())
+            with self.watch.stage("load"):
+                loaded = load(progress, POCKET, None, None)
+            with self.watch.stage("prefill"):
+                read = contexts.prefill(loaded, read_source(str(text)), progress=progress)
+                contexts.save_prefill(read, prefill, overwrite=False)
+            with self.watch.stage("ask_full"):
+                context = _open(prefill, loaded)
+                full = self._ask(context, questions, progress)
+        record |= {"tokens": context.T, "model": loaded.id, "device": str(loaded.device)}
+        _say(self.console, _was_read(record, context.cache.nbytes(), self.watch.stages))
+        with work(self.console) as progress:
+            with self.watch.stage("compact"):
+                result = compaction.compact(context, options, progress=progress)
+                result.save(compact, overwrite=False)
+            with self.watch.stage("ask_compact"):
+                small = self._ask(_open(compact, loaded), questions, progress)
+        record |= {
             "method": result.method.name,
             "ratio": round(result.ratio, 4),
             "full_bytes": result.full_bytes,
@@ -153,18 +164,20 @@ class _Demo:
             ],
             "files": [str(text), str(prefill), str(compact)],
         }
+        _say(self.console, _was_compacted(record, self.watch.stages))
+        return record
 
-    def _ask(self, context: Context, questions: list[Question]) -> list[str]:
+    def _ask(self, context: Context, questions: list[Question], progress: Progress) -> list[str]:
         """Each question in a conversation of its own."""
         from amcli.pipeline.session import Session
 
         session = Session(context, max_tokens=64)
-        self.progress.start("ask", len(questions))
+        progress.start("ask", len(questions))
         answers = []
         for question in questions:
             session.reset()
             answers.append("".join(answer(session, question.question)))
-            self.progress.advance()
+            progress.advance()
         return answers
 
 
@@ -184,32 +197,56 @@ def _one_of_each(questions: list[Question]) -> list[Question]:
     return list(first.values())
 
 
-def _text(record: dict[str, Any]) -> Iterator[str]:
-    """The record for people, in 80 columns."""
-    seconds = record["seconds"]
-    full, stored = bytes_text(record["full_bytes"]), bytes_text(record["stored_bytes"])
-    reading = seconds["load"] + seconds["prefill"]
+def _was_read(record: dict[str, Any], held: int, seconds: Mapping[str, float]) -> Iterator[str]:
     yield (
-        f"{record['document']}: {record['tokens']:,} tokens, "
-        f"read by {record['model']} on {record['device']} in {seconds_text(reading)}"
+        f"1. {record['model']} read {record['document']} on {record['device']}: "
+        f"{record['tokens']:,} tokens, in {seconds_text(seconds['load'] + seconds['prefill'])}"
     )
+    yield f"   Its keys and values take {bytes_text(held)}."
+    yield ""
+
+
+def _was_compacted(record: dict[str, Any], seconds: Mapping[str, float]) -> Iterator[str]:
+    full, stored = bytes_text(record["full_bytes"]), bytes_text(record["stored_bytes"])
     yield (
-        f"compacted {record['ratio']:.1f}× with {record['method']} "
+        f"2. compacted {record['ratio']:.1f}× with {record['method']} "
         f"in {seconds_text(seconds['compact'])}: {full} → {stored}"
     )
+    yield ""
+    yield "3. asked both"
     for asked in record["questions"]:
         yield ""
-        yield f"{asked['kind']}: {asked['question']}"
+        yield f"   {asked['question']}  ({asked['kind']})"
         for source, size in (("document", full), ("compact", stored)):
             mark = "✓" if asked[f"{source}_right"] else "✗"
             label = f"{'whole' if source == 'document' else source}, {size}:"
             said = " ".join(printable(asked[f"from_{source}"]).split())
-            yield f"  {mark} {label:<18} {shorten(said, 54, placeholder='…')}"
+            yield f"   {mark} {label:<18} {shorten(said, 54, placeholder='…')}"
         if not (asked["document_right"] and asked["compact_right"]):
-            yield f"    {'right would be:':<18} {asked['answer']}"
+            yield f"     {'right would be:':<18} {asked['answer']}"
+
+
+def _end(record: dict[str, Any]) -> Iterator[str]:
     yield ""
     right = sum(asked["compact_right"] for asked in record["questions"])
     yield (
         f"{right} of {len(record['questions'])} right from the compact file; "
-        f"{seconds_text(seconds['total'])} in all"
+        f"{seconds_text(record['seconds']['total'])} in all"
     )
+
+
+def _next(keep: Path | None) -> Iterator[str]:
+    """What to type after this."""
+    yield "\ntry next:"
+    folder = keep or Path(_NAME)
+    context = folder / f"{_NAME}{EXTENSION}"
+    if keep is None:
+        yield _hint("the same, and keep the files", "demo", "--keep", folder)
+    yield _hint("ask it yourself", "chat", "-c", context)
+    yield _hint("compare with the whole", "chat", "-c", context, "--compare")
+    yield _hint("where its entries are", "inspect", context, "--heads")
+    yield _hint("your document", "compact", "report.txt", "--model", "Qwen/Qwen3-4B")
+
+
+def _hint(what: str, *words: str | Path) -> str:
+    return f"  {what:<30}{typed('amkv', *words)}"

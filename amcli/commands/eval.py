@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from amcli.commands import completion
 from amcli.commands import options as opt
 from amcli.commands.eval_table import LiveTable, Notes, table_text
 from amcli.commands.shared import choose_model, load, work
@@ -59,6 +60,7 @@ def evaluate(
         typer.Option(
             "--suite",
             metavar="NAME",
+            autocompletion=completion.among(completion.SUITES),
             help="register, needle, ruler, quality, longhealth or perplexity.",
         ),
     ] = "register",
@@ -67,6 +69,7 @@ def evaluate(
         typer.Option(
             "--method",
             metavar="A,B,…",
+            autocompletion=completion.several((*completion.METHODS, "summary", "shuffled", "all")),
             parser=_names,
             help="Methods of amkv compact; besides, summary (the model's own), shuffled "
             "(a control that has to fail), and all, for all but those that keep everything.",
@@ -92,6 +95,7 @@ def evaluate(
         typer.Option(
             "--budget",
             metavar="NAME",
+            autocompletion=completion.among(completion.BUDGETS),
             show_default=False,
             help="How heads share the entries. Each method's own if left out.",
         ),
@@ -101,6 +105,7 @@ def evaluate(
         typer.Option(
             "--queries",
             metavar="NAME",
+            autocompletion=completion.among(completion.QUERIES),
             show_default=False,
             help="What stands for future questions. Each method's own if left out.",
         ),
@@ -146,6 +151,7 @@ def evaluate(
     model: opt.Model = None,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    trust_remote_code: opt.Trust = False,
     force: Annotated[
         bool, typer.Option("--force", "-f", help="Start over, whatever the output holds.")
     ] = False,
@@ -170,7 +176,7 @@ def evaluate(
     console = Console(json, quiet, debug)
     require_one("measure together", "start one, with --device auto for several GPUs")
     _check_outputs(output, plot)
-    spec = choose_model(console, model)
+    spec = choose_model(console, model, "eval")
     with work(console) as progress:
         from amcli.evaluation import parallel, runner, suites  # noqa: F401 - registers the suites
         from amcli.evaluation import results as _  # noqa: F401 - the slow imports, with a word
@@ -185,14 +191,14 @@ def evaluate(
             path=file, docs=docs, questions=questions, tokens=tokens, seed=seed,
             budget=budget, queries=queries, store=store, reason=reason,
         )  # fmt: skip
-        loaded = load(progress, spec, device, dtype)
+        loaded = load(progress, spec, device, dtype, trust=trust_remote_code, console=console)
         progress.start("make documents", 0)
         documents, results = runner.prepare(settings, loaded)
         if output is not None and not force:
             results.resume(output)
+        again = parallel.Spec(spec, device, dtype, trust_remote_code)
         measure = partial(
-            parallel.run, settings, loaded, parallel.Spec(spec, device, dtype), documents, results,
-            jobs=jobs,
+            parallel.run, settings, loaded, again, documents, results, jobs=jobs
         )  # fmt: skip
     _run(console, measure, results, output)
     if plot is not None:

@@ -3,21 +3,55 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from amcli.commands import completion, picture
 from amcli.commands import options as opt
+from amcli.commands.heads import HeadMap, draw, kept_from, maps, strip
 from amcli.commands.summary import fit_errors, stored_range
-from amcli.console import Console, bytes_text
+from amcli.console import Console, bytes_text, coloured, columns, printable
+from amcli.errors import ArtifactError
 from amcli.files import open_artifact
-from amkv_format import TOKEN_IDS, AmkvFile, state_tensor
+from amkv_format import TOKEN_IDS, AmkvFile, FormatError, state_tensor
+
+STRIP = 64
+"""Parts of the context that `kept_from` counts."""
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(metavar="FILE", hidden=True, show_default=False)],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", hidden=True, show_default=False, autocompletion=completion.artifacts
+        ),
+    ],
+    heads: Annotated[
+        bool,
+        typer.Option(
+            "--heads",
+            help="Maps of entries and errors by layer and head, and where kept keys come from.",
+        ),
+    ] = False,
+    layers: Annotated[
+        bool,
+        typer.Option("--layers", help="A table of all layers, and hashes and versions."),
+    ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            metavar="FILE",
+            show_default=False,
+            help="Draw what --heads shows: .png, .svg, .pdf or .html; replaced if there.",
+        ),
+    ] = None,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
@@ -25,11 +59,50 @@ def inspect(
     """Show what an artifact holds, and what made it.
 
     FILE is a prefill or compact artifact. The model is not needed.
+
+    \b
+      amkv inspect doc.amkv
+      amkv inspect doc.amkv --heads
+      amkv inspect doc.amkv --plot doc.html
     """
     console = Console(json, quiet, debug)
-    with open_artifact(file) as artifact:
+    if plot is not None:
+        picture.require(plot)
+    with open_artifact(file) as artifact, _checked(file):
         record = describe(artifact, file)
-    console.result("\n".join(_text(record)), record)
+        found = maps(artifact) if heads or plot is not None else []
+        if plot is not None:
+            picture.draw(record, found, kept_from(artifact, picture.PARTS), plot)
+    lines = list(_summary(record))
+    if layers:
+        lines += ["", *_details(record), "", *_table(record["layers"])]
+    if heads:
+        lines += ["", *_maps(record, found)]
+    console.result("\n".join(lines), record)
+    if plot is not None:
+        console.note(f"wrote {plot}")
+
+
+@contextmanager
+def _checked(path: Path) -> Iterator[None]:
+    """Says what is wrong with a tensor that is read now."""
+    try:
+        yield
+    except FormatError as error:
+        raise ArtifactError(f"{path} is not a valid .amkv file: {error}") from error
+
+
+def _maps(record: dict[str, Any], found: Sequence[HeadMap]) -> Iterator[str]:
+    """What --heads shows, as wide as the terminal."""
+    yield from draw(found, columns(sys.stdout), coloured(sys.stdout))
+    if record["kept_from"] is not None:
+        yield ""
+        yield from strip(record["kept_from"], record["tokens"], not _shows_bars())
+
+
+def _shows_bars() -> bool:
+    """Whether the output's encoding has the characters of bars."""
+    return (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
 
 
 def describe(artifact: AmkvFile, path: Path) -> dict[str, Any]:
@@ -53,6 +126,9 @@ def describe(artifact: AmkvFile, path: Path) -> dict[str, Any]:
         "ratio": round(artifact.ratio, 4),
         "stored_per_head": {"min": low, "mean": mean, "max": high},
         "layers": [_layer(artifact, i) for i in range(len(artifact.layers))],
+        "document_end": manifest["document_end"],
+        "conversation": _turns(manifest),
+        "kept_from": kept_from(artifact, STRIP),
         "states": [
             {
                 "layer": state["layer"],
@@ -74,6 +150,13 @@ def describe(artifact: AmkvFile, path: Path) -> dict[str, Any]:
     return record
 
 
+def _turns(manifest: Mapping[str, Any]) -> int | None:
+    """Questions of a conversation that the context has taken in; anything may stand there."""
+    found = manifest.get("conversation")
+    turns = found.get("turns") if isinstance(found, dict) else None
+    return turns if type(turns) is int and turns > 0 else None
+
+
 def _layer(artifact: AmkvFile, index: int) -> dict[str, Any]:
     layer = artifact.layers[index]
     errors = artifact.manifest.get("fit_errors", {})
@@ -91,44 +174,70 @@ def _layer(artifact: AmkvFile, index: int) -> dict[str, Any]:
     }
 
 
-def _text(record: dict[str, Any]) -> Iterator[str]:
-    """The record for people, in 80 columns."""
+def _summary(record: dict[str, Any]) -> Iterator[str]:
+    """What a person wants to know first, in 80 columns."""
     for label, value in _facts(record):
-        yield f"{label:<10}{value}"
-    yield ""
-    yield from _table(record["layers"])
+        yield f"{label:<10}{printable(str(value))}"
 
 
 def _facts(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    source, model, tools = record["document"], record["model"], record["tools"]
-    revision = f" at {model['revision'][:12]}" if model["revision"] else ""
-    yield "file", record["file"]
-    yield "kind", f"{record['kind']}, format {record['version']}"
-    yield "document", f"{source['name']}, {source['characters']:,} characters"
-    yield "tokens", f"{record['tokens']:,}, of which {record['document_tokens']:,} are the document"
-    yield "model", f"{model['id']}{revision}"
-    yield "", f"{model['architecture']}, {model['dtype']}"
-    if record["kind"] == "compact":
-        queries, asked = record["queries"], record["requested"]
-        size = f"ratio {asked['ratio']:g}" if "ratio" in asked else f"{asked['tokens']:,} a head"
-        yield "method", f"{record['method']}, budget {record['budget']}, seed {record['seed']}"
-        yield "queries", f"{queries['source']}, {queries['count']:,} a head"
-        yield "ratio", f"{record['ratio']:.2f}, asked for {size}"
-        for name, found in record["fit_errors"].items():
-            line = f"{name}: median {found['median']:.2g}, largest {found['max']:.2g}"
-            yield "fit error", line
-    how = "" if record["store"] == "native" else f", as {record['store']}"
-    yield "bytes", f"{record['stored_bytes']:,} stored of {record['full_bytes']:,} in full{how}"
-    yield "", f"{record['file_bytes']:,} ({bytes_text(record['file_bytes'])}) in the file"
-    yield "created", f"{record['created']} by amkv {tools['amkv']}"
+    source, model = record["document"], record["model"]
+    yield "file", f"{record['file']}, {bytes_text(record['file_bytes'])}"
+    pages = f"{record['document_tokens']:,} tokens, {source['characters']:,} characters"
+    yield "document", f"{source['name']}: {pages}"
+    said = record["tokens"] - record["document_end"]
+    if said > 0:
+        turns = record["conversation"]
+        about = "" if turns is None else f"{turns} questions and answers, "
+        yield "", f"and what was said about it: {about}{said:,} tokens"
+    yield "model", f"{model['id']}{_revision(model)}, {model['dtype']}"
+    if record["kind"] == "prefill":
+        yield "holds", f"every key and value, {bytes_text(record['stored_bytes'])}"
+        return
+    full, stored = bytes_text(record["full_bytes"]), bytes_text(record["stored_bytes"])
+    bits = "" if record["store"] == "native" else f", numbers in {record['store']}"
+    yield "size", f"{record['ratio']:.1f}× smaller: {full} → {stored}{bits}"
+    per = record["stored_per_head"]
+    yield "entries", f"{per['mean']:,.0f} a head ({per['min']:,} to {per['max']:,})"
+    queries, asked = record["queries"], record["requested"]
+    size = f"ratio {asked['ratio']:.4g}" if "ratio" in asked else f"{asked['tokens']:,} a head"
+    yield "made", f"by {record['method']}, budget {record['budget']}, asked for {size}"
+    yield "queries", f"{queries['source']}, {queries['count']:,} a head"
+    known = record["fit_errors"]
+    if known:
+        for label, name in zip_longest(["errors"], sorted(known)[::-1], fillvalue=""):
+            yield label, _error(name, known[name])
+
+
+def _error(name: str, found: dict[str, float]) -> str:
+    return f"{name} {found['mean']:.2g} on average, {found['max']:.2g} in the worst head"
+
+
+def _revision(model: dict[str, Any]) -> str:
+    return f" at {model['revision'][:12]}" if model["revision"] else ""
+
+
+def _details(record: dict[str, Any]) -> Iterator[str]:
+    """What one looks up now and then."""
+    tools = ", ".join(f"{name} {number}" for name, number in record["tools"].items())
+    facts = [
+        ("format", f"{record['kind']}, {record['version']}, {record['boundary']}"),
+        ("model", f"{record['model']['architecture']}"),
+        (
+            "tokens",
+            f"{record['tokens']:,}, of which {record['document_tokens']:,} are the document",
+        ),
+        ("bytes", f"{record['stored_bytes']:,} stored of {record['full_bytes']:,} in full"),
+        ("created", f"{record['created']}"),
+        ("tools", tools),
+    ]
     if record["states"]:
         layers = len({state["layer"] for state in record["states"]})
         size = bytes_text(sum(state["bytes"] for state in record["states"]))
-        yield "states", f"of {layers} layers without keys and values, {size}, as they are"
-    others = ", ".join(f"{name} {number}" for name, number in tools.items() if name != "amkv")
-    if others:
-        yield "", others
-    yield "payload", record["payload_hash"].removeprefix("sha256:")
+        facts.append(("states", f"of {layers} layers without keys and values, {size}, as they are"))
+    facts.append(("payload", record["payload_hash"].removeprefix("sha256:")))
+    for label, value in facts:
+        yield f"{label:<10}{printable(value)}"
 
 
 def _table(layers: Sequence[dict[str, Any]]) -> Iterator[str]:

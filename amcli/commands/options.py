@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from amcli.commands import completion
 from amcli.errors import UsageError
 
 
@@ -79,6 +80,7 @@ Store = Annotated[
         "--store",
         metavar="NAME",
         show_default=False,
+        autocompletion=completion.among(completion.STORES),
         help="How entries are stored: native (the model's dtype), int8, int4, or auto (int4, or "
         "int8 where 4 bits would lose too much or 8 have room for every key). Fewer bits, more "
         "entries at the same ratio. The method's own if left out.",
@@ -91,6 +93,7 @@ Model = Annotated[
         "-m",
         metavar="ID|PATH",
         show_default=False,
+        autocompletion=completion.models,
         help="A Hugging Face id (ID@REVISION pins one), a model folder, or pocket.",
     ),
 ]
@@ -107,6 +110,7 @@ Device = Annotated[
         "--device-map",
         metavar="NAME",
         show_default=False,
+        autocompletion=completion.among(completion.DEVICES),
         help="cpu, cuda or cuda:N; auto spreads layers over all GPUs. A GPU if there is one.",
     ),
 ]
@@ -116,7 +120,14 @@ Dtype = Annotated[
         "--dtype",
         metavar="NAME",
         show_default=False,
+        autocompletion=completion.among(completion.DTYPES),
         help="float32, bfloat16 or float16; float32 on the CPU, else the model's own.",
+    ),
+]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Run the code that a model brings. Read that code first."
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace an existing output.")]

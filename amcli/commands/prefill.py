@@ -21,13 +21,12 @@ from amcli.commands.shared import (
     work,
 )
 from amcli.console import Console, bytes_text, seconds_text
-from amcli.errors import UsageError
-from amcli.files import looks_like_artifact, require_writable
+from amcli.files import require_writable
 from amcli.pipeline.source import STDIN
 
 
 def prefill(
-    document: Annotated[str, typer.Argument(metavar="DOC", hidden=True, show_default=False)],
+    documents: Annotated[list[str], typer.Argument(metavar="DOC", hidden=True, show_default=False)],
     model: opt.Model = None,
     output: opt.Output = None,
     system: Annotated[
@@ -41,6 +40,7 @@ def prefill(
     ] = None,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    trust_remote_code: opt.Trust = False,
     force: opt.Force = False,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
@@ -48,35 +48,44 @@ def prefill(
 ) -> None:
     """Run a document through a model and keep its whole KV cache.
 
-    DOC is a text file in UTF-8, or - for standard input. The cache is written
-    to DOC's name with the ending .prefill.amkv, in the current folder, and
-    that path is printed.
+    DOC is a text in UTF-8, markdown, HTML, a PDF (pip install 'amkv[pdf]'), or -
+    for standard input. Several make one context, in the order given, each
+    under a line with its name. The cache is written to the first one's name
+    with the ending .prefill.amkv, in the current folder, and that path is
+    printed.
 
-    Without --model, the model is $AMKV_MODEL, or else pocket, a small
-    demonstration model that ships with amkv.
+    Without --model, the model is $AMKV_MODEL, or that of the configuration
+    file, or else pocket, a small demonstration model that ships with amkv.
+    Before its weights are read, a line says what it takes in memory and how
+    long a document may be; what cannot fit is refused.
 
     \b
       amkv prefill handbook.txt
-      amkv prefill handbook.txt --model Qwen/Qwen3-4B --device cuda
+      amkv prefill report.pdf appendix.md --model Qwen/Qwen3-4B --device cuda
+      curl -s https://example.org/page.html | amkv prefill - -o page.amkv
     """
     console = Console(json, quiet, debug)
     watch = Stopwatch()
-    if document != STDIN and looks_like_artifact(Path(document)) and Path(document).is_file():
-        raise UsageError(
-            f"{document} is an artifact, not a text",
-            f"to go on with it: {typed('amkv', 'compact', document)}",
-        )
-    source = read_document(console, document)
+    source = read_document(console, documents)
     path = output or Path(source.stem + PREFILL_ENDING)
-    if document != STDIN:
-        refuse_same(path, Path(document))
+    for document in documents:
+        if document != STDIN:
+            refuse_same(path, Path(document))
     require_writable(path, force)
-    spec = choose_model(console, model)
+    spec = choose_model(console, model, "prefill")
     with work(console) as progress:
         from amcli.pipeline import contexts
 
         with watch.stage("load"):
-            loaded = load(progress, spec, device, dtype)
+            loaded = load(
+                progress,
+                spec,
+                device,
+                dtype,
+                trust=trust_remote_code,
+                console=console,
+                source=source,
+            )
         with watch.stage("prefill"):
             context = contexts.prefill(loaded, source, system=system, progress=progress)
         with watch.stage("write"):
@@ -91,6 +100,7 @@ def prefill(
         "document": source.name,
         "tokens": context.T,
         "characters": len(source.text),
+        "files": [file.record() for file in source.files],
         "model": loaded.id,
         "revision": loaded.revision,
         "device": str(loaded.device),

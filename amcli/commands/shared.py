@@ -11,8 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amcli.console import Console, is_terminal
+from amcli import settings
+from amcli.console import Console, is_terminal, printable
 from amcli.errors import UsageError
+from amcli.files import looks_like_artifact
 from amcli.pipeline.progress import Progress
 from amcli.pipeline.source import STDIN, Source, read_source
 from amcli.processes import require_one
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from amcli.pipeline.contexts import Context
 
 POCKET = "pocket"
-MODEL_VARIABLE = "AMKV_MODEL"
 PREFILL_ENDING = ".prefill.amkv"
 
 
@@ -61,22 +62,46 @@ def work(console: Console) -> Iterator[Progress]:
             yield progress
 
 
-def choose_model(console: Console, named: str | None) -> str:
-    """`--model`, else `$AMKV_MODEL`, else pocket, with a line that says what pocket is."""
+def choose_model(console: Console, named: str | None, command: str) -> str:
+    """`--model`, else what is set for the command, else pocket, with a line that says what it is.
+
+    Not through the options' defaults: artifacts bring their own model.
+    """
     if named is not None:
         return named
-    if variable := os.environ.get(MODEL_VARIABLE):
-        return variable
+    if (setting := settings.of(command).get("model")) is not None:
+        console.note(f"using {setting.value}, by {setting.origin}")
+        return str(setting.value)
     console.note("using pocket, a demonstration model; for a real one: --model Qwen/Qwen3-4B")
     return POCKET
 
 
-def load(progress: Progress, spec: str, device: str | None, dtype: str | None) -> LoadedModel:
-    """Loads a model; see `models.loading.load` for what it raises."""
+def load(
+    progress: Progress,
+    spec: str,
+    device: str | None,
+    dtype: str | None,
+    *,
+    trust: bool = False,
+    console: Console | None = None,
+    source: Source | None = None,
+) -> LoadedModel:
+    """Loads a model; first tells the console what it is and how long a document may be.
+
+    A `source` that cannot fit is refused before the weights are read. See `models.loading.load`
+    for what it raises.
+    """
     from amcli.models import loading
+    from amcli.models.memory import Preview
+
+    def look(preview: Preview) -> None:
+        if console is not None and preview.id != POCKET:
+            console.note(preview.line())
+        if source is not None:
+            preview.require_document(source.name, source.text)
 
     progress.start("load the model", 0)
-    return loading.load(spec, device=device, dtype=dtype)
+    return loading.load(spec, device=device, dtype=dtype, trust_remote_code=trust, look=look)
 
 
 def open_contexts(
@@ -85,6 +110,9 @@ def open_contexts(
     model: str | None,
     device: str | None,
     dtype: str | None,
+    *,
+    trust: bool = False,
+    console: Console | None = None,
 ) -> Context:
     """The contexts of artifacts, one after another, in the first one's model or the one named.
 
@@ -97,7 +125,8 @@ def open_contexts(
     for path in paths:
         with Artifact.open(path) as artifact:
             if not found:
-                loaded = load(progress, model or contexts.model_of(artifact), device, dtype)
+                spec = model or contexts.model_of(artifact)
+                loaded = load(progress, spec, device, dtype, trust=trust, console=console)
             found.append(contexts.restore(artifact, loaded))
     return joining.join(found)
 
@@ -111,13 +140,26 @@ def warn_of_length(console: Console, context: Context) -> None:
         console.note(f"warning: {warning}")
 
 
-def read_document(console: Console, document: str) -> Source:
-    """A text file or standard input; see `pipeline.source.read_source` for what it raises."""
-    if document == STDIN:
-        require_one("share standard input", "write the document to a file")
-    if document == STDIN and is_terminal(sys.stdin):
-        console.note("reading the document from the terminal; Ctrl-D ends it")
-    return read_source(document)
+def read_document(console: Console, documents: Sequence[str]) -> Source:
+    """Files or standard input, as one document; a line for each says what was read.
+
+    Raises UsageError for an artifact among them, and what `pipeline.source.read_source` raises.
+    """
+    for document in documents:
+        if document == STDIN:
+            require_one("share standard input", "write the document to a file")
+        if document == STDIN and is_terminal(sys.stdin):
+            console.note("reading the document from the terminal; Ctrl-D ends it")
+        if document != STDIN and looks_like_artifact(Path(document)) and Path(document).is_file():
+            raise UsageError(
+                f"{document} is an artifact, not a text",
+                f"to go on with it: {typed('amkv', 'compact', document)}",
+            )
+    source = read_source(*documents)
+    for file in source.files:
+        pages = "" if file.pages is None else f"{file.pages:,} pages, "
+        console.note(f"read {printable(file.name)}: {pages}{file.characters:,} characters")
+    return source
 
 
 def refuse_same(output: Path, source: Path) -> None:
@@ -137,11 +179,16 @@ def typed(*words: str | Path) -> str:
 # ---- the last prefill ------------------------------------------------------------------------
 
 
-def _memory() -> Path:
+def state_folder() -> Path:
+    """Where what is remembered from one command to the next is kept; it need not be there."""
     base = os.environ.get("XDG_STATE_HOME", "")
     # The specification wants relative paths ignored.
     folder = Path(base) if os.path.isabs(base) else Path("~/.local/state").expanduser()
-    return folder / "amkv" / "last-prefill"
+    return folder / "amkv"
+
+
+def _memory() -> Path:
+    return state_folder() / "last-prefill"
 
 
 def remember(artifact: Path) -> bool:

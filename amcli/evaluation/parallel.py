@@ -34,6 +34,7 @@ class Spec:
     model: str
     device: str | None
     dtype: str | None
+    trust: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,10 @@ def _work(job: _Job, tasks: Any, found: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that waits for all
     torch.set_num_threads(job.threads)
     try:
-        loaded = load(job.spec.model, device=job.spec.device, dtype=job.spec.dtype)
+        spec = job.spec
+        loaded = load(
+            spec.model, device=spec.device, dtype=spec.dtype, trust_remote_code=spec.trust
+        )
         with quiet():
             while (index := tasks.get()) is not None:
                 runner.measure(

@@ -20,6 +20,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from amcli.errors import UsageError
+from amcli.models.thinking import Marks, Splitter, marks_of
 
 # Plain letters, so that no template trims, splits or escapes them.
 _DOCUMENT, _QUESTION, _ANSWER = "AmkvDocumentHere", "AmkvQuestionHere", "AmkvAnswerHere"
@@ -27,9 +28,8 @@ _SYSTEM = "AmkvSystemHere"
 
 _JOIN = "\n\n"
 
-# Long thoughts before every answer are not what a lookup in a document needs; templates that
-# know neither name ignore them.
-_OPTIONS: dict[str, Any] = {"enable_thinking": False, "thinking": False}
+# What templates call the switch for thoughts; those that know neither name ignore them.
+_SWITCHES = ("enable_thinking", "thinking")
 
 Messages = list[dict[str, Any]]
 
@@ -82,25 +82,56 @@ class ChatTemplate:
         end = len(start) + len(document)
         return OpenedDocument(start + document, len(start), end, boundary)
 
-    def first_turn(self, question: str) -> list[int]:
-        """What follows the document: the question, the rest of the turn, and the answer's start."""
+    def first_turn(self, question: str, think: bool = False) -> list[int]:
+        """What follows the document: the question, the rest of the turn, and the answer's start.
+
+        Long thoughts before every answer are not what a lookup in a document needs: without
+        `think` a template that has a switch for them leaves them out.
+        """
         if self.raw:
             return self._plain(f"{_JOIN}Question: {question}\nAnswer:")
-        text = self._render(_user(_DOCUMENT + _JOIN + _QUESTION))
-        return self._plain(_JOIN + question) + self._control(_after(text, _QUESTION))
+        return self._plain(_JOIN + question) + self._control(self._rest_of_turn(think))
 
-    def next_turn(self, question: str) -> list[int]:
+    def next_turn(self, question: str, think: bool = False) -> list[int]:
         """What follows an answer: its end (not yet in the cache), and the next question's turn."""
         if self.raw:
             return self._plain(f"{_JOIN}Question: {question}\nAnswer:")
-        between, _, rest = self._turns().partition(_QUESTION)
+        between, _, rest = self._turns(think).partition(_QUESTION)
         return self._control(between) + self._plain(question) + self._control(rest)
 
     def answer_ids(self, text: str) -> list[int]:
         """An answer as the assistant would write it, without the end of its turn."""
         return self._plain(f" {text}" if self.raw else text)
 
+    # ---- thoughts ------------------------------------------------------------------------------
+
+    @property
+    def marks(self) -> Marks | None:
+        """What the model puts around its thoughts; None where the template knows of none."""
+        return None if self.raw else marks_of(str(self._tokenizer.chat_template))
+
+    @property
+    def can_choose_to_think(self) -> bool:
+        """Whether thoughts can be switched on and off behind a document that was read before."""
+        return not self.raw and self._rest_of_turn(True) != self._rest_of_turn(False)
+
+    @property
+    def mark_ids(self) -> frozenset[int]:
+        """Control tokens that are marks: text has to keep them for `splitter` to see them."""
+        found = {i for mark in self.marks or () for i in self._control(mark)}
+        return frozenset(found & control_ids(self._tokenizer))
+
+    def splitter(self, think: bool = False) -> Splitter:
+        """Tells thoughts from the answer in a reply to `first_turn` or `next_turn`."""
+        marks = self.marks
+        begun = marks is not None and self._rest_of_turn(think).rstrip().endswith(marks.before)
+        return Splitter(marks, inside=begun)
+
     # ---- rendering -----------------------------------------------------------------------------
+
+    def _rest_of_turn(self, think: bool) -> str:
+        """The text from the end of the first question to the start of the answer."""
+        return _after(self._render(_user(_DOCUMENT + _JOIN + _QUESTION), think), _QUESTION)
 
     def _opening(self, system: str | None) -> list[int]:
         user = _user(_DOCUMENT + _JOIN + _QUESTION)
@@ -115,23 +146,24 @@ class ChatTemplate:
             return self._opening(None) + self._plain(system + _JOIN)
         return self._control(before) + self._plain(system) + self._control(between)
 
-    def _turns(self) -> str:
+    def _turns(self, think: bool = False) -> str:
         """The text from the end of one answer to the start of the next, question in between."""
         messages = [
             *_user(_DOCUMENT),
             {"role": "assistant", "content": _ANSWER},
             *_user(_QUESTION),
         ]
-        return _after(self._render(messages), _ANSWER)
+        return _after(self._render(messages, think), _ANSWER)
 
-    def _render(self, messages: Messages) -> str:
+    def _render(self, messages: Messages, think: bool = False) -> str:
         """The conversation as text, up to where the assistant would begin to write."""
         failure: Exception | None = None
+        switches: dict[str, Any] = dict.fromkeys(_SWITCHES, think)
         for form in (messages, _as_parts(messages)):
             try:
                 text = str(
                     self._tokenizer.apply_chat_template(
-                        form, tokenize=False, add_generation_prompt=True, **_OPTIONS
+                        form, tokenize=False, add_generation_prompt=True, **switches
                     )
                 )
             except (TemplateError, TypeError, ValueError) as error:
@@ -177,6 +209,12 @@ class ChatTemplate:
             if full[start : start + len(bare)] == bare:
                 return full[:start]
         return []
+
+
+def control_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The tokens that are no text: what `skip_special_tokens` leaves out."""
+    added = tokenizer.added_tokens_decoder
+    return {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
 
 
 def _user(content: str) -> Messages:

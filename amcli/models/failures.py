@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import huggingface_hub
@@ -19,6 +21,7 @@ from amcli.errors import AmkvError, OutOfMemoryError, UsageError
 
 # Neither module declares what it exports, nor all of its types.
 hf_logging: Any = importlib.import_module("transformers.utils.logging")
+hub_logging: Any = importlib.import_module("huggingface_hub.utils.logging")
 hub_utils: Any = importlib.import_module("huggingface_hub.utils")
 
 
@@ -26,8 +29,9 @@ hub_utils: Any = importlib.import_module("huggingface_hub.utils")
 def quiet() -> Iterator[None]:
     """Silence warnings and progress bars of the libraries inside the block, and only there."""
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hub_bars = not hub_utils.are_progress_bars_disabled()
+    hub_level, hub_bars = hub_logging.get_verbosity(), not hub_utils.are_progress_bars_disabled()
     hf_logging.set_verbosity(logging.CRITICAL)
+    hub_logging.set_verbosity(logging.CRITICAL)
     hf_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
@@ -35,6 +39,7 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         hf_logging.set_verbosity(level)
+        hub_logging.set_verbosity(hub_level)
         if bars:
             hf_logging.enable_progress_bar()
         # transformers switches the hub's bars along with its own.
@@ -51,15 +56,33 @@ def out_of_memory(error: BaseException) -> bool:
 def explain(error: Exception, name: str, revision: str | None) -> AmkvError:
     """The error a user should see for `error`, raised while loading `name`."""
     chain = list(_chain(error))
+    if "Unrecognized model in" in str(error):  # also when transformers got no config.json at all
+        chain += _chain(_why_no_configuration(name, revision))
     if any(out_of_memory(link) for link in chain):
         return OutOfMemoryError(
             f"{name} does not fit into memory",
             "try --dtype bfloat16, --device cpu, or a smaller model",
         )
+    full = any(isinstance(link, OSError) and link.errno == errno.ENOSPC for link in chain)
+    if full:
+        return OutOfMemoryError(
+            f"no space left to download {name}", "free some space, or set HF_HOME to another disk"
+        )
     found = _hub_error(chain, name, revision) or _model_error(chain, name)
     if found is not None:
         return found
     return AmkvError(f"cannot load {name}: {_first_line(error)}", "run again with --debug")
+
+
+def _why_no_configuration(name: str, revision: str | None) -> Exception | None:
+    """What the hub says when it is asked for a model's config.json; None for a folder."""
+    if Path(name).is_dir():
+        return None
+    try:
+        huggingface_hub.hf_hub_download(name, "config.json", revision=revision)
+    except Exception as error:
+        return error
+    return None
 
 
 def _hub_error(chain: list[BaseException], name: str, revision: str | None) -> AmkvError | None:
@@ -80,19 +103,30 @@ def _hub_error(chain: list[BaseException], name: str, revision: str | None) -> A
             f"there is no model {name}, neither as a folder nor on the Hugging Face hub",
             "check the name; for a private model run: hf auth login",
         )
-    if among(hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError, ConnectionError) or any(
-        "couldn't connect to" in str(link) for link in chain
-    ):
-        if huggingface_hub.constants.HF_HUB_OFFLINE:
-            return AmkvError(
-                f"the model {name} is not in the local cache, and HF_HUB_OFFLINE is set",
-                f"unset HF_HUB_OFFLINE, or fetch it first: hf download {name}",
-            )
-        return AmkvError(
-            f"the model {name} is not in the local cache, and the hub cannot be reached",
-            "check the network, or give --model a folder",
+    if among(hub.RemoteEntryNotFoundError):
+        return UsageError(
+            f"the model {name} has no config.json: it is not in the form of transformers",
+            "choose the repository it was made from, not one of GGUF files or adapters",
         )
-    return None
+    for link in chain:
+        status = getattr(getattr(link, "response", None), "status_code", None)
+        if isinstance(link, hub.HfHubHTTPError) and status is not None:
+            return AmkvError(
+                f"the Hugging Face hub answered {status} when asked for {name}",
+                "try again in a while, or give --model a folder",
+            )
+    away = (hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError, ConnectionError)
+    if not among(*away) and not any("couldn't connect to" in str(link) for link in chain):
+        return None
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return AmkvError(
+            f"the model {name} is not in the local cache, and HF_HUB_OFFLINE is set",
+            f"unset HF_HUB_OFFLINE, or fetch it first: hf download {name}",
+        )
+    return AmkvError(
+        f"the model {name} is not in the local cache, and the hub cannot be reached",
+        "check the network, or give --model a folder",
+    )
 
 
 def _model_error(chain: list[BaseException], name: str) -> AmkvError | None:
@@ -100,7 +134,8 @@ def _model_error(chain: list[BaseException], name: str) -> AmkvError | None:
     if "trust_remote_code" in text:
         return UsageError(
             f"the model {name} brings its own code, which amkv does not run unasked",
-            "choose a model that transformers supports itself",
+            "choose a model that transformers supports itself, or read that code and add "
+            "--trust-remote-code",
         )
     if "does not recognize this architecture" in text or "Unrecognized model in" in text:
         return UsageError(

@@ -6,7 +6,7 @@ as it was before that pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from amcli.errors import OutOfMemoryError
 from amcli.models.cache import CompactCache
+from amcli.models.chat import control_ids
 from amcli.models.failures import out_of_memory
 from amcli.models.geometry import decoder_of
 from amcli.models.loading import LoadedModel
@@ -98,7 +99,7 @@ def stream(
     temperature: float = 0.0,
     seed: int = 0,
     stop_ids: AbstractSet[int] | None = None,
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     """Feed `ids`, then yield up to `max_tokens` new tokens, and end before one of `stop_ids`.
 
     Greedy at temperature 0, otherwise sampled with a generator of its own, so that equal seeds
@@ -128,16 +129,24 @@ def _choose(logits: torch.Tensor, temperature: float, generator: torch.Generator
 
 
 class TextStream:
-    """Decode tokens one by one into text, holding back bytes that are not yet a character."""
+    """Decode tokens one by one into text, holding back bytes that are not yet a character.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    Control tokens give no text, but for those in `keep`.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, keep: AbstractSet[int] = frozenset()
+    ) -> None:
         self._tokenizer = tokenizer
+        self._dropped = control_ids(tokenizer) - keep
         self._ids: list[int] = []
         self._start = 0  # decoding begins here: some tokenizers drop the first token's space
         self._done = 0  # tokens before this one have been given out
 
     def push(self, token: int) -> str:
         """The text that this token completes; empty while a character is still open."""
+        if token in self._dropped:
+            return ""
         self._ids.append(token)
         new = self._pending()
         if new.endswith("\ufffd"):
@@ -157,6 +166,6 @@ class TextStream:
 
     def _decode(self, ids: list[int]) -> str:
         text = self._tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
         return str(text)

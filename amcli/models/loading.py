@@ -7,7 +7,7 @@ A model is named by `pocket` (the one in the box), a folder, a hub id, or `id@re
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -25,12 +25,13 @@ from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils.import_utils import is_accelerate_available
 
 from amcli.errors import AmkvError, UsageError
-from amcli.models import identity
+from amcli.models import identity, memory
 from amcli.models.attention import NAME, register
 from amcli.models.chat import ChatTemplate
 from amcli.models.failures import explain, quiet
 from amcli.models.geometry import ModelGeometry, refuse_attention, refuse_unsupported
-from amcli.models.lengths import forget_lengths
+from amcli.models.lengths import forget_lengths, trained_length
+from amcli.models.memory import Preview
 from amcli.models.probe import probe
 from amcli.models.sharding import Shard, here, leave_at_exit
 from amcli.processes import launched
@@ -92,7 +93,7 @@ class LoadedModel:
                 "revision": self.revision,
                 "architecture": self.geometry.architecture,
                 "config_hash": self.config_hash,
-                "dtype": str(self.dtype).removeprefix("torch."),
+                "dtype": memory.dtype_name(self.dtype),
                 "layers": [layer.manifest(self.shard.size) for layer in self.geometry.layers],
                 "rope": self.geometry.rope,
             },
@@ -115,6 +116,7 @@ def load(
     device: str | None = None,
     dtype: str | None = None,
     trust_remote_code: bool = False,
+    look: Callable[[Preview], None] = lambda preview: None,
 ) -> LoadedModel:
     """Load the model that `spec` names.
 
@@ -123,20 +125,22 @@ def load(
             on a device of its own
     dtype   a key of `DTYPES`; float32 on the CPU, elsewhere the model's own 16-bit type, or
             bfloat16 where the device has it
+    look    called with what is known before the weights are read; may raise to stop there
 
     Raises UsageError for a name, folder, device or model that cannot be used, AmkvError when the
-    hub cannot be reached, OutOfMemoryError when the weights do not fit.
+    hub cannot be reached, OutOfMemoryError when the weights do not fit. Code that a model brings
+    is run only with `trust_remote_code`.
     """
     register()
     source = _Source.of(spec)
     place = _device(device)
-    try:
-        with quiet():
-            return _load(source, place, device == AUTO, dtype, trust_remote_code)
-    except AmkvError:
-        raise
-    except Exception as error:
-        raise explain(error, source.id, source.revision) from error
+    with quiet():
+        try:
+            return _load(source, place, device == AUTO, dtype, trust_remote_code, look)
+        except AmkvError:
+            raise
+        except Exception as error:
+            raise explain(error, source.id, source.revision) from error
 
 
 @dataclass(frozen=True)
@@ -195,8 +199,13 @@ def _device(name: str | None) -> torch.device:
     except RuntimeError as error:
         raise UsageError(f"unknown device {name!r}", "use cpu, cuda, cuda:0 or auto") from error
     if device.type == "cuda" and not torch.cuda.is_available():
+        built = torch.version.cuda is not None or torch.version.hip is not None
         raise UsageError(
-            f"device {name} was asked for, but PyTorch sees no CUDA device", "use --device cpu"
+            f"device {name} was asked for, but PyTorch sees no CUDA device"
+            + ("" if built else ": this PyTorch is for CPUs only"),
+            "use --device cpu, or see whether nvidia-smi lists the GPU"
+            if built
+            else "use --device cpu, or install PyTorch with CUDA: https://pytorch.org",
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(
@@ -244,6 +253,7 @@ def _load(
     spread: bool,
     dtype_name: str | None,
     trust_remote_code: bool,
+    look: Callable[[Preview], None],
 ) -> LoadedModel:
     # The configuration comes first: it is small, and most refusals need nothing else.
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
@@ -260,10 +270,16 @@ def _load(
         raise UsageError(
             "several GPUs want the package accelerate", "pip install 'amkv[multi-gpu]'"
         )
+    devices = [device]
     if shard.size > 1:
         options["distributed_config"] = DistributedConfig(tp_plan="auto")
     elif spread and torch.cuda.device_count() > 1:
         options["device_map"] = AUTO
+        devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    need = memory.estimate(source.location, options["revision"], config, dtype, devices, shard.size)
+    preview = Preview(source.id, devices, dtype, need, trained_length(config), tokenizer)
+    preview.require_weights()
+    look(preview)
     model = _weights(source, dtype, options, config.model_type)
     if not options.keys() & {"distributed_config", "device_map"}:
         torch.nn.Module.to(model, device)

@@ -35,6 +35,7 @@ class Context:
     ids        `T` token ids; the document is `ids[document_start:document_end]`
     boundary   `in_user_turn`, `raw` or `turn_closed`: what a question has to be led in with
     source     name, hash and size of the text, as the manifest holds them
+    before     tokens that the cache holds ahead of `ids`, as a prefix that stays as it is
     """
 
     loaded: LoadedModel
@@ -44,11 +45,19 @@ class Context:
     document_end: int
     boundary: str
     source: dict[str, Any]
+    before: int = 0
 
     @property
     def T(self) -> int:
         """Logical length: tokens of the context as the model saw them."""
         return len(self.ids)
+
+    def lead(self, question: str, think: bool = False) -> list[int]:
+        """Token ids from the end of the context to where the answer to a question begins."""
+        chat = self.loaded.chat
+        if self.boundary == "turn_closed":
+            return chat.next_turn(question, think)
+        return chat.first_turn(question, think)
 
     def manifest(self) -> dict[str, Any]:
         """What the manifests of prefill and compact artifacts have in common."""
@@ -111,6 +120,14 @@ def prefill(
     )
 
 
+def reread(context: Context, *, progress: Progress) -> Context:
+    """The same tokens in a full cache: the model reads all of them again."""
+    cache = CompactCache.empty(context.loaded.geometry)
+    progress.start("read the whole", context.T)
+    absorb(context.loaded.model, cache, context.ids, CHUNK, progress.advance)
+    return replace(context, cache=cache)
+
+
 def _for_length(loaded: LoadedModel, tokens: int) -> LoadedModel:
     """The same model, with the positions that a context of so many tokens has."""
     geometry = lengths.for_context(loaded.geometry, tokens, POSITIONS_FOR_ANSWERS)
@@ -146,6 +163,8 @@ def shared(context: Context, layers: Sequence[Entries] | None = None) -> Compact
     `layers` are the entries of all heads, those that the context holds live when None.
     """
     cache = context.cache.fork()
+    if context.before:  # there is a prefix already
+        return cache
     for i in full_layers(context):
         mine = context.loaded.shard.mine
         heads: Entries = dense(context.cache, i) if layers is None else mine(layers[i])

@@ -41,7 +41,7 @@ def fit(
     for layer, part, chosen in zip(full, scores, lengths, strict=True):
         mine = chosen[shard.rank * len(part) : (shard.rank + 1) * len(part)]
         inputs.append(_input(context, references.get(layer), layer, part, mine))
-    progress.start("compact", sum(len(layer.lengths) for layer in inputs))
+    progress.start("compact heads", sum(len(layer.lengths) for layer in inputs))
     quantizer = quantizer_of(options.storage(method))
     found: dict[int, Entries] = {}
     positions: dict[int, torch.Tensor] = {}

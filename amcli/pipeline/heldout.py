@@ -61,7 +61,7 @@ def parts(context: Context, size: int, most: int, seed: int) -> list[Passage]:
     unless there is no other. Empty where the model's positions leave no room behind the context.
     """
     document = context.ids[context.document_start : context.document_end]
-    chat, tokenizer = context.loaded.chat, context.loaded.tokenizer
+    tokenizer = context.loaded.tokenizer
     generator = torch.Generator().manual_seed(seed)
     # From a quarter to three quarters of a part: where reference passages begin is not close.
     offset = size // 4 + int(torch.randint(max(1, size // 2), (1,), generator=generator))
@@ -74,7 +74,7 @@ def parts(context: Context, size: int, most: int, seed: int) -> list[Passage]:
         piece = document[start : start + size]
         quoted = min(QUOTED, len(piece) // 2)
         head = str(tokenizer.decode(piece[:quoted], skip_special_tokens=True)).strip()
-        lead = chat.first_turn(REPEAT_FROM.format(start=head))
+        lead = context.lead(REPEAT_FROM.format(start=head))
         found.append(Passage(lead + piece, len(lead) + quoted, context.T, slice(0, context.T)))
     limit = context.loaded.geometry.max_positions
     if limit is not None and context.T + max(len(p.ids) for p in found) > limit:

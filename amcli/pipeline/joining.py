@@ -126,8 +126,7 @@ def _turned(entries: Entries, rotary: Rotary, layer: int, tokens: int) -> Entrie
         return replace(entries, keys=keys)
     packed: Packed = entries.keys
     keys = _moved(packed.unpack(), rotary, layer, tokens)
-    quantizer = QUANTIZERS["int8" if packed.codes.dtype == torch.int8 else "int4"]
-    return replace(entries, keys=quantizer.quantize(keys, packed.rotated))
+    return replace(entries, keys=QUANTIZERS[packed.store].quantize(keys, packed.rotated))
 
 
 def _moved(keys: torch.Tensor, rotary: Rotary, layer: int, tokens: int) -> torch.Tensor:

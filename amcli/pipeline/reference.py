@@ -116,7 +116,6 @@ def repeat_passages(context: Context, part: int = PART) -> list[Passage]:
     part fits behind the document.
     """
     document = context.ids[context.document_start : context.document_end]
-    chat = context.loaded.chat
     tokenizer = context.loaded.tokenizer
     limit = context.loaded.geometry.max_positions
     room = part if limit is None else min(part, limit - context.T - 64)
@@ -134,7 +133,7 @@ def repeat_passages(context: Context, part: int = PART) -> list[Passage]:
         else:
             head = str(tokenizer.decode(piece[:_HEAD], skip_special_tokens=True))
             instruction = REPEAT_FROM.format(start=head.strip())
-        lead = chat.first_turn(instruction)
+        lead = context.lead(instruction)
         # What stands before and after the document belongs to its first and last part.
         begin = 0 if start == 0 else context.document_start + start
         end = context.document_start + start + len(piece)
@@ -305,13 +304,14 @@ def collect(
 
 def _cache_at(context: Context, position: int) -> CompactCache:
     """A cache of the context's tokens before `position`, to be written to."""
-    if position > 0:
+    if context.before + position > 0:
         fork = context.cache.fork()
         try:
-            fork.truncate(position)
+            fork.truncate(context.before + position)
             return fork
         except ValueError:  # a sliding layer has forgotten what it saw then
-            pass
+            if context.before:  # and what came before cannot be read again
+                raise
     cache = CompactCache.empty(context.loaded.geometry)
     if position > 0:
         absorb(context.loaded.model, cache, context.ids[:position], CHUNK)
@@ -395,7 +395,7 @@ class _Recorder:
         K = keys[:, : self.T] if after else live_keys(self.context, index)[0]
         unrotated = None
         if self.rotary is not None:
-            unrotated = self.rotary.unrotate(index, Q, position)
+            unrotated = self.rotary.unrotate(index, Q, self.context.before + position)
         return Look(
             Q=Q,
             K=K,

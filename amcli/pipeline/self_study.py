@@ -81,7 +81,7 @@ def study(
     cache = shared(context)
     progress.start("questions about it", 2 * count)
     questions = _questions(context, cache, count, seed, progress)
-    prompts = [loaded.chat.first_turn(question) for question in questions]
+    prompts = [context.lead(question) for question in questions]
     room = _room(context, max((len(p) for p in prompts), default=0))
     replies = answers(
         loaded, cache, prompts, [min(ANSWER_TOKENS, room)] * len(prompts), rows=_rows(context),
@@ -108,7 +108,7 @@ def _questions(
         number += 1
         size = min(_rows(context) if number else ROUND, count - start)
         asked = [ASK] * size if varied else _pointing(context, size, start, count)
-        prompts = [loaded.chat.first_turn(instruction) for instruction in asked]
+        prompts = [context.lead(instruction) for instruction in asked]
         room = _room(context, max(len(p) for p in prompts))
         said = answers(
             loaded, cache, prompts, [min(QUESTION_TOKENS, room)] * size, rows=size,
@@ -168,5 +168,5 @@ def dialogues(
             ids, count = found[-1]
             found[-1] = ids + turn, count + 1
         else:
-            found.append((chat.first_turn(exchange.question) + answer, 1))
+            found.append((context.lead(exchange.question) + answer, 1))
     return found

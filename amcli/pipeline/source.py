@@ -1,4 +1,4 @@
-"""Reads the document: a text file or standard input, checked before any work starts."""
+"""Reads the document: files or standard input, checked before any work starts."""
 
 from __future__ import annotations
 
@@ -10,34 +10,55 @@ from pathlib import Path
 from typing import Any
 
 from amcli.errors import UsageError
+from amcli.pipeline import readers
 
 STDIN = "-"
 
 # What file names may hold and a manifest may not: separators, control and surrogate characters.
 _UNFIT = re.compile(r"[/\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
+_LONGEST_NAME = 100
+
+
+@dataclass(frozen=True)
+class File:
+    """One file that a document was read from; `pages` is None where it has none."""
+
+    name: str
+    characters: int
+    pages: int | None = None
+
+    def record(self) -> dict[str, Any]:
+        """The file as JSON has it."""
+        return {"name": self.name, "characters": self.characters, "pages": self.pages}
+
 
 @dataclass(frozen=True)
 class Source:
-    """A document: its text, and the name it is known by (a bare file name)."""
+    """A document: its text, the name it is known by (a bare file name), and its files in order."""
 
     name: str
     text: str
+    files: tuple[File, ...] = ()
 
     @property
     def stem(self) -> str:
-        """The name without its last ending: outputs are named after it."""
-        return Path(self.name).stem or self.name
+        """The first file's name without its last ending: outputs are named after it."""
+        name = self.files[0].name if self.files else self.name
+        return Path(name).stem or name
 
     def manifest(self) -> dict[str, Any]:
         """The `source` field of an artifact's manifest."""
         data = self.text.encode()
-        return {
+        record = {
             "name": self.name,
             "sha256": hashlib.sha256(data).hexdigest(),
             "characters": len(self.text),
             "bytes": len(data),
         }
+        if len(self.files) > 1:
+            record["files"] = [file.record() for file in self.files]
+        return record
 
 
 def bare_name(path: Path) -> str:
@@ -45,36 +66,38 @@ def bare_name(path: Path) -> str:
     return _UNFIT.sub("_", path.name)
 
 
-def read_source(path: str) -> Source:
-    """Reads a UTF-8 text file, or standard input for `-`.
+def read_source(*paths: str) -> Source:
+    """Reads a document from files, or from standard input for `-`.
 
-    Raises UsageError for a missing file, a folder, binary data, another encoding, or no text.
+    Several files make one text, in the order given, each under a line with its name. Raises
+    UsageError for a missing file, a folder, no text, and what `readers.read` refuses.
     """
+    found = [_read(path) for path in paths]
+    files = tuple(file for file, _ in found)
+    if len(found) == 1:
+        return Source(files[0].name, found[0][1], files)
+    text = "\n\n".join(f"===== {file.name} =====\n\n{text}" for file, text in found)
+    name = ", ".join(file.name for file in files)
+    if len(name) > _LONGEST_NAME:
+        name = f"{files[0].name[:_LONGEST_NAME]} and {len(files) - 1} more"
+    return Source(name, text, files)
+
+
+def _read(path: str) -> tuple[File, str]:
+    """A file and its text."""
     if path == STDIN:
         if sys.stdin is None:
             raise UsageError("standard input is closed", "pipe a document into it, or name a file")
         name, data = "stdin.txt", sys.stdin.buffer.read()
     else:
-        name, data = bare_name(Path(path)), _read(Path(path))
-    if b"\0" in data:
-        raise UsageError(
-            f"{name} is binary data, not text (a zero byte at {data.index(0)})",
-            "give a plain text file in UTF-8",
-        )
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{name} is not UTF-8 text (byte {data[error.start]:#04x} at {error.start})",
-            "convert it first, for example with iconv -f latin1 -t utf-8",
-        ) from error
-    text = text.replace("\r\n", "\n").strip()
+        name, data = bare_name(Path(path)), _bytes(Path(path))
+    text, pages = readers.read(name, data)
     if not text:
         raise UsageError(f"{name} is empty", "give a document with some text in it")
-    return Source(name, text)
+    return File(name, len(text), pages), text
 
 
-def _read(path: Path) -> bytes:
+def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:

@@ -60,12 +60,23 @@ def document_start(document: Document) -> str:
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """For processes: as a stranger's would be, but for where Python finds this code."""
-    dropped = ("AMKV_MODEL", "HF_HOME", "COLUMNS", "NO_COLOR")
-    kept = {name: value for name, value in os.environ.items() if name not in dropped}
+    dropped = ("HF_HOME", "COLUMNS", "NO_COLOR")
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in dropped and not name.startswith("AMKV_")
+    }
     old = os.environ.get("PYTHONPATH")
     path = SOURCES if not old else SOURCES + os.pathsep + old
     state = str(tmp_path / ".state")
-    return {**kept, "PYTHONPATH": path, "XDG_STATE_HOME": state, "OMP_NUM_THREADS": "1"}
+    config = str(tmp_path / ".config")
+    return {
+        **kept,
+        "PYTHONPATH": path,
+        "XDG_CONFIG_HOME": config,
+        "XDG_STATE_HOME": state,
+        "OMP_NUM_THREADS": "1",
+    }
 
 
 @pytest.fixture
@@ -76,7 +87,9 @@ def here(tmp_path: Path, document: Document, monkeypatch: pytest.MonkeyPatch) ->
     (folder / "doc.txt").write_text(document.text + "\n", encoding="utf-8")
     monkeypatch.chdir(folder)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / ".state"))
-    monkeypatch.delenv("AMKV_MODEL", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / ".config"))
+    for name in [name for name in os.environ if name.startswith("AMKV_")]:
+        monkeypatch.delenv(name)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Makes `docs/help.md` from what the commands say of themselves: python tests/cli/helptext.py"""
+"""Makes `docs/cli.md` from what the commands say of themselves: python tests/cli/helptext.py"""
 
 from __future__ import annotations
 
@@ -9,27 +9,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+from typer.main import get_command
+
+from amcli.cli import app
+
 ROOT = Path(__file__).parents[2]
-TARGET = ROOT / "docs" / "help.md"
-COMMANDS: tuple[tuple[str, ...], ...] = (
-    (),
-    ("prefill",),
-    ("compact",),
-    ("chat",),
-    ("inspect",),
-    ("verify",),
-    ("export",),
-    ("import",),
-    ("demo",),
-    ("eval",),
-    ("bench",),
-)
+TARGET = ROOT / "docs" / "cli.md"
+COMMANDS: tuple[tuple[str, ...], ...] = ((), *((name,) for name in get_command(app).commands))
+"""Words after `amkv`: none, and each command."""
 
 _INTRODUCTION = """\
 # The commands
 
 This page is made from `--help` by `python tests/cli/helptext.py`; a test
-compares the two. What `--json` prints is in [json.md](json.md).
+compares the two. Variables and the configuration file are in
+[configuration.md](configuration.md), what `--json` prints in
+[json.md](json.md).
 
 Exit codes: 0; 1 unexpected, or the output cannot be written; 2 usage, or an
 input that makes no sense; 3 not a valid artifact; 4 an artifact that does not
@@ -50,9 +45,10 @@ def help_document() -> str:
 
 def _help(command: tuple[str, ...]) -> str:
     path = os.pathsep.join((str(ROOT), str(ROOT / "formats"), os.environ.get("PYTHONPATH", "")))
+    plain = {"PYTHONPATH": path, "COLUMNS": "80", "NO_COLOR": "1", "XDG_CONFIG_HOME": os.devnull}
     return subprocess.run(
         [sys.executable, "-m", "amcli", *command, "--help"],
-        env={**os.environ, "PYTHONPATH": path, "COLUMNS": "80", "NO_COLOR": "1"},
+        env={**os.environ, **plain},
         capture_output=True,
         text=True,
         check=True,

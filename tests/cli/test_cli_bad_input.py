@@ -286,7 +286,20 @@ CASES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], int, str, str]] 
         "bfloat16",
     ),
     "no document": (nothing, ("prefill",), 2, "missing argument 'DOC'", "amkv prefill --help"),
-    "two documents": (nothing, ("prefill", "a", "b"), 2, "unexpected extra argument", "--help"),
+    "one of two documents missing": (
+        nothing,
+        ("prefill", "doc.txt", "b", *TO),
+        2,
+        "no such file: b",
+        "check the path",
+    ),
+    "an artifact among documents": (
+        nothing,
+        ("compact", "doc.txt", "doc.amkv", *TO),
+        2,
+        "doc.amkv is an artifact, not a text",
+        "amkv compact doc.amkv",
+    ),
     "unknown command": (nothing, ("compct",), 2, "no such command 'compct'", "mean 'compact'?"),
     "unknown option": (
         nothing,

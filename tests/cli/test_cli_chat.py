@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pexpect  # type: ignore[import-untyped]
 import pytest
+from screens import shown
 
 from amcli.commands.conversation import answer
 from amcli.commands.shared import open_contexts
@@ -17,6 +18,7 @@ from amcli.models import generate
 from amcli.pipeline.progress import Silent
 from amcli.pipeline.session import Session
 from amcli.pocket.dialogues import Question
+from amcli.pocket.documents import Document
 from conftest import Amkv
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -72,6 +74,71 @@ def test_temperature_and_seed_make_the_answer(amkv: Amkv, compact: Path) -> None
     assert said("--seed", "1") != said("--seed", "2")
 
 
+def test_several_questions_are_turns_of_one_conversation(
+    amkv: Amkv, compact: Path, question: Question
+) -> None:
+    asked = ("-p", "The password is plum-juice.", "-p", question.question)
+    done = amkv("chat", "-c", compact, *asked, "--json", "--max-tokens", "24")
+    first, second = map(json.loads, done.out.splitlines())
+    assert second["answer"] == question.answer
+    assert second["memory_bytes"] > first["memory_bytes"]
+    twice = amkv("chat", "-c", compact, "-p", "-", "-p", "-", stdin=b"x")
+    assert (twice.code, twice.errors[0]) == (2, "error: -p - was given twice")
+
+
+def test_a_file_of_questions_gives_a_line_of_json_each(
+    amkv: Amkv, compact: Path, question: Question, here: Path
+) -> None:
+    rows = [{"id": 7, "question": question.question, "answer": "x"}, question.question]
+    text = "\n".join(json.dumps(row) for row in rows) + "\n\n"
+    (here / "q.jsonl").write_text(text, encoding="utf-8")
+    done = amkv("chat", "-c", compact, "--questions", "q.jsonl")
+    found = [json.loads(line) for line in done.out.splitlines()]
+    assert [record["answer"] for record in found] == [question.answer] * 2
+    assert found[0]["given"] == rows[0]
+    assert found[0]["memory_bytes"] == found[1]["memory_bytes"]  # each asked by itself
+    piped = amkv("chat", "-c", compact, "--questions", "-", stdin=text.encode())
+    assert [json.loads(x)["answer"] for x in piped.out.splitlines()] == [question.answer] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        (b'{"question": "Who?"}\n{"question": 3}\n', "line 2 of q.jsonl has no question"),
+        (b'\n{"question": "Who?"\n', 'line 2 of q.jsonl is not JSON: {"question": "Who?"'),
+        (b"[1, 2]", "line 1 of q.jsonl has no question"),
+        (b"[" * 100_000, "line 1 of q.jsonl is not JSON: " + "[" * 39 + "…"),
+        (b" \n", "q.jsonl has no questions"),
+        (b"\xff", "q.jsonl is not UTF-8 text"),
+    ],
+)
+def test_a_file_of_questions_is_checked_before_anything_is_loaded(
+    amkv: Amkv, compact: Path, here: Path, text: bytes, error: str
+) -> None:
+    (here / "q.jsonl").write_bytes(text)
+    done = amkv("chat", "-c", compact, "--questions", "q.jsonl")
+    assert (done.code, done.out, done.errors[0]) == (2, "", f"error: {error}")
+
+
+def test_a_file_of_questions_that_is_not_there_or_not_alone(amkv: Amkv, compact: Path) -> None:
+    done = amkv("chat", "-c", compact, "--questions", "no.jsonl")
+    assert (done.code, done.errors[0]) == (2, "error: no such file: no.jsonl")
+    done = amkv("chat", "-c", compact, "--questions", "no.jsonl", "-p", "Who?")
+    assert (done.code, done.errors[0]) == (2, "error: --questions and -p exclude each other")
+
+
+def test_the_same_question_of_the_whole_document(
+    amkv: Amkv, compact: Path, question: Question
+) -> None:
+    asked = ("chat", "-c", compact, "-p", question.question, "--compare")
+    record = json.loads(amkv(*asked, "--json").out)
+    assert record["answer"] == record["whole"]["answer"] == question.answer
+    assert set(record["whole"]) == {"answer", "tokens", "seconds", "memory_bytes", "read_seconds"}
+    done = amkv(*asked)
+    shown = rf"compact: .+\n{question.answer}\nwhole document: .+\n{question.answer}\n"
+    assert re.fullmatch(shown, done.out)
+
+
 def test_questions_that_are_not_utf8(amkv: Amkv, compact: Path) -> None:
     for words in ((), ("-p", "-")):
         done = amkv("chat", "-c", compact, *words, stdin=b"\xff?\n")
@@ -111,20 +178,36 @@ def test_a_question_broken_off_before_its_answer_leaves_no_trace(
     assert session.turns == 1
 
 
+Spawn = Callable[..., pexpect.spawn]
+
+
 @pytest.fixture
-def terminal(here: Path, compact: Path, environment: dict[str, str]) -> Iterator[pexpect.spawn]:
-    child = pexpect.spawn(
-        sys.executable,
-        ["-m", "amcli", "chat", "--context", str(compact)],
-        cwd=str(here),
-        env={**environment, "TERM": "xterm", "LC_ALL": "C.UTF-8"},
-        dimensions=(24, 80),
-        encoding="utf-8",
-        timeout=60,
-    )
-    child.expect(r"> ")
-    yield child
-    child.close(force=True)
+def spawn(here: Path, compact: Path, environment: dict[str, str]) -> Iterator[Spawn]:
+    """Starts a conversation on a terminal of its own."""
+    children: list[pexpect.spawn] = []
+
+    def start(*words: str, columns: int = 80, **more: str) -> pexpect.spawn:
+        child = pexpect.spawn(
+            sys.executable,
+            ["-m", "amcli", "chat", "--context", str(compact), *words],
+            cwd=str(here),
+            env={**environment, "TERM": "xterm-256color", "LC_ALL": "C.UTF-8", **more},
+            dimensions=(24, columns),
+            encoding="utf-8",
+            timeout=60,
+        )
+        children.append(child)
+        child.expect(r"> ")
+        return child
+
+    yield start
+    for child in children:
+        child.close(force=True)
+
+
+@pytest.fixture
+def terminal(spawn: Spawn) -> pexpect.spawn:
+    return spawn()
 
 
 def lines(child: pexpect.spawn) -> list[str]:
@@ -151,7 +234,7 @@ def test_a_conversation_on_a_terminal(terminal: pexpect.spawn, question: Questio
     terminal.expect_exact("a new conversation")
     terminal.expect(r"> ")
     terminal.sendline("/rest")
-    terminal.expect_exact("there is no command /rest; /help lists them")
+    terminal.expect_exact("there is no command /rest; did you mean '/reset'? /help lists them")
     terminal.expect(r"> ")
     terminal.sendline("/quit")
     terminal.expect(pexpect.EOF)
@@ -163,7 +246,7 @@ def test_ctrl_c_stops_the_answer_not_the_conversation(
     terminal: pexpect.spawn, question: Question, document_start: str
 ) -> None:
     terminal.sendline(LONG)
-    terminal.expect_exact(document_start)
+    terminal.expect_exact(document_start.removeprefix("# "))  # which is a heading
     terminal.sendintr()
     terminal.expect_exact("(stopped)")
     terminal.expect(r"> ")
@@ -179,11 +262,54 @@ def test_ctrl_c_stops_the_answer_not_the_conversation(
     assert terminal.exitstatus == 0
 
 
-def test_ctrl_d_leaves(terminal: pexpect.spawn) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("colours", [True, False])
+def test_nothing_is_wider_than_the_terminal(
+    spawn: Spawn, question: Question, columns: int, colours: bool
+) -> None:
+    child = spawn("--compare", columns=columns, **({} if colours else {"NO_COLOR": "1"}))
+    screens = [child.before]
+    for text in (question.question, "/help", "/tokens", "/undo"):
+        child.sendline(text)
+        child.expect(r"\n(?:\x1b\[\?2004h)?> ")
+        screens.append(child.before)
+    child.sendeof()
+    child.expect(pexpect.EOF)
+    shown = ESCAPES.sub("", "".join(screens)).replace("\x1b", "")
+    assert "whole document" in shown
+    widths = [len(line.split("\r")[-1]) for line in shown.replace("\r\n", "\n").split("\n")]
+    assert max(widths) <= columns
+    coloured = re.findall(r"\x1b\[[0-9;]*3[0-9](?:;[0-9;]*)?m", "".join(screens))
+    assert colours or not coloured
+
+
+@pytest.mark.slow
+def test_a_long_answer_leaves_the_scrollback_whole(
+    terminal: pexpect.spawn, question: Question, document: Document
+) -> None:
+    """Every line of the answer is printed once, in order; only the region that grows is redrawn."""
+    terminal.sendline(LONG)
+    terminal.expect("positions left", timeout=120)
+    final = shown(terminal.before)
+    said = " ".join(final.partition("\n")[2].split())
+    words = " ".join(re.sub(r"[#*|-]", " ", document.text).split()[:60])
+    assert words in re.sub(r"\s+", " ", re.sub(r"[•─#*|-]", " ", said))
+
+
+def test_ctrl_d_leaves_and_the_history_is_kept_for_its_owner(
+    terminal: pexpect.spawn, environment: dict[str, str]
+) -> None:
+    terminal.sendline("/tok\t")  # Tab completes
+    terminal.expect_exact("not compacted")
+    terminal.expect(r"> ")
     terminal.sendeof()
     terminal.expect(pexpect.EOF)
     terminal.close()
     assert terminal.exitstatus == 0
+    path = Path(environment["XDG_STATE_HOME"]) / "amkv" / "chat-history"
+    assert path.read_text(encoding="utf-8").split() == ["/tokens"]
+    assert path.stat().st_mode & 0o077 == 0
 
 
 def test_json_is_not_for_conversations(

@@ -1,7 +1,8 @@
-"""Help: instant, without torch, and the same in `docs/help.md` as in the terminal."""
+"""Help: instant, without torch, and the same in `docs/cli.md` as in the terminal."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -14,10 +15,10 @@ from conftest import Amkv
 HEAVY = ("torch", "transformers", "numpy", "rich")
 
 
-def test_help_md_is_what_help_says() -> None:
+def test_the_page_is_what_help_says() -> None:
     # Words, not lines: versions of Typer may break lines in other places.
     assert help_document().split() == TARGET.read_text(encoding="utf-8").split(), (
-        "docs/help.md is out of date: python tests/cli/helptext.py"
+        "docs/cli.md is out of date: python tests/cli/helptext.py"
     )
 
 
@@ -58,7 +59,27 @@ def test_help_is_instant(process: Amkv) -> None:
     assert min(seconds() for _ in range(5)) < 0.5
 
 
-def test_version(amkv: Amkv) -> None:
+def test_help_of_every_command_has_an_example() -> None:
+    for section in help_document().split("\n## ")[1:]:
+        name = section.partition("\n")[0]
+        text = section.partition("\nOptions:")[0]
+        assert re.search(rf"^    {name}\b", text, re.MULTILINE), f"{name} --help has no example"
+
+
+def test_version_names_the_libraries_and_imports_none(process: Amkv, here: Path) -> None:
+    import torch
+    import transformers
+
     from amcli import __version__
 
-    assert amkv("--version").out == f"amkv {__version__}\n"
+    began = time.perf_counter()
+    done = process("--version")
+    assert time.perf_counter() - began < 3  # torch alone takes longer
+    lines = done.out.splitlines()
+    assert lines[0] == f"amkv {__version__}"
+    assert f"torch {torch.__version__}" in lines[1]
+    assert f"transformers {transformers.__version__}" in lines[1]
+    cuda = torch.version.cuda
+    assert lines[2].endswith("no CUDA" if cuda is None else f"CUDA {cuda}")
+    assert lines[3].startswith("configuration: ")
+    assert lines[3].endswith("config.toml (not there)")

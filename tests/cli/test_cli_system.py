@@ -19,7 +19,7 @@ import amkv_format.writer
 from amcli.commands import inspect
 from amcli.fused import Fused
 from amcli.models import attend
-from amcli.pipeline import compaction, contexts
+from amcli.pipeline import contexts, fitting
 from amcli.ragged import RaggedHeads
 from conftest import Amkv
 
@@ -131,7 +131,7 @@ def test_a_hub_model_without_a_network(process: Amkv, here: Path, tmp_path: Path
         HF_HOME=str(tmp_path / "hub"),
     )
     assert done.code == 1
-    assert done.err.splitlines() == [
+    assert done.errors == [
         "error: the model someone/some-model is not in the local cache, and HF_HUB_OFFLINE is set",
         "hint: unset HF_HUB_OFFLINE, or fetch it first: hf download someone/some-model",
     ]
@@ -173,7 +173,7 @@ def test_an_interrupt_leaves_nothing(
         raise KeyboardInterrupt
 
     if moment == "fitting":
-        monkeypatch.setattr(compaction, "compact_layer", interrupt)
+        monkeypatch.setattr(fitting, "compact_layers", interrupt)
     else:  # when everything but the name of the file is there
         monkeypatch.setattr(amkv_format.writer, "publish", interrupt)
     done = amkv("compact", "doc.txt")
@@ -195,6 +195,7 @@ def test_ctrl_c_while_compacting(here: Path, environment: dict[str, str]) -> Non
         env=environment,
     )
     assert running.stderr is not None
+    assert running.stderr.readline().startswith("read doc.txt")
     assert running.stderr.readline().startswith("using pocket")  # the model is loaded from here on
     time.sleep(1)
     running.send_signal(signal.SIGINT)

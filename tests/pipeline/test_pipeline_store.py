@@ -100,8 +100,7 @@ def test_a_cache_of_codes_forks_truncates_and_answers_again(
     cache = loaded.cache
     session = Session(loaded, max_tokens=12)
     first = "".join(session.ask("Who lives here?"))
-    session.cache.truncate(context.T)
-    session.turns = 0
+    session.undo()
     assert "".join(session.ask("Who lives here?")) == first
     assert cache.nbytes() == compacted.stored_bytes
     assert cache.fork(3).layers[0].prefix is cache.layers[0].prefix

@@ -1,0 +1,103 @@
+"""What the shell offers after Tab. Nothing heavy is imported: it has to come while one types."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+METHODS = (
+    "omp",
+    "omp-beta",
+    "highest-attention",
+    "keep",
+    "streaming",
+    "random",
+    "knorm",
+    "keydiff",
+    "snapkv",
+    "tova",
+    "h2o",
+    "expected-attention",
+    "pyramidkv",
+    "kvzip",
+    "kvzip-uniform",
+    "am-highest-attention",
+    "am-omp",
+)
+BUDGETS = ("adaptive", "uniform", "global", "adakv", "pyramid")
+QUERIES = ("repeat", "self-study", "repeat-parts", "context", "repeat+self-study")
+STORES = ("auto", "native", "int8", "int4")
+SUITES = (
+    "register",
+    "register-sparse",
+    "needle",
+    "ruler",
+    "quality",
+    "longhealth",
+    "perplexity",
+)
+DEVICES = ("cpu", "cuda", "auto")
+DTYPES = ("float32", "bfloat16", "float16")
+
+Completion = Callable[[str], list[str]]
+
+
+def among(names: Iterable[str]) -> Completion:
+    """Offers those of some names that begin as what is typed."""
+
+    def offer(incomplete: str) -> list[str]:
+        return [name for name in names if name.startswith(incomplete)]
+
+    return offer
+
+
+def several(names: Iterable[str]) -> Completion:
+    """The same for names with commas between them: for the last one."""
+    offer = among(names)
+
+    def offer_last(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",")
+        return [before + comma + name for name in offer(last)]
+
+    return offer_last
+
+
+def artifacts(incomplete: str) -> list[str]:
+    """Offers `.amkv` files, and folders that may hold some."""
+    return [*_paths(incomplete, lambda p: p.suffix == ".amkv"), *_folders(incomplete)]
+
+
+def models(incomplete: str) -> list[str]:
+    """Offers pocket, the models in the local cache of the hub, and folders with a model."""
+    cache = os.environ.get("HF_HUB_CACHE") or os.path.join(
+        os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface"), "hub"
+    )
+    prefix = "models--"
+    try:
+        held = sorted(name for name in os.listdir(cache) if name.startswith(prefix))
+    except OSError:
+        held = []
+    ids = [name.removeprefix(prefix).replace("--", "/") for name in held]
+    folders = _paths(incomplete, lambda p: (p / "config.json").is_file())
+    return [*among(["pocket", *ids])(incomplete), *folders]
+
+
+def _folders(incomplete: str) -> list[str]:
+    return [f"{path}/" for path in _paths(incomplete, Path.is_dir)]
+
+
+def _paths(incomplete: str, wanted: Callable[[Path], bool]) -> list[str]:
+    """Paths that begin as what is typed, as it is typed; hidden ones when a dot is."""
+    folder, name = os.path.split(incomplete)
+    try:
+        names = sorted(os.listdir(os.path.expanduser(folder) or "."))
+    except OSError:
+        return []
+    return [
+        os.path.join(folder, found)
+        for found in names
+        if found.startswith(name)
+        and (name.startswith(".") or not found.startswith("."))
+        and wanted(Path(os.path.expanduser(folder), found))
+    ]

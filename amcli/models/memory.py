@@ -1,0 +1,281 @@
+"""What a model will take in memory, before any of its weights are read.
+
+The headers of its safetensors files say how many numbers there are, its configuration how much a
+token takes in the cache. Both are small: a model that cannot fit is refused in a second, not
+after minutes of loading. Where something is not said, nothing is claimed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import get_safetensors_metadata, try_to_load_from_cache
+from safetensors import safe_open
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from amcli.console import bytes_text
+from amcli.errors import OutOfMemoryError
+from amcli.models.state import EMPTY, KINDS
+
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+
+# By the names of safetensors. Types that are not here are packed: they stay as they are.
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16}
+
+# Of version 2 and version 1: folder, limit, use, and what of that are caches of files.
+_GROUPS = (
+    ("", "memory.max", "memory.current", "inactive_file"),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+
+_SPARE = 0.9
+"""Share of what is free that a document may fill, by the line that says how long it may be."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a model takes, as far as it is known.
+
+    parameters   numbers in its weights; None when no header says it
+    weights      bytes of the weights as they will be loaded
+    per_token    bytes that a token adds to the full cache; None when the configuration is unusual
+    free         bytes that are free on the device before loading; None when nobody says
+    """
+
+    parameters: int | None
+    weights: int | None
+    per_token: int | None
+    free: int | None
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of the longest document whose full cache fits beside the weights, about."""
+        if self.free is None or self.weights is None or not self.per_token:
+            return None
+        return max(0, int((self.free - self.weights) * _SPARE / self.per_token))
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A model before its weights are read: what it is, where it will be, what it will take.
+
+    devices   where its layers will be, one or several
+    made_for  positions it was trained for, in tokens; None when not said
+    """
+
+    id: str
+    devices: Sequence[torch.device]
+    dtype: torch.dtype
+    need: Need
+    made_for: int | None
+    tokenizer: PreTrainedTokenizerBase
+
+    def line(self) -> str:
+        """All of it for people: `Qwen/Qwen3-4B in bfloat16 on cuda: 8.04 GB of 84.2 GB free; …`."""
+        line = f"{self.id} in {dtype_name(self.dtype)} on {self._place}"
+        if self.need.weights is not None:
+            free = "" if self.need.free is None else f" of {bytes_text(self.need.free)} free"
+            line += f": {bytes_text(self.need.weights)}{free}"
+        longest = self.need.longest
+        if longest is None or (self.made_for is not None and self.made_for <= longest):
+            return line + (f"; made for {self.made_for:,} tokens" if self.made_for else "")
+        return f"{line}; documents of up to {_rounded(longest):,} tokens fit"
+
+    def require_weights(self) -> None:
+        """Raises OutOfMemoryError when the weights alone are more than what is free."""
+        need = self.need
+        if need.weights is None or need.free is None or need.weights <= need.free:
+            return
+        smaller = "--dtype bfloat16, " if self.dtype == torch.float32 else ""
+        other = "a machine with more memory" if self._place == "cpu" else "--device cpu"
+        raise OutOfMemoryError(
+            f"{self.id} needs {bytes_text(need.weights)} for its weights in "
+            f"{dtype_name(self.dtype)}, and {self._place} has {bytes_text(need.free)} free",
+            f"try {smaller}a smaller model, or {other}",
+        )
+
+    def require_document(self, name: str, text: str) -> None:
+        """Raises OutOfMemoryError when the full cache of a document cannot fit beside them."""
+        need, longest = self.need, self.need.longest
+        if longest is None or len(text.encode()) <= longest:  # no token is less than a byte
+            return
+        tokens = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        weights, cache, free = need.weights or 0, tokens * (need.per_token or 0), need.free or 0
+        if weights + cache <= free:
+            return
+        raise OutOfMemoryError(
+            f"{name} has {tokens:,} tokens, whose cache takes {bytes_text(cache)} beside "
+            f"{bytes_text(weights)} of weights, and {self._place} has {bytes_text(free)} free",
+            f"shorten the document to about {longest:,} tokens, or choose a smaller model",
+        )
+
+    @property
+    def _place(self) -> str:
+        return str(self.devices[0]) if len(self.devices) == 1 else f"{len(self.devices)} GPUs"
+
+
+def estimate(
+    location: str,
+    revision: str | None,
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    devices: Sequence[torch.device],
+    processes: int = 1,
+) -> Need:
+    """What a process takes of the model at a folder or hub id, in `dtype`. Never raises.
+
+    Weights and cache are divided among `processes`, as is the memory of a CPU, and spread over the
+    `devices` of this one.
+    """
+    counts = _counts(location, revision)
+    parameters = None if counts is None else sum(counts.values())
+    weights = None if counts is None else _bytes(counts, dtype) // processes
+    per_token = cache_bytes(config, dtype)
+    known = [n for n in map(free_bytes, devices) if n is not None]
+    free = sum(known) if len(known) == len(devices) else None
+    if free is not None and devices[0].type == "cpu":
+        free //= processes
+    return Need(parameters, weights, None if per_token is None else per_token // processes, free)
+
+
+def cache_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int | None:
+    """Bytes that each token adds to the full cache; None when the configuration is unusual.
+
+    Layers with a window or a state do not grow with the document and count for nothing.
+    """
+    fields = vars(config.get_text_config(decoder=True))  # not getattr: layers may differ in a field
+    layers, width, query_heads = (
+        _count(fields.get(name))
+        for name in ("num_hidden_layers", "hidden_size", "num_attention_heads")
+    )
+    if not layers or not width or not query_heads:
+        return None
+    heads = _count(fields.get("num_key_value_heads")) or query_heads
+    dim = _count(fields.get("head_dim")) or width // query_heads
+    kinds = fields.get("layer_types")
+    if kinds is not None:
+        layers = sum(kind not in KINDS | EMPTY | {"sliding_attention"} for kind in kinds)
+    return layers * heads * 2 * dim * dtype.itemsize
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Bytes free on a device; None where the system does not say."""
+    if device.type == "cuda":
+        try:
+            return int(torch.cuda.mem_get_info(device)[0])
+        except RuntimeError:
+            return None
+    if device.type != "cpu":
+        return None
+    known = [n for n in (_available(), _left_in_group()) if n is not None]
+    return min(known, default=None)
+
+
+# ---- numbers of the weights -------------------------------------------------------------------
+
+
+def _counts(location: str, revision: str | None) -> Mapping[str, int] | None:
+    """Numbers of each safetensors dtype; None where there are no such headers to read."""
+    folder = Path(location)
+    try:
+        if folder.is_dir():
+            return _of_files(_listed(folder))
+        cached = _cached(location, revision)
+        if cached is not None:
+            return _of_files(cached)
+        found = get_safetensors_metadata(location, revision=revision)
+        return {str(kind): n for kind, n in found.parameter_count.items()}
+    except Exception:  # whatever is wrong here is said better when the model is loaded
+        return None
+
+
+def _listed(folder: Path) -> list[Path]:
+    """The weight files that transformers would read."""
+    if (folder / _SINGLE).is_file():
+        return [folder / _SINGLE]
+    weights = json.loads((folder / _INDEX).read_bytes())["weight_map"]
+    return [folder / name for name in sorted(set(weights.values()))]
+
+
+def _cached(name: str, revision: str | None) -> list[Path] | None:
+    """The same of a hub model that was downloaded before; None when a file is not there."""
+    for file in (_SINGLE, _INDEX):
+        found = try_to_load_from_cache(name, file, revision=revision)
+        if isinstance(found, str):
+            files = _listed(Path(found).parent)
+            return files if all(path.is_file() for path in files) else None
+    return None
+
+
+def _of_files(paths: Iterable[Path]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for path in paths:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - it is no mapping
+                tensor = file.get_slice(name)
+                size = 1
+                for n in tensor.get_shape():
+                    size *= n
+                counts[tensor.get_dtype()] = counts.get(tensor.get_dtype(), 0) + size
+    return counts
+
+
+def _bytes(counts: Mapping[str, int], dtype: torch.dtype) -> int:
+    """Numbers that are floats are loaded in `dtype`; packed ones stay as they are."""
+    return sum(
+        n * (dtype.itemsize * 8 if kind in _FLOATS else _BITS.get(kind, 8)) // 8
+        for kind, n in counts.items()
+    )
+
+
+# ---- memory of this machine -------------------------------------------------------------------
+
+
+def _available() -> int | None:
+    """What Linux would give without swapping; elsewhere all of the machine's memory."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _left_in_group() -> int | None:
+    """What a container's limit leaves; None without one. Caches of files are given back."""
+    for folder, limit, used, cached in _GROUPS:
+        group = Path("/sys/fs/cgroup") / folder
+        try:
+            most = int((group / limit).read_text())
+            held = int((group / used).read_text())
+            lines = map(str.split, (group / "memory.stat").read_text().splitlines())
+            back = sum(int(count) for name, count in lines if name == cached)
+        except (OSError, ValueError):  # no such group, or "max"
+            continue
+        return max(0, most - held + back)
+    return None
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`bfloat16`, as manifests have it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _rounded(tokens: int) -> int:
+    """Two digits, downwards: it is an estimate."""
+    step = int(10 ** max(0, len(str(tokens)) - 2))
+    return tokens // step * step
