@@ -143,11 +143,11 @@ class Conversation:
         left = self._left()
         if left is not None:
             facts.append(f"{left:,} positions left")
-        if turn.ended == "max-tokens":
-            facts.append(f"cut off at --max-tokens {self._session.max_tokens}")
-        elif turn.ended == "positions":
-            facts.append("cut off: no positions left")
         self._console.note(paint("  " + " · ".join(facts), "2"))
+        if turn.ended == "max-tokens":
+            self._console.note(f"(cut off at --max-tokens {self._session.max_tokens})")
+        elif turn.ended == "positions":
+            self._console.note("(cut off: no positions are left)")
 
     def _left(self) -> int | None:
         limit = self._session.positions

@@ -84,7 +84,7 @@ def test_the_document_said_again_word_for_word(talk: Talk, document_start: str) 
     transcript = talk("Repeat the previous context.", session=None)
     said, _, foot = transcript.removeprefix("> ").partition("\n  ")
     assert " ".join(said.split()).startswith(document_start)
-    assert foot == "(footer) · cut off at --max-tokens 24\n> \n"
+    assert foot == "(footer)\n(cut off at --max-tokens 24)\n> \n"
 
 
 def test_what_cannot_be_done_is_said_and_the_conversation_goes_on(
