@@ -67,7 +67,7 @@ def import_(
             "one of --text and --ids is needed: a cache does not say what was read",
             "give the document with --text doc.txt, or its token ids with --ids ids.json",
         )
-    source = None if text is None else read_document(console, text)
+    source = None if text is None else read_document(console, [text])
     path = output or Path(cache.stem + PREFILL_ENDING)
     refuse_same(path, cache)
     require_writable(path, force)

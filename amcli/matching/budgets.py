@@ -227,7 +227,7 @@ def entries_for_ratio(
     full = sum(layer.full_bytes for layer in layers)
     costs = {layer.entry_bytes(beta) for layer in layers}
     capacity = sum(layer.heads * layer.tokens for layer in layers)
-    limit = int(full / ratio)
+    limit = int(full / ratio * (1 + 1e-12))  # 1056 / 1.1 is a little less than 960
     if not costs or capacity == 0:
         raise UsageError("there is no key to compact")
     entries = min(capacity, limit // max(costs))

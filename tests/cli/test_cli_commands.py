@@ -186,7 +186,7 @@ def test_the_defaults_of_the_command_line_are_those_of_the_pipeline(amkv: Amkv) 
     assert f"[default: {Options().seed}]" in help_text
     assert Options().method == recipes.DEFAULT
     for name in methods.names():
-        assert name in help_text
+        assert name in help_text.replace("- ", "-")  # where a line ends at a hyphen
 
 
 def test_completion_knows_the_commands(process: Amkv) -> None:

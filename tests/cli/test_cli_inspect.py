@@ -26,7 +26,7 @@ def test_the_documented_fields_are_those_that_are_printed(amkv: Amkv, full: Path
     for name, record in (
         ("prefill", prefill),
         ("compact", compact),
-        ("chat", {**chat, "given": None, "whole": None}),
+        ("chat", {**chat, "given": None, "whole": None, "thoughts": None}),
         ("inspect", inspect),
     ):
         assert set(record) == documented(name), name

@@ -205,7 +205,7 @@ def test_inspect_reports_what_is_kept(tmp_path: Path, capsys: pytest.CaptureFixt
         found = describe(file, tmp_path / "doc.amkv")["states"]
     sizes = {place: x.numel() * x.element_size() for place, x in states(context.cache).items()}
     assert {(x["layer"], x["name"]): x["bytes"] for x in found} == sizes
-    assert main(["inspect", str(tmp_path / "doc.amkv")]) == 0
+    assert main(["inspect", "--layers", str(tmp_path / "doc.amkv")]) == 0
     assert "states    of 2 layers without keys and values" in capsys.readouterr().out
 
 
