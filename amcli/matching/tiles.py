@@ -139,7 +139,7 @@ def normal_equations(
         A = A.mul_(W[:, r].to(dtype).unsqueeze(-1))  # [H, rows, t]
         add_gram(G, A)
         B.baddbmm_(A.mT, F[:, r].to(dtype))
-    return mirrored(G), B
+    return mirror(G), B
 
 
 _GRAM_BLOCKS = 8
@@ -147,21 +147,24 @@ _SMALL_GRAM = 512  # below, one large product is faster than some small ones
 
 
 def add_gram(G: torch.Tensor, A: torch.Tensor) -> None:
-    """Adds `AᵀA` of `A [H, n, t]` to the upper triangle of `G [H, t, t]`, in place.
+    """Adds `AᵀA` of `A [H, n, t]` to `G [H, t, t]`, in place: blocks on and above the diagonal.
 
-    In blocks of columns, which is little more than half of the work; what stands below the
-    diagonal is of no use until `mirrored`.
+    In blocks of columns, which is little more than half of the work; what stands below them is of
+    no use until `mirror`.
     """
-    t = A.shape[2]
-    block = t if t < _SMALL_GRAM else -(-t // _GRAM_BLOCKS)
-    for c in spans(t, block):
+    for c in _gram_blocks(A.shape[2]):
         G[:, c, c.start :].baddbmm_(A[:, :, c].mT, A[:, :, c.start :])
 
 
-def mirrored(G: torch.Tensor) -> torch.Tensor:
-    """The symmetric matrices whose upper triangles are in `G [H, t, t]`."""
-    upper = G.triu()
-    return upper + G.triu(1).mT
+def mirror(G: torch.Tensor) -> torch.Tensor:
+    """`G [H, t, t]` with what `add_gram` left out filled in, in place."""
+    for c in _gram_blocks(G.shape[2]):
+        G[:, c.stop :, c] = G[:, c, c.stop :].mT
+    return G
+
+
+def _gram_blocks(t: int) -> list[slice]:
+    return list(spans(t, t if t < _SMALL_GRAM else -(-t // _GRAM_BLOCKS)))
 
 
 def key_scale(G: torch.Tensor) -> torch.Tensor:
