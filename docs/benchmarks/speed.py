@@ -21,6 +21,10 @@ import argparse
 import gc
 import json
 import statistics
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from math import exp
 from pathlib import Path
@@ -245,9 +249,48 @@ def measure_growth(progress: Progress, largest: int) -> Iterator[dict[str, Any]]
 
 
 def measure_cpu(progress: Progress, repeats: int) -> list[dict[str, Any]]:
-    """The model in the box on the processor."""
+    """The model in the box on the processor, and seconds of the command as it is typed."""
     loaded = load("pocket", device="cpu")
-    return [bench.measure(loaded, 4000, Options(ratio=r), repeats, progress) for r in (20, 50)]
+    found = bench.measure(loaded, 4000, Options(ratio=20), repeats, progress)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "doc.txt"
+        path.write_text(bench.document(loaded, 4000, 0), encoding="utf-8")
+        words = [sys.executable, "-m", "amcli", "-q", "compact", str(path), "-o", f"{path}.amkv"]
+        times = []
+        for _ in range(repeats):
+            began = time.perf_counter()
+            subprocess.run([*words, "--device", "cpu", "--force"], check=True, stdout=-3)
+            times.append(time.perf_counter() - began)
+    return [found | {"command_seconds": statistics.median(times)}]
+
+
+def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Seconds of each stage, and peak memory, against the length of the document."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.axes import Axes
+
+    tokens = [row["tokens"] for row in rows]
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    left: Axes = axes[0]
+    right: Axes = axes[1]
+    styles = {"prefill": "k--o", "reference": "C0-s", "compact": "C1-^", "errors": "C2-v"}
+    for name, style in {**styles, "write": "C3-D"}.items():
+        times = [next(s["seconds"] for s in row["stages"] if s["stage"] == name) for row in rows]
+        left.loglog(tokens, times, style, label=name, markersize=4, linewidth=1.2)
+    left.set_ylabel("seconds")
+    left.legend(frameon=False, fontsize=8)
+    right.semilogx(tokens, [row["peak_memory"] / 1e9 for row in rows], "k-o", markersize=4)
+    right.set_ylabel("peak GPU memory, GB")
+    right.set_ylim(bottom=0)
+    for axis in (left, right):
+        axis.set_xlabel("tokens of the document")
+        axis.set_xticks(tokens, [f"{t // 1000}k" for t in tokens])
+        axis.minorticks_off()
+        axis.grid(color="0.9")
+    figure.savefig(path, dpi=150)
 
 
 PARTS = ("fits", "quality", "whole", "growth", "cpu")
@@ -256,16 +299,23 @@ PARTS = ("fits", "quality", "whole", "growth", "cpu")
 def main() -> None:
     """Measures, writes, prints."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS[:-1]))
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--largest", type=int, default=131_072, help="tokens, for growth")
+    parser.add_argument("--plot", type=Path, help="draw the growth that is in the JSON, and stop")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     record: dict[str, Any] = json.loads(args.json.read_text()) if args.json.exists() else {}
     about = {"date": today(), "hardware": hardware(device), "tools": tools(), "seed": 0}
+    if args.plot is not None:
+        draw(record["growth"]["found"], args.plot)
+        return
     progress: Any = Bar() if animated() else Silent()
-    for part in args.parts:
+    unknown = set(args.parts) - set(PARTS)
+    if unknown:
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    for part in args.parts or PARTS[:-1]:
         if part == "fits":
             found: Any = measure_fits(device, args.repeats)
         elif part == "quality":
