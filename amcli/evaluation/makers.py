@@ -22,8 +22,8 @@ from amcli.pipeline.clock import stopwatch
 from amcli.pipeline.compaction import Options, check, compact, shapes
 from amcli.pipeline.contexts import Context, full_layers, shared
 from amcli.pipeline.options import AUTO
+from amcli.pipeline.passes import Passes
 from amcli.pipeline.progress import Progress
-from amcli.pipeline.reference import Passes
 from amcli.pipeline.source import Source
 from amcli.quantize import NATIVE, Entries, quantizer_of
 from amcli.ragged import RaggedHeads

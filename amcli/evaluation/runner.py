@@ -23,8 +23,8 @@ from amcli.pipeline import contexts
 from amcli.pipeline.clock import stopwatch
 from amcli.pipeline.compaction import Options
 from amcli.pipeline.contexts import Context
+from amcli.pipeline.passes import Passes
 from amcli.pipeline.progress import Progress
-from amcli.pipeline.reference import Passes
 from amcli.pipeline.replies import answers
 from amcli.pipeline.source import Source
 

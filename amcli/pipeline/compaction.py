@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +11,11 @@ import torch
 
 from amcli.artifacts import write_artifact
 from amcli.errors import UsageError
-from amcli.matching import budgets, methods
+from amcli.matching import budgets
 from amcli.matching.budgets import LayerShape, Lengths
-from amcli.matching.known import Known
 from amcli.matching.methods import FUTURE, Method, ScoreContext
-from amcli.matching.scores import SCORE_KINDS, ScoreKind
 from amcli.models.rotary import Rotary
-from amcli.pipeline import budget_file, heldout, reference
+from amcli.pipeline import budget_file, heldout
 from amcli.pipeline.budget_file import BudgetFile
 from amcli.pipeline.choices import holds_every_key, queries_by_need, store_by_error
 from amcli.pipeline.clock import stopwatch
@@ -28,8 +25,9 @@ from amcli.pipeline.heldout import Errors
 from amcli.pipeline.options import AUTO, budget_of
 from amcli.pipeline.options import Options as Options
 from amcli.pipeline.options import check as check
+from amcli.pipeline.passes import Passes, references
 from amcli.pipeline.progress import Progress, Silent
-from amcli.pipeline.reference import SOURCES, LayerReference, Passage, Passes
+from amcli.pipeline.reference import LayerReference
 from amcli.pipeline.self_study import TEMPERATURE
 from amcli.pipeline.source import bare_name
 from amcli.quantize import NATIVE, Entries, quantizer_of
@@ -207,20 +205,20 @@ def compact(
     if options.source(method) == AUTO:
         queries = queries_by_need(context, shapes(context), planned)
         options = replace(options, queries=queries)
-    references, seconds = _references(context, method, options, rotary, passes, progress)
+    asking, seconds = references(context, method, options, rotary, passes, progress)
 
     began = stopwatch(context.loaded.device)
     scores = [
-        _scores(context, method, options, references.get(layer), layer, planned[order], rotary)
+        _scores(context, method, options, asking.get(layer), layer, planned[order], rotary)
         for order, layer in enumerate(full_layers(context))
     ]
     shard = context.loaded.shard
     everyone = [shard.gathered(part) for part in scores]
     lengths, budget = _allocate(context, method, options, everyone, file)
-    layers, positions = fit(context, method, options, references, scores, lengths, rotary, progress)
+    layers, positions = fit(context, method, options, asking, scores, lengths, rotary, progress)
     seconds["compact"] = stopwatch(context.loaded.device) - began
-    count = max((r.count for r in references.values()), default=0)
-    asked = max((r.asked for r in references.values()), default=0)
+    count = max((r.count for r in asking.values()), default=0)
+    asked = max((r.asked for r in asking.values()), default=0)
     found = Compaction(
         context, options, method, budget, layers, count, asked, seconds, file=file,
         positions=positions,
@@ -266,73 +264,6 @@ def measure(found: Compaction, passes: Passes, progress: Progress) -> None:
     held = _held_out(context, seed, passes, progress)
     found.errors = heldout.measure(context, found.layers, held)
     found.seconds["errors"] = stopwatch(context.loaded.device) - began
-
-
-def _references(
-    context: Context,
-    method: Method,
-    options: Options,
-    rotary: Rotary | None,
-    passes: Passes,
-    progress: Progress,
-) -> tuple[dict[int, LayerReference], dict[str, float]]:
-    """The queries a method asks for, `layer -> reference`, and the seconds of each stage."""
-    source = options.source(method)
-    if source == "none":
-        return {}, {"reference": 0.0}
-    last = method.window if options.window is None else max(options.window, method.window or 0)
-    watched = method.watch is not None
-    sample = None if watched else (options.seed, options.max_queries)
-    window = last if watched else None
-
-    def ask(name: str) -> list[Passage]:
-        if name == "context" and method.window is not None:
-            return reference.context_passages(context, last)
-        return SOURCES[name].passages(context, options.seed, progress)
-
-    def run(
-        passages: list[Passage], statistic: ScoreKind, kinds: tuple[ScoreKind, ...]
-    ) -> dict[int, LayerReference]:
-        found = reference.collect(
-            context,
-            passages,
-            max_queries=options.max_queries,
-            seed=options.seed,
-            kinds=kinds,
-            statistic=statistic,
-            watch=method.watch,
-            rotary=rotary if method.rope else None,
-            progress=progress,
-        )
-        for layer in found.values():
-            layer.known = Known(kept=passes.shared or passes.search, nested=passes.search)
-        return found
-
-    parts: list[dict[int, LayerReference]] = []
-    seconds: dict[str, float] = {}
-    for name in reference.sources(source):  # one by one: a source serves alone and in mixtures
-        passages, asking = passes.get(("passages", name, options.seed, window), partial(ask, name))
-        if name == "self-study":
-            seconds["self-study"] = asking
-        statistic = SOURCES[name].statistic
-        kinds = _kinds(method, statistic, passes)
-        read = partial(run, passages, statistic, kinds)
-        found, reading = passes.get((name, method.watch, window, kinds, sample), read)
-        seconds["reference"] = seconds.get("reference", 0.0) + reading
-        parts.append(found)
-    alone = method.score is not None or method.fit is not None  # looks at the sample, not at scores
-    if alone and len(parts) > 1:
-        return reference.pooled(parts), seconds
-    return reference.mixed(parts), seconds
-
-
-def _kinds(method: Method, statistic: ScoreKind, passes: Passes) -> tuple[ScoreKind, ...]:
-    """The scores that are kept: those this method asks for, or any that comes after it."""
-    if passes.shared and method.watch is None:
-        others = (methods.get(name).score_kind for name in methods.names())
-        wanted = {statistic, *(kind for kind in others if kind is not None)}
-        return tuple(kind for kind in SCORE_KINDS if kind in wanted)
-    return () if method.score is not None else (method.score_kind or statistic,)
 
 
 def _budget(method: Method, options: Options) -> str:

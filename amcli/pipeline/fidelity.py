@@ -19,8 +19,9 @@ from amcli.pipeline import heldout
 from amcli.pipeline.compaction import Compaction, compact, measure, settled, shapes
 from amcli.pipeline.contexts import Context, shared
 from amcli.pipeline.options import Options, check
+from amcli.pipeline.passages import Passage
+from amcli.pipeline.passes import Passes
 from amcli.pipeline.progress import Progress, Silent
-from amcli.pipeline.reference import Passage, Passes
 from amcli.quantize import Entries
 
 LARGEST = 400.0

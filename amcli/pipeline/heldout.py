@@ -22,8 +22,9 @@ import torch
 from amcli.matching.errors import FitErrors, fit_errors
 from amcli.matching.scores import attention_stats
 from amcli.pipeline.contexts import Context, full_layers, live_keys
+from amcli.pipeline.passages import Passage
 from amcli.pipeline.progress import Progress
-from amcli.pipeline.reference import LayerReference, Passage, collect
+from amcli.pipeline.reference import LayerReference, collect
 from amcli.prompts import REPEAT_FROM
 from amcli.quantize import Entries
 from amcli.ragged import RaggedHeads

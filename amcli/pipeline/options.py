@@ -8,7 +8,7 @@ from pathlib import Path
 from amcli.errors import UsageError
 from amcli.matching import budgets, methods
 from amcli.matching.methods import Method
-from amcli.pipeline import reference
+from amcli.pipeline import passages, reference
 from amcli.pipeline.budget_file import BudgetFile
 from amcli.quantize import STORES
 
@@ -24,7 +24,7 @@ class Options:
 
     ratio, tokens  full bytes over stored bytes, or mean entries per KV head: at most one
     budget         one of `budgets.NAMES`, the path of a budget file, or None for the method's own
-    queries        names of `reference.SOURCES`, joined by `+`; `auto`; None for the method's own
+    queries        names of `passages.SOURCES`, joined by `+`; `auto`; None for the method's own
     window         most recent tokens that snapkv and pyramidkv look from and keep; None: 64, or
                    fewer where that would be more than a quarter of a head's entries
     store          how entries are stored: one of `quantize.STORES`, `auto`, or None for the
@@ -46,7 +46,7 @@ class Options:
     positions: bool = False
 
     def source(self, method: Method) -> str:
-        """Where a method's queries come from: `none`, `auto`, or names of `reference.SOURCES`."""
+        """Where a method's queries come from: `none`, `auto`, or names of `passages.SOURCES`."""
         return (self.queries or method.source) if method.queries else "none"
 
     def storage(self, method: Method) -> str:
@@ -113,7 +113,7 @@ def budget_of(options: Options) -> BudgetFile | None:
 def _check_queries(options: Options, method: Method) -> None:
     """Raises UsageError for queries or a window that the method cannot use."""
     if options.queries not in (None, AUTO):
-        reference.sources(str(options.queries))
+        passages.sources(str(options.queries))
     if method.watch is not None and options.queries not in (None, method.source):
         raise UsageError(
             f"method {method.name!r} is defined by its own queries ({method.source}), "

@@ -1,22 +1,18 @@
 """Reference queries: queries that stand for those of future questions about a document.
 
-`repeat` makes the model say the document again, part by part, and looks at the queries of every
-layer on the way (KVzip, arXiv 2505.23416; Attention Matching, arXiv 2602.16284, section 3).
-`self-study` has it ask itself questions and answer them (see `self_study`). `context` takes the
-queries that the context itself had when it was read. One pass gives the scores of all keys from
-all queries; for the fits a seeded sample is kept. Names joined by `+` are mixtures, see `mixed`.
+The model is fed passages (see `passages`), and the queries of every layer are looked at on the
+way. One pass gives the scores of all keys from all queries; for the fits a seeded sample is kept.
+Several sources make a mixture, see `mixed`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypeVar
 
 import torch
 
-from amcli.errors import UsageError, did_you_mean
 from amcli.matching.known import Known
 from amcli.matching.methods import Look, Watcher, WatchFunction
 from amcli.matching.scores import SCORE_KINDS, ScoreKind, ScoreState
@@ -24,40 +20,12 @@ from amcli.models.cache import CompactCache
 from amcli.models.generate import CHUNK, absorb
 from amcli.models.layer import After, CompactLayer
 from amcli.models.rotary import Rotary
-from amcli.pipeline.clock import stopwatch
 from amcli.pipeline.contexts import Context, full_layers, live_keys
+from amcli.pipeline.passages import Passage
 from amcli.pipeline.progress import Progress
-from amcli.pipeline.self_study import dialogues, question_count, study
-from amcli.prompts import REPEAT, REPEAT_FROM
-
-PART = 2048
-"""Document tokens repeated at a time: bounds the positions the pass needs beyond the document's."""
-
-OWN_PART = 512
-"""Document tokens repeated at a time where each part scores its own keys only."""
-
-_HEAD = 12  # tokens by which a part is named
 
 MAX_QUERIES = 4096
 """Reference queries per KV head that the fits may use, all query heads of its group together."""
-
-
-@dataclass(frozen=True)
-class Passage:
-    """Tokens fed from position `start` on; the queries of `ids[first:]` are references.
-
-    start   the context's length, or earlier: the context's own tokens, read once more
-    part    positions of the context that the passage is about
-    own     its queries score the keys of that part alone
-    asked   questions in it that the model asked itself
-    """
-
-    ids: list[int]
-    first: int
-    start: int
-    part: slice
-    own: bool = False
-    asked: int = 0
 
 
 @dataclass
@@ -109,105 +77,6 @@ class LayerReference:
         return torch.cat(self.shares, dim=1)
 
 
-def repeat_passages(context: Context, part: int = PART) -> list[Passage]:
-    """The document in parts of at most `part` tokens, each after its instruction.
-
-    Parts are shortened where the model's positions end. Raises UsageError when not even a short
-    part fits behind the document.
-    """
-    document = context.ids[context.document_start : context.document_end]
-    tokenizer = context.loaded.tokenizer
-    limit = context.loaded.geometry.max_positions
-    room = part if limit is None else min(part, limit - context.T - 64)
-    if room < min(32, len(document)):
-        raise UsageError(
-            f"the model's {limit:,} positions leave no room to repeat a document of "
-            f"{context.T:,} tokens",
-            "shorten the document, or choose a model with a longer context with --model",
-        )
-    passages = []
-    for start in range(0, len(document), room):
-        piece = document[start : start + room]
-        if len(piece) == len(document):
-            instruction = REPEAT
-        else:
-            head = str(tokenizer.decode(piece[:_HEAD], skip_special_tokens=True))
-            instruction = REPEAT_FROM.format(start=head.strip())
-        lead = context.lead(instruction)
-        # What stands before and after the document belongs to its first and last part.
-        begin = 0 if start == 0 else context.document_start + start
-        end = context.document_start + start + len(piece)
-        part_of = slice(begin, context.T if end == context.document_end else end)
-        passages.append(Passage(lead + piece, len(lead), context.T, part_of))
-    return passages
-
-
-def own_passages(context: Context) -> list[Passage]:
-    """The document in short parts, each of which scores its own keys only.
-
-    KVzip's saving (arXiv 2505.23416, section 3.3): scoring costs T times the length of a part
-    instead of T². What a part's tokens would find in the rest of the document goes unseen.
-    """
-    return [replace(passage, own=True) for passage in repeat_passages(context, OWN_PART)]
-
-
-def context_passages(context: Context, last: int | None = None) -> list[Passage]:
-    """The context itself, as it was read; its last tokens only, where that many are enough."""
-    start = 0 if last is None else max(0, context.T - last)
-    return [Passage(context.ids[start:], 0, start, slice(0, context.T))]
-
-
-def study_passages(context: Context, seed: int, progress: Progress) -> list[Passage]:
-    """Questions that the model asked itself and its answers, several to a conversation.
-
-    Questions are references as well as answers: what they mention is looked up on the way.
-    """
-    document = context.document_end - context.document_start
-    exchanges = study(context, question_count(document), seed=seed, progress=progress)
-    limit = context.loaded.geometry.max_positions
-    room = PART if limit is None else min(PART, limit - context.T)
-    whole = slice(0, context.T)
-    return [
-        Passage(ids[:room], 0, context.T, whole, asked=count)
-        for ids, count in dialogues(context, exchanges, room)
-    ]
-
-
-@dataclass(frozen=True)
-class QuerySource:
-    """A way to make reference queries: `passages(context, seed, progress)`, and the `statistic` of
-    their attention that says which keys matter.
-
-    A repetition comes to each token once, so that one look is all that a key can get; questions
-    come to what matters more often, and to what does not by chance.
-    """
-
-    passages: Callable[[Context, int, Progress], list[Passage]]
-    statistic: ScoreKind = "max"
-
-
-SOURCES: dict[str, QuerySource] = {
-    "repeat": QuerySource(lambda context, seed, progress: repeat_passages(context)),
-    "repeat-parts": QuerySource(lambda context, seed, progress: own_passages(context)),
-    "self-study": QuerySource(study_passages, "rms"),
-    "context": QuerySource(lambda context, seed, progress: context_passages(context)),
-}
-"""Ways to make reference queries, by the names that `--queries` takes."""
-
-
-def sources(name: str) -> tuple[str, ...]:
-    """The sources of a mixture such as `repeat+self-study`. Raises UsageError for others."""
-    found = tuple(dict.fromkeys(part.strip() for part in name.split("+")))
-    for part in found:
-        if part not in SOURCES:
-            meant = did_you_mean(part, SOURCES)
-            raise UsageError(
-                f"unknown reference queries {part!r}",
-                f"{meant}queries: {', '.join(SOURCES)}, or a mixture such as repeat+self-study",
-            )
-    return found
-
-
 def mixed(parts: Sequence[dict[int, LayerReference]]) -> dict[int, LayerReference]:
     """Several sources together: keys count by the geometric mean of what each makes of them, and
     the fits have the queries of the source named last.
@@ -239,32 +108,6 @@ def pooled(parts: Sequence[dict[int, LayerReference]]) -> dict[int, LayerReferen
         )
         for layer, found in mixed(parts).items()
     }
-
-
-Made = TypeVar("Made")
-
-
-class Passes:
-    """Reference passes over one context, kept for further methods and ratios.
-
-    A pass does not depend on the ratio, so a table of many cells needs few of them. `shared`
-    says that several methods will come, so that every kind of score is kept at once; `search`,
-    that one method will come at several ratios, for which keys are then selected once.
-    """
-
-    def __init__(self, context: Context, shared: bool = True, search: bool = False) -> None:
-        self.context = context
-        self.shared = shared
-        self.search = search
-        self._done: dict[Hashable, tuple[Any, float]] = {}
-
-    def get(self, key: Hashable, make: Callable[[], Made]) -> tuple[Made, float]:
-        """What `make` gave for that key, and the seconds that it took when it ran."""
-        if key not in self._done:
-            device = self.context.loaded.device
-            began = stopwatch(device)
-            self._done[key] = (make(), stopwatch(device) - began)
-        return self._done[key]
 
 
 def collect(

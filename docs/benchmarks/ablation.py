@@ -26,8 +26,9 @@ from amcli.models.generate import absorb
 from amcli.models.loading import load
 from amcli.pipeline import compaction, contexts, reference
 from amcli.pipeline.compaction import Options
+from amcli.pipeline.passages import SOURCES, Passage, QuerySource, repeat_passages, sources
+from amcli.pipeline.passes import Passes
 from amcli.pipeline.progress import Silent
-from amcli.pipeline.reference import SOURCES, Passage, Passes, QuerySource
 from amcli.pipeline.self_study import Exchange, dialogues
 from amcli.pipeline.source import Source
 
@@ -117,9 +118,7 @@ class Bench:
         """Per layer `[H, T]`: what each further entry of pursuit takes off a head's squared error,
         weighted by the head's share of attention on the document."""
         method = methods.get(options.method)
-        found, _ = compaction._references(
-            self.context, method, options, None, self.passes, Silent()
-        )
+        found, _ = compaction.references(self.context, method, options, None, self.passes, Silent())
         gains = []
         for layer in contexts.full_layers(self.context):
             r, (K, V) = found[layer], contexts.live_keys(self.context, layer)
@@ -141,7 +140,7 @@ class Bench:
         changes below; see `OnPolicy`.
         """
         parts = []
-        for name in reference.sources(str(options.queries)):
+        for name in sources(str(options.queries)):
             source = SOURCES[name]
             passages = source.passages(self.context, options.seed, Silent())
             recorder = OnPolicy(
@@ -156,12 +155,12 @@ class Bench:
                 found.statistic = source.statistic
             parts.append(recorder.layers)
         found = reference.mixed(parts)
-        before = compaction._references
-        compaction._references = lambda *args: (found, {"reference": 0.0})
+        before = compaction.references
+        compaction.references = lambda *args: (found, {"reference": 0.0})
         try:
             return makers.make(self.context, options, self.passes, Silent())
         finally:
-            compaction._references = before
+            compaction.references = before
 
 
 class OnPolicy(reference._Recorder):
@@ -195,9 +194,9 @@ def compare_sources() -> None:
     """Other ways to rank and to mix the two sources of the default method."""
     repeat, study = SOURCES["repeat"], SOURCES["self-study"]
     SOURCES["self-study, max"] = replace(study, statistic="max")
-    SOURCES["short parts"] = QuerySource(lambda c, *_: reference.repeat_passages(c, SHORT))
+    SOURCES["short parts"] = QuerySource(lambda c, *_: repeat_passages(c, SHORT))
     SOURCES["own parts"] = QuerySource(
-        lambda c, *_: [replace(p, own=True) for p in reference.repeat_passages(c, SHORT)]
+        lambda c, *_: [replace(p, own=True) for p in repeat_passages(c, SHORT)]
     )
     SOURCES["one pass"] = QuerySource(
         lambda *args: repeat.passages(*args) + study.passages(*args)

@@ -24,8 +24,9 @@ from amcli.models.loading import LoadedModel, load
 from amcli.pipeline.compaction import Options, compact
 from amcli.pipeline.contexts import Context, prefill, tools
 from amcli.pipeline.fidelity import Judge, held_out, search
+from amcli.pipeline.passages import Passage
+from amcli.pipeline.passes import Passes
 from amcli.pipeline.progress import Silent
-from amcli.pipeline.reference import Passage, Passes
 from amcli.pipeline.self_study import study
 from amcli.pipeline.source import Source
 from amcli.pocket.dialogues import Questioner

@@ -19,8 +19,9 @@ import torch
 from amcli.matching.scores import attention_stats
 from amcli.models.loading import load
 from amcli.pipeline.contexts import full_layers, live_keys, prefill
+from amcli.pipeline.passages import repeat_passages
 from amcli.pipeline.progress import Silent
-from amcli.pipeline.reference import collect, repeat_passages
+from amcli.pipeline.reference import collect
 from amcli.pipeline.source import Source
 from amcli.pocket.documents import generate
 from amcli.quantize import Quantizer

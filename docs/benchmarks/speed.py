@@ -48,8 +48,9 @@ from amcli.pipeline import heldout
 from amcli.pipeline.clock import stopwatch
 from amcli.pipeline.compaction import Options
 from amcli.pipeline.contexts import full_layers, live_keys, prefill, tools
+from amcli.pipeline.passages import repeat_passages
 from amcli.pipeline.progress import Progress, Silent
-from amcli.pipeline.reference import collect, repeat_passages
+from amcli.pipeline.reference import collect
 from amcli.pipeline.source import Source
 from amcli.pocket.documents import generate
 

@@ -17,8 +17,8 @@ from amcli.evaluation.runner import Settings
 from amcli.evaluation.suites import base
 from amcli.pipeline.compaction import Options
 from amcli.pipeline.contexts import prefill
+from amcli.pipeline.passes import Passes
 from amcli.pipeline.progress import Silent
-from amcli.pipeline.reference import Passes
 
 METHODS = ("keep", "highest-attention", "shuffled")
 

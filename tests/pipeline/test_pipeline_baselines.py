@@ -19,11 +19,14 @@ from amcli.models.cache import CompactCache
 from amcli.models.generate import absorb
 from amcli.models.layer import CompactLayer
 from amcli.models.rotary import Rotary
+from amcli.pipeline import passes as passing
 from amcli.pipeline import reference
 from amcli.pipeline.compaction import Options, compact
 from amcli.pipeline.contexts import Context, full_layers, live_keys, prefill, restore
+from amcli.pipeline.passages import context_passages, repeat_passages
+from amcli.pipeline.passes import Passes
 from amcli.pipeline.progress import Silent
-from amcli.pipeline.reference import Passes, collect, context_passages, repeat_passages
+from amcli.pipeline.reference import collect
 from amcli.pipeline.session import Session
 
 BASELINES = methods.names()[4:]
@@ -198,13 +201,13 @@ def test_streaming_moves_what_it_keeps_together() -> None:
 
 def test_reference_passes_are_run_once_for_all_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    run = reference.collect
+    run = passing.collect
 
     def counted(*args: object, **options: object) -> object:
         calls.append(options["watch"])
         return run(*args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(reference, "collect", counted)
+    monkeypatch.setattr(passing, "collect", counted)
     of = context("llama")
     shared = Passes(of)
     for name in ("kvzip", "kvzip-uniform", "snapkv", "pyramidkv", "omp"):

@@ -11,10 +11,11 @@ import torch
 from boxes import model, source
 
 from amcli.errors import UsageError
-from amcli.pipeline import fidelity, reference
+from amcli.pipeline import fidelity, passages, reference
 from amcli.pipeline.choices import queries_by_need, store_by_error
 from amcli.pipeline.compaction import Options, compact, shapes
 from amcli.pipeline.contexts import Context, prefill, shared
+from amcli.pipeline.passes import Passes
 from amcli.pipeline.progress import Silent
 from amcli.pipeline.reference import LayerReference
 from amcli.pipeline.replies import answers
@@ -123,11 +124,11 @@ def test_a_model_that_says_nothing_cannot_study(
 
 def test_parts_score_their_own_keys(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a part gives its keys is what a document of that part's keys alone would get."""
-    monkeypatch.setattr(reference, "OWN_PART", 80)
-    passages = reference.SOURCES["repeat-parts"].passages(context, 0, Silent())
-    assert len(passages) > 2
-    found = reference.collect(context, passages, progress=Silent())
-    whole = [replace(passage, own=False) for passage in passages]
+    monkeypatch.setattr(passages, "OWN_PART", 80)
+    said = passages.SOURCES["repeat-parts"].passages(context, 0, Silent())
+    assert len(said) > 2
+    found = reference.collect(context, said, progress=Silent())
+    whole = [replace(passage, own=False) for passage in said]
     other = reference.collect(context, whole, progress=Silent())
     for layer in (0, len(found) - 1):
         own, all_ = found[layer].ranked(), other[layer].ranked()
@@ -136,7 +137,7 @@ def test_parts_score_their_own_keys(context: Context, monkeypatch: pytest.Monkey
         # Fewer keys share a query's attention, so that the best of each part gets no less of it.
         assert float(own.amax()) >= 0.99 * float(all_.amax())
         assert not torch.allclose(own, all_)
-    first = passages[0]
+    first = said[0]
     alone = reference.collect(context, [first], progress=Silent())
     assert bool((alone[0].ranked()[:, first.part.stop :] == 0).all())
     torch.testing.assert_close(
@@ -145,26 +146,26 @@ def test_parts_score_their_own_keys(context: Context, monkeypatch: pytest.Monkey
 
 
 def test_names_of_mixtures() -> None:
-    assert reference.sources("repeat + self-study+repeat") == ("repeat", "self-study")
+    assert passages.sources("repeat + self-study+repeat") == ("repeat", "self-study")
     with pytest.raises(UsageError, match="unknown reference queries 'self-studi'") as error:
-        reference.sources("repeat+self-studi")
+        passages.sources("repeat+self-studi")
     assert "did you mean 'self-study'" in str(error.value.hint)
 
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> int:
     """A model that asks itself so many questions: enough to mix, and quick."""
-    monkeypatch.setattr(reference, "question_count", lambda tokens: 16)
+    monkeypatch.setattr(passages, "question_count", lambda tokens: 16)
     return 16
 
 
 @pytest.mark.usefixtures("few")
 def test_a_mixture_ranks_by_both_and_fits_by_the_last(context: Context) -> None:
     def collected(name: str) -> dict[int, LayerReference]:
-        source = reference.SOURCES[name]
-        passages = source.passages(context, 0, Silent())
+        source = passages.SOURCES[name]
+        said = source.passages(context, 0, Silent())
         return reference.collect(
-            context, passages, max_queries=96, statistic=source.statistic, progress=Silent()
+            context, said, max_queries=96, statistic=source.statistic, progress=Silent()
         )
 
     repeat, study = collected("repeat"), collected("self-study")
@@ -190,7 +191,7 @@ def test_methods_that_fit_in_their_own_way_see_every_source(context: Context) ->
 
 @pytest.mark.usefixtures("few")
 def test_a_mixture_shares_its_passes_with_its_sources(context: Context) -> None:
-    passes = reference.Passes(context)
+    passes = Passes(context)
     options = Options(tokens=40, method="highest-attention", queries="repeat")
     alone = compact(context, options, passes=passes, errors=False)
     mixture = replace(options, queries="repeat+self-study")
@@ -229,20 +230,20 @@ def test_few_entries_make_the_model_study(context: Context, tmp_path: Path, few:
 
 def test_a_search_counts_each_pass_once(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small ratios are served by `repeat` alone, larger ones by a mixture that has it, too."""
-    kept: list[reference.Passes] = []
+    kept: list[Passes] = []
 
-    def passes(*args: Any, **options: Any) -> reference.Passes:
-        kept.append(reference.Passes(*args, **options))
+    def passes(*args: Any, **options: Any) -> Passes:
+        kept.append(Passes(*args, **options))
         return kept[-1]
 
     monkeypatch.setattr(fidelity, "Passes", passes)
     monkeypatch.setattr(fidelity, "ratios", lambda *args, **options: [4.0, 60.0])
-    monkeypatch.setattr(reference, "question_count", lambda tokens: 8)
+    monkeypatch.setattr(passages, "question_count", lambda tokens: 8)
     options = Options(method="highest-attention", store="native", max_queries=64)
     found = fidelity.search(context, options, 0.01)
     assert found.options.queries == "repeat+self-study"
     done = kept[0]._done  # (name, …) -> (what a pass gave, its seconds)
-    once = sum(seconds for (name, *_), (_, seconds) in done.items() if name in reference.SOURCES)
+    once = sum(seconds for (name, *_), (_, seconds) in done.items() if name in passages.SOURCES)
     assert [name for name, *_ in done].count("repeat") == 1
     assert found.seconds["reference"] == pytest.approx(once)
 
@@ -278,8 +279,8 @@ def test_where_eight_bits_hold_every_key_four_are_not_used(context: Context) -> 
 def test_keys_that_four_bits_would_spoil_get_eight() -> None:
     context = prefill(model("qwen3"), source(60))
     held: dict[int, LayerReference] = {}
-    passages = reference.repeat_passages(context)
-    held = reference.collect(context, passages, kinds=(), progress=Silent())
+    said = passages.repeat_passages(context)
+    held = reference.collect(context, said, kinds=(), progress=Silent())
     assert store_by_error(context, held) == "int4"
     for layer in held.values():  # sharp attention: small errors of the logits change the outputs
         layer.parts = [part * 60 for part in layer.parts]

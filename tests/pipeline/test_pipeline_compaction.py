@@ -15,7 +15,7 @@ from amcli.errors import AmkvError, ModelMismatchError, OutOfMemoryError, UsageE
 from amcli.matching import methods
 from amcli.pipeline.compaction import Compaction, Options, compact
 from amcli.pipeline.contexts import Context, prefill, restore, shared
-from amcli.pipeline.reference import repeat_passages
+from amcli.pipeline.passages import repeat_passages
 from amcli.pipeline.session import Session
 from amcli.pipeline.source import Source
 from amcli.pocket.dialogues import Questioner

@@ -12,8 +12,8 @@ from amcli.matching import methods
 from amcli.pipeline import heldout
 from amcli.pipeline.compaction import Compaction, Options, compact
 from amcli.pipeline.contexts import Context, live_keys, prefill
+from amcli.pipeline.passages import repeat_passages
 from amcli.pipeline.progress import Silent
-from amcli.pipeline.reference import repeat_passages
 
 
 @pytest.fixture(scope="module")
