@@ -5,8 +5,8 @@ Parts, by default all but `cpu`:
 fits     64 heads, 5 chunks of 12,000 keys, 50,000 queries, d = 256, 600 entries a head: selection,
          biases and values, beside a straightforward implementation of Attention Matching's own
          algorithms (arXiv 2602.16284) in the same process. Random heads: time only.
-quality  held-out errors of both on trained heads, those of the model in the box on a register of
-         2,000 tokens, 100 entries a head.
+quality  held-out errors of both on the trained heads of `--models`, a register of 2,000 tokens, 100
+         entries a head; and what panels and screening lose.
 whole    everything after the prefill and all together, a model of Qwen3-4B's shape with random
          weights, 60,000 tokens at 50x.
 growth   the same at 4k to 128k tokens, with the peak of GPU memory.
@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from math import exp
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ from amcli.evaluation.runner import hardware
 from amcli.matching import methods
 from amcli.matching import recipes as recipes  # registers the methods
 from amcli.matching.compact import LayerInput, compact_layers
-from amcli.matching.errors import fit_errors
+from amcli.matching.errors import FitErrors, fit_errors
 from amcli.matching.scores import ScoreState, attention_stats
 from amcli.models.loading import load
 from amcli.models.shapes import shaped
@@ -179,46 +180,54 @@ def seconds(device: torch.device, job: Callable[[], object], repeats: int) -> fl
     return statistics.median(times)
 
 
-def measure_quality(device: torch.device) -> dict[str, Any]:
-    """Held-out errors on the heads of the model in the box: mean over all of them."""
-    loaded = load("pocket", device=str(device), dtype="float32")
+def measure_quality(device: torch.device, models: Sequence[str]) -> list[dict[str, Any]]:
+    """Held-out errors on trained heads, a row a model: mean over all of its heads."""
+    return [judged(name, device) for name in models]
+
+
+def judged(name: str, device: torch.device, t: int = 100) -> dict[str, Any]:
+    """One model on one register, `t` entries for each head."""
+    loaded = load(name, device=str(device), dtype="float32")
     context = prefill(loaded, Source("register", generate(3, 2000).text))
     found = collect(
         context, repeat_passages(context), max_queries=8192, kinds=("max",), progress=Silent()
     )
     held = heldout.queries(context, 0, Silent())
-    t = 100
-    errors: dict[str, list[tuple[float, float]]] = {}
+    omp = methods.get("omp")
+    ours = {name: methods.get(name) for name in ("omp-beta", "omp", "highest-attention")}
+    ours["omp, one key a panel"] = replace(omp, panel=1)
+    ours["omp, one key a panel, all keys candidates"] = replace(omp, panel=1, candidates=KEYS)
+    errors: dict[str, list[FitErrors]] = {}
+
+    def judge(title: str, i: int, h: int, entry: Entry) -> None:
+        keys, beta, values = entry
+        K, V = live_keys(context, i)
+        one = slice(h, h + 1)
+        scale, Q, W = held[i].scale, held[i].Q[one], held[i].weights[one]
+        truth = attention_stats(Q, K[one], V[one], scale)
+        error = fit_errors(Q, keys[None], beta[None], values[None], truth, scale, weights=W)
+        errors.setdefault(title, []).append(error)
+
     for i in full_layers(context):
         K, V = live_keys(context, i)
         x = found[i]
-        truth = attention_stats(held[i].Q, K, V, x.scale)
-
-        def judge(keys: torch.Tensor, beta: torch.Tensor | None, values: torch.Tensor, h: int,
-                  i: int = i, truth: Any = truth) -> tuple[float, float]:  # fmt: skip
-            error = fit_errors(
-                held[i].Q[h : h + 1], keys[None], None if beta is None else beta[None],
-                values[None], truth.of([h]), held[i].scale, weights=held[i].weights[h : h + 1],
-            )  # fmt: skip
-            return float(error.mass), float(error.output)
-
         for h in range(K.shape[0]):
-            exact = paper_omp(x.Q[h], K[h], V[h], t, x.scale, 1, 1)
+            judge("paper OMP", i, h, paper_omp(x.Q[h], K[h], V[h], t, x.scale, 1, 1))
             fast = paper_omp(x.Q[h], K[h], V[h], t, x.scale, 4, 2)
-            errors.setdefault("paper OMP", []).append(judge(*exact, h))
-            errors.setdefault("paper OMP, k = 4, interval 2", []).append(judge(*fast, h))
-        for name in ("omp-beta", "omp", "highest-attention"):
-            layer = LayerInput(
-                x.Q, K, V, x.ranked("max"), [t] * K.shape[0], x.scale, weights=x.weights
-            )
-            entries = compact_layers(methods.get(name), [layer])[0].heads
+            judge("paper OMP, k = 4, interval 2", i, h, fast)
+        for title, method in ours.items():
+            lengths = [t] * K.shape[0]
+            layer = LayerInput(x.Q, K, V, x.ranked("max"), lengths, x.scale, weights=x.weights)
+            entries = compact_layers(method, [layer])[0].heads
             for h, (keys, values, beta) in enumerate(entries.heads()):
-                errors.setdefault(name, []).append(judge(keys, beta, values, h))
+                bias = torch.zeros(len(keys), device=keys.device) if beta is None else beta
+                judge(title, i, h, (keys, bias, values))
     return {
-        "tokens": context.T, "entries": t, "heads": len(errors["omp"]),
+        "model": Path(name).name, "tokens": context.T, "entries": t, "heads": len(errors["omp"]),
         "held-out": {
-            name: {"mass": mean(e[0] for e in all_), "output": mean(e[1] for e in all_)}
-            for name, all_ in errors.items()
+            title: {"mass": mean(float(e.mass) for e in all_),
+                    "output": mean(float(e.output) for e in all_)}
+            for title, all_ in errors.items()
         },
     }  # fmt: skip
 
@@ -304,6 +313,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--largest", type=int, default=131_072, help="tokens, for growth")
+    parser.add_argument("--models", nargs="*", default=["pocket"], help="for quality")
     parser.add_argument("--plot", type=Path, help="draw the growth that is in the JSON, and stop")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -320,7 +330,7 @@ def main() -> None:
         if part == "fits":
             found: Any = measure_fits(device, args.repeats)
         elif part == "quality":
-            found = measure_quality(device)
+            found = measure_quality(device, args.models)
         elif part == "whole":
             found = measure_whole(progress, args.repeats)
         elif part == "growth":
