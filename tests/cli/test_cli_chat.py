@@ -215,8 +215,19 @@ def lines(child: pexpect.spawn) -> list[str]:
     return [line.rstrip("\r") for line in ESCAPES.sub("", child.before).split("\n")]
 
 
+def readable_on_light_and_dark(raw: str) -> None:
+    """No colour that a light or a dark background swallows: nothing is written in black or
+    white or what is close to them, nor on them."""
+    for codes in re.findall(r"\x1b\[([0-9;]*)m", raw):
+        plain = re.sub(r"[34]8;(5;\d+|2;\d+;\d+;\d+)", "", codes)
+        assert not {"30", "37", "90", "97", "40", "47", "100", "107"} & set(plain.split(";")), codes
+        numbers = [int(n) for n in re.findall(r"38;5;(\d+)", codes)]
+        assert not {0, 7, 15, 16, 231, *range(232, 236), *range(252, 256)} & set(numbers), codes
+
+
 def test_a_conversation_on_a_terminal(terminal: pexpect.spawn, question: Question) -> None:
     panel = lines(terminal)
+    readable_on_light_and_dark(terminal.before)
     shown = "\n".join(panel)
     for word in ("doc.txt", "doc.amkv", "tokens", "1.0× smaller", "pocket on", "Ctrl-D"):
         assert word in shown
@@ -227,6 +238,7 @@ def test_a_conversation_on_a_terminal(terminal: pexpect.spawn, question: Questio
         terminal.sendline(question.question)
         terminal.expect_exact(question.answer)
         terminal.expect(r"> ")
+        readable_on_light_and_dark(terminal.before)
     terminal.sendline("/help")
     terminal.expect_exact("/reset")
     terminal.expect(r"> ")

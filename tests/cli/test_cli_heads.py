@@ -34,6 +34,16 @@ def test_every_head_has_its_step() -> None:
     assert [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in coloured[:2]] == lines[:2]
 
 
+def test_a_map_needs_no_colour_of_the_terminal() -> None:
+    """Light or dark: cells are blank on a colour of their own, and words have no colour."""
+    found = HeadMap("entries", [0, 3], [[1, 10], [100, None]], whole=True)
+    for line in draw([found], 80, colours=True):
+        for cell in re.findall(r"\x1b\[48;5;\d+m(.*?)\x1b\[0m", line):
+            assert not cell.strip()
+        rest = re.sub(r"\x1b\[48;5;\d+m *\x1b\[0m", "", line)
+        assert "\x1b" not in rest
+
+
 def test_maps_stand_side_by_side_where_there_is_room() -> None:
     found = [HeadMap(name, [0], [[1.0] * 8], whole=False) for name in ("output", "mass")]
     wide, narrow = (list(draw(found, width, colours=False)) for width in (80, 40))
