@@ -52,17 +52,19 @@ def whole(option: str, example: str, least: int = 0) -> Callable[[object], int]:
     return read
 
 
-_UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+_UNITS = "KMGT"
 
 
 def size(option: str, example: str) -> Callable[[object], int]:
     """A reader of bytes, such as 8GB or 500M; raises UsageError that names option and value."""
 
     def read(value: object) -> int:
-        text = str(value).strip().upper().replace(" ", "").removesuffix("B").removesuffix("I")
-        number, unit = (text[:-1], text[-1:]) if text[-1:] in _UNITS else (text, "")
+        text = str(value).strip().upper().replace(" ", "").removesuffix("B")
+        step = 1024 if text.endswith("I") else 1000  # GiB or GB
+        text = text.removesuffix("I")
+        power = _UNITS.find(text[-1:]) + 1 if text else 0
         try:
-            found = float(number) * _UNITS[unit]
+            found = float(text[:-1] if power else text) * step**power
         except ValueError:
             found = math.nan
         if not (math.isfinite(found) and found >= 1):
