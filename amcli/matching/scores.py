@@ -13,15 +13,12 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from amcli.fused import Fused
+from amcli.kernels import STATISTICS
 
 from .tiles import TILE_ELEMENTS, logits, row_size, spans, tile_shape, working_dtype
 
 ScoreKind = Literal["max", "rms", "mean"]
 SCORE_KINDS: tuple[ScoreKind, ...] = ("max", "rms", "mean")
-
-
-KERNELS = Fused("statistics", "amcli.kernels.statistics")
 
 
 class Stats(NamedTuple):
@@ -143,7 +140,7 @@ def _row_stats(
         )
         return found
 
-    found: tuple[torch.Tensor, torch.Tensor | None] | None = KERNELS.run(Q, run)
+    found: tuple[torch.Tensor, torch.Tensor | None] | None = STATISTICS.run(Q, run)
     return found
 
 
@@ -287,7 +284,7 @@ class ScoreState:
             kinds = frozenset(self._kept)
             return W, kernels.column_stats(Q, K, whole, scale, softcap, limit, kinds)
 
-        found: tuple[torch.Tensor, dict[ScoreKind, torch.Tensor]] | None = KERNELS.run(Q, run)
+        found: tuple[torch.Tensor, dict[ScoreKind, torch.Tensor]] | None = STATISTICS.run(Q, run)
         if found is None:
             return None
         for kind, paid in found[1].items():

@@ -21,6 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from amcli.batched import BatchedPrefix
 from amcli.fused import Fused
+from amcli.kernels import STATISTICS
 from amcli.quantize import Entries, hadamard
 
 MAX_SCORES = 64 * 2**20
@@ -130,7 +131,6 @@ def attend_with_mass(
 
 
 KERNELS = Fused("attention", "amcli.models.kernels.launch")
-STREAMS = Fused("statistics", "amcli.kernels.statistics")
 
 _STREAM_PROGRAMS = 64
 """Blocks of 64 queries, over all heads, from which on a GPU is busy with one program for each."""
@@ -229,7 +229,7 @@ def _streamed(
         )
         return out.view(B, H, g, m, -1), mass.view(B, H * g, m)
 
-    found: tuple[torch.Tensor, torch.Tensor] | None = STREAMS.run(q, run)
+    found: tuple[torch.Tensor, torch.Tensor] | None = STATISTICS.run(q, run)
     return found
 
 

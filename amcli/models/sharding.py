@@ -12,6 +12,7 @@ import atexit
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import TypeVar, cast
 
 import torch
@@ -67,16 +68,19 @@ class Shard:
         if self.size == 1:
             return x
         counts = self.everywhere(x.shape[0])
-        flat = x.detach().contiguous().reshape(x.shape[0], -1)
+        if not max(counts):
+            return x
         # As bytes, which every backend moves, whatever the dtype.
-        width = flat.shape[1] * x.element_size()
+        numbers = prod(x.shape[1:])
+        width = numbers * x.element_size()
         mine = torch.zeros((max(counts), width), dtype=torch.uint8, device=x.device)
         if x.numel():
+            flat = x.detach().contiguous().reshape(x.shape[0], numbers)
             mine[: x.shape[0]] = flat.view(torch.uint8)
         parts = [torch.empty_like(mine) for _ in range(self.size)]
         distributed.all_gather(parts, mine)
         rows = torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
-        return rows.view(x.dtype).reshape(-1, *x.shape[1:])
+        return rows.view(x.dtype).reshape(sum(counts), *x.shape[1:])
 
     def everywhere(self, what: Found) -> list[Found]:
         """What each process has to say, the first one first; anything that can be pickled."""

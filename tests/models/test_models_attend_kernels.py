@@ -153,7 +153,7 @@ def test_long_chunks_without_a_prefix_on_cuda(
     s = s.masked_fill(torch.ones(m, n).triu(n - m + 1).bool(), -torch.inf)
     assert mass is not None
     assert (mass.cpu() - s.logsumexp(-1).view(B, H * g, m)).abs().max() < 1e-3
-    assert module.STREAMS.broken == []
+    assert module.STATISTICS.broken == []
 
 
 def test_a_long_chunk_of_queries_is_taken_in_slices_of_bounded_memory(

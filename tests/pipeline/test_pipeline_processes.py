@@ -12,6 +12,7 @@ from boxes import source
 
 from amcli.artifacts import Artifact
 from amcli.cli import main
+from amcli.models import sharding
 from amcli.models.loading import load
 from amcli.models.sharding import Shard
 from amcli.pipeline.compaction import Options, compact
@@ -89,3 +90,29 @@ def test_each_process_has_its_own_heads(store: str) -> None:
     for name in ("keys", "values", "beta"):
         joined = torch.cat([getattr(part.unpack(), name) for part in parts])
         assert torch.equal(joined, getattr(entries.unpack(), name))
+
+
+@pytest.mark.parametrize("lengths", [(3, 1), (0, 4), (0, 0)])
+@pytest.mark.parametrize("store", ["native", "int4"])
+def test_heads_of_all_come_together(
+    store: str, lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a head, or all of a process, holds nothing; as if all processes had the same."""
+
+    def twice(found: list[object], what: object) -> None:
+        found[:] = [what, what]
+
+    def copied(parts: list[torch.Tensor], mine: torch.Tensor) -> None:
+        for part in parts:
+            part.copy_(mine)
+
+    monkeypatch.setattr(sharding.distributed, "all_gather_object", twice)
+    monkeypatch.setattr(sharding.distributed, "all_gather", copied)
+    N = sum(lengths)
+    plain = RaggedHeads(torch.randn(N, 8), torch.randn(N, 4).bfloat16().float(), None, lengths)
+    entries = plain if store == "native" else QUANTIZERS[store].pack(plain)
+    whole = Shard(0, 2).whole(entries)
+    assert whole.lengths == 2 * lengths
+    for name in ("keys", "values"):
+        part = getattr(entries.unpack(), name)
+        assert torch.equal(getattr(whole.unpack(), name), torch.cat([part, part]))
