@@ -85,6 +85,7 @@ class Rotary:
         x = x.float()
         if layer in self._plain:
             return x
+        cos, sin = cos.to(x.device), sin.to(x.device)  # layers may be on several devices
         flat = x.reshape(1, -1, *x.shape[-2:])  # [1, heads, m, d], as the models have it
         try:
             turned = self._applied(flat, cos, sin)

@@ -304,7 +304,7 @@ def _scores(
         rotation = None
         if method.rope and rotary is not None:
             future = torch.arange(context.T, context.T + FUTURE)
-            rotation = rotary.mean(layer, future, K.shape[-1])
+            rotation = rotary.mean(layer, future, K.shape[-1]).to(K.device)
         return method.score(
             ScoreContext(
                 Q=found.Q if found is not None and sampled else None,
