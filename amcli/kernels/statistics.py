@@ -13,11 +13,12 @@ same up to rounding.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import log2
 
 import torch
 import triton
 import triton.language as tl
+
+from amcli.kernels.softmax import INF, LOG2E, logits, weigh
 
 MAX_DIM = 256
 """Head dimension up to which blocks of queries and keys fit a multiprocessor."""
@@ -33,16 +34,6 @@ def can_take(*tensors: torch.Tensor) -> bool:
         x.is_cuda and x.dtype in known and x.shape[-1] <= MAX_DIM and not x.requires_grad
         for x in tensors
     )
-
-
-@triton.jit
-def _score(q, k, scale, softcap, CAP: tl.constexpr, PRECISION: tl.constexpr):
-    """Logits in units of log2."""
-    s = tl.dot(q, k, input_precision=PRECISION) * scale
-    if CAP:
-        e = tl.exp2(-2.0 * 1.4426950408889634 * tl.abs(s / softcap))
-        s = tl.where(s < 0, -1.0, 1.0) * softcap * (1.0 - e) / (1.0 + e)
-    return s * 1.4426950408889634
 
 
 @triton.jit(do_not_specialize=["n", "T"])
@@ -84,7 +75,7 @@ def _rows(
     if HAS_LIMIT:
         limit = tl.load(LIMIT + row, mask=real, other=0)
         end = tl.minimum(T, tl.max(limit, 0))
-    top = tl.full([ROWS], float("-inf"), tl.float32)
+    top = tl.full([ROWS], -INF, tl.float32)
     mass = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, VWIDE], tl.float32)
     for start in range(0, end, KEYS):
@@ -92,26 +83,21 @@ def _rows(
         there = column < T
         k_at = K + h * k_head + column[None, :].to(tl.int64) * D + j[:, None]
         k = tl.load(k_at, mask=there[None, :] & (j < D)[:, None], other=0.0).to(DTYPE)
-        s = _score(q, k, scale, softcap, CAP, PRECISION)
+        s = logits(tl.dot(q, k, input_precision=PRECISION), scale, softcap, CAP)
         if HAS_BIAS:
-            s += tl.load(BIAS + h * T + column, mask=there, other=0.0)[None, :] * 1.4426950408889634
+            s += tl.load(BIAS + h * T + column, mask=there, other=0.0)[None, :] * LOG2E
         seen = there[None, :]
         if HAS_LIMIT:
             seen = seen & (column[None, :] < limit[:, None])
-        s = tl.where(seen, s, float("-inf"))
-        newest = tl.maximum(top, tl.max(s, 1))
-        shift = tl.where(newest == float("-inf"), 0.0, newest)
-        p = tl.exp2(s - shift[:, None])
-        fade = tl.exp2(top - shift)
-        mass = mass * fade + tl.sum(p, 1)
+        s = tl.where(seen, s, -INF)
+        p, shrink, top, mass = weigh(s, top, mass)
         if HAS_V:
             v_at = V + h * v_head + column[:, None].to(tl.int64) * DV + jv[None, :]
             v = tl.load(v_at, mask=there[:, None] & (jv < DV)[None, :], other=0.0).to(DTYPE)
-            acc = acc * fade[:, None] + tl.dot(p.to(DTYPE), v, input_precision=PRECISION)
-        top = newest
+            acc = acc * shrink[:, None] + tl.dot(p.to(DTYPE), v, input_precision=PRECISION)
     some = mass > 0.0
-    lse = (top + tl.log2(tl.where(some, mass, 1.0))) / 1.4426950408889634
-    lse = tl.where(some, lse, float("-inf"))
+    lse = (top + tl.log2(tl.where(some, mass, 1.0))) / LOG2E
+    lse = tl.where(some, lse, -INF)
     tl.store(LSE + h * n + row, lse, mask=real)
     if HAS_V:
         acc = acc / tl.where(some, mass, 1.0)[:, None]
@@ -153,7 +139,7 @@ def _columns(
     j = tl.arange(0, WIDE)
     k_at = K + h * k_head + column[None, :].to(tl.int64) * D + j[:, None]
     k = tl.load(k_at, mask=there[None, :] & (j < D)[:, None], other=0.0).to(DTYPE)
-    top = tl.full([KEYS], float("-inf"), tl.float32)
+    top = tl.full([KEYS], -INF, tl.float32)
     squares = tl.zeros([KEYS], tl.float32)
     total = tl.zeros([KEYS], tl.float32)
     for start in range(part * step, tl.minimum(n, (part + 1) * step), ROWS):
@@ -161,11 +147,11 @@ def _columns(
         real = row < n
         q_at = Q + h * q_head + row[:, None].to(tl.int64) * D + j[None, :]
         q = tl.load(q_at, mask=real[:, None] & (j < D)[None, :], other=0.0).to(DTYPE)
-        lse = tl.load(LSE + h * n + row, mask=real, other=float("inf"))
-        s = _score(q, k, scale, softcap, CAP, PRECISION) - lse[:, None]
+        lse = tl.load(LSE + h * n + row, mask=real, other=INF)
+        s = logits(tl.dot(q, k, input_precision=PRECISION), scale, softcap, CAP) - lse[:, None]
         if HAS_LIMIT:
             limit = tl.load(LIMIT + row, mask=real, other=0)
-            s = tl.where(column[None, :] < limit[:, None], s, float("-inf"))
+            s = tl.where(column[None, :] < limit[:, None], s, -INF)
         if WANT_MAX:
             top = tl.maximum(top, tl.max(s, 0))
         if WANT_SQUARES:
@@ -244,7 +230,7 @@ def column_stats(
     parts = max(1, min(PARTS, 1024 // blocks, triton.cdiv(n, 4 * at.rows)))
     step = triton.cdiv(triton.cdiv(n, parts), at.rows) * at.rows
     made = {k: torch.empty((parts, H, T), dtype=torch.float32, device=Q.device) for k in kinds}
-    shift = (lse * log2(torch.e)).contiguous()
+    shift = (lse * LOG2E.value).contiguous()
     shift = shift.masked_fill(shift == -torch.inf, torch.inf)
     seen = None if limit is None else limit.to(device=Q.device, dtype=torch.int32)
     _columns[(triton.cdiv(T, at.keys), H, parts)](
@@ -269,8 +255,8 @@ class _Blocks:
     stages: int
 
 
-# By bytes of a number, and whether a dimension is above 128; measured on an H200, where each was
-# the best of about seven.
+# By bytes of a number, and whether a dimension is above 128. Those of 16-bit numbers were among the
+# fastest of six or seven on an H200; those of float32 are what fits.
 _ALONG_KEYS = {
     (2, False): _Blocks(64, 128, 4, 3),
     (2, True): _Blocks(128, 64, 8, 3),

@@ -277,7 +277,17 @@ class ScoreState:
             inputs = (Q, K) if fed is None else (Q, K, fed)
             if self._dtype != torch.float32 or not kernels.can_take(*inputs):
                 return None
-            W, whole = _shares(kernels, Q, K, scale, softcap, limit, fed, fed_limit, total)
+            others, whole = None, total  # logs of the masses on what was fed, and on all
+            if fed is not None:
+                others = kernels.row_stats(Q, fed, None, scale, softcap, fed_limit, None)[0]
+            if whole is not None:
+                W = torch.ones_like(whole)
+                if others is not None:
+                    W = -torch.expm1((others - whole).clamp_max(0.0)).nan_to_num(0.0)
+            else:
+                lse = kernels.row_stats(Q, K, None, scale, softcap, limit, None)[0]
+                whole = lse if others is None else torch.logaddexp(lse, others)
+                W = (lse - whole).exp().nan_to_num(0.0)
             if weights is not None:
                 W = W * weights.to(W.dtype)
                 whole = whole - weights.to(W.dtype).log()
@@ -304,31 +314,3 @@ class ScoreState:
             return kept.clone()
         mean = kept / max(1, self.rows)
         return mean.sqrt() if kind == "rms" else mean
-
-
-def _shares(
-    kernels: ModuleType,
-    Q: torch.Tensor,
-    K: torch.Tensor,
-    scale: float,
-    softcap: float | None,
-    limit: torch.Tensor | None,
-    fed: torch.Tensor | None,
-    fed_limit: torch.Tensor | None,
-    total: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """W, and the log of each query's mass on the document and what was fed, both `[H, n]`."""
-    others = None
-    if fed is not None:
-        others = kernels.row_stats(Q, fed, None, scale, softcap, fed_limit, None)[0]
-    if total is not None:
-        whole = total.float()
-        W = (
-            torch.ones_like(whole)
-            if others is None
-            else -torch.expm1((others - whole).clamp_max(0))
-        )
-        return W.nan_to_num(0.0), whole
-    lse = kernels.row_stats(Q, K, None, scale, softcap, limit, None)[0]
-    whole = lse if others is None else torch.logaddexp(lse, others)
-    return (lse - whole).exp().nan_to_num(0.0), whole

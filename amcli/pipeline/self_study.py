@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from amcli.errors import UsageError
-from amcli.matching.tiles import room_on
 from amcli.models.cache import CompactCache
 from amcli.pipeline.contexts import Context, shared
 from amcli.pipeline.progress import Progress, Silent
@@ -40,8 +41,10 @@ ROUND = 64
 """Questions in the first round, after which the model may be told to look elsewhere."""
 
 ROWS_ON_GPU = 512
-"""Replies written at a time, later questions included, as far as there is room for what they say:
-a GPU hardly notices more rows, while a CPU is busy with ROUND of them."""
+"""Replies written at a time, later questions included, as far as a tenth of a GPU's memory holds
+what they say: it hardly notices more rows, while a CPU is busy with ROUND of them. Of all of its
+memory, not of what is free: questions that are sampled depend on the rows, and one seed is to give
+the same ones every time."""
 
 _VARIED = 0.5  # a round with fewer new questions than this makes the model look elsewhere
 _START = 12  # tokens by which a part of the document is named
@@ -124,11 +127,12 @@ def _questions(
 def _rows(context: Context) -> int:
     """Replies that are written at a time."""
     loaded = context.loaded
-    if loaded.device.type == "cpu":
+    if loaded.device.type != "cuda":
         return ROUND
     token = sum(x.kv_heads * (x.key_dim + x.value_dim) for x in loaded.geometry.layers)
     row = 2 * (QUESTION_TOKENS + ANSWER_TOKENS) * token * loaded.dtype.itemsize
-    return max(ROUND, min(ROWS_ON_GPU, room_on(loaded.device).bytes // max(1, row)))
+    memory = torch.cuda.get_device_properties(loaded.device).total_memory
+    return max(ROUND, min(ROWS_ON_GPU, memory // 10 // max(1, row)))
 
 
 def _pointing(context: Context, size: int, start: int, count: int) -> list[str]:

@@ -17,30 +17,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from amcli.kernels.softmax import INF, LOG2E, logits, weigh
 from amcli.models.kernels.stores import INT4, NATIVE, column, entries, exists, numbers
-
-_LOG2E = tl.constexpr(1.4426950408889634)
-_INF = tl.constexpr(float("inf"))
-
-
-@triton.jit
-def _logits(dots, scale, softcap, CAP: tl.constexpr):
-    """Scaled and capped logits in base 2."""
-    s = dots * scale
-    if CAP:
-        # tanh(x) = 2 sigmoid(2x) - 1
-        s = softcap * (2.0 * tl.sigmoid(2.0 * s / softcap) - 1.0)
-    return s * _LOG2E
-
-
-@triton.jit
-def _weigh(s, top, mass):
-    """A step of the online softmax: weights, what to shrink earlier sums by, new max and mass."""
-    new = tl.maximum(top, tl.max(s, 1))
-    safe = tl.where(new == -_INF, 0.0, new)  # rows that saw nothing yet
-    p = tl.exp2(s - safe[:, None])
-    shrink = tl.exp2(top - safe)
-    return p, shrink, new, mass * shrink + tl.sum(p, 1)
 
 
 @triton.jit
@@ -59,7 +37,7 @@ def _store(
 ):
     some = mass > 0.0
     acc = acc / tl.where(some, mass, 1.0)[:, None]
-    lse = tl.where(some, top + tl.log2(tl.where(some, mass, 1.0)), -_INF)
+    lse = tl.where(some, top + tl.log2(tl.where(some, mass, 1.0)), -INF)
     j = tl.arange(0, BLOCKS * WIDE)
     inside = seen[:, None] & exists(j, D, BLOCK, WIDE)[None, :]
     tl.store(OUT + row[:, None] * D + column(j, BLOCK, WIDE)[None, :], acc, mask=inside)
@@ -139,7 +117,7 @@ def _prefix_tile(
             q_0, q_1 = _divided(q_0, largest), _divided(q_1, largest)
             q_2, q_3 = _divided(q_2, largest), _divided(q_3, largest)
             logit_scale *= largest
-        top = tl.full((ROWS,), -_INF, tl.float32)
+        top = tl.full((ROWS,), -INF, tl.float32)
         mass = tl.zeros((ROWS,), tl.float32)
         PIECES: tl.constexpr = 4 if KIND == INT4 else 1
         acc = tl.zeros((ROWS, VBLOCKS * VWIDE // PIECES), tl.float32)
@@ -154,11 +132,11 @@ def _prefix_tile(
                 dots = tl.dot(q_1, tl.trans(k_1), dots, input_precision="ieee")
                 dots = tl.dot(q_2, tl.trans(k_2), dots, input_precision="ieee")
                 dots = tl.dot(q_3, tl.trans(k_3), dots, input_precision="ieee")
-            s = _logits(dots, logit_scale[:, None], softcap, CAP)
+            s = logits(dots, logit_scale[:, None], softcap, CAP)
             if HAS_BETA:
-                s += (tl.load(BETA + row, mask=ok, other=0.0) * _LOG2E)[None, :]
-            s = tl.where(ok[None, :], s, -_INF)
-            p, shrink, top, mass = _weigh(s, top, mass)
+                s += (tl.load(BETA + row, mask=ok, other=0.0) * LOG2E)[None, :]
+            s = tl.where(ok[None, :], s, -INF)
+            p, shrink, top, mass = weigh(s, top, mass)
             v_0, v_1, v_2, v_3 = entries(PV, PVS, row, ok, KIND, DTYPE, DV, VBLOCK, VWIDE, VBLOCKS)
             p, shrink = p.to(DTYPE), shrink[:, None]
             acc = tl.dot(p, v_0, acc * shrink, input_precision="ieee")
@@ -217,20 +195,20 @@ def _live_tile(
     start = k_tile * tile
     # No row of this block sees anything after its own newest token.
     stop = tl.minimum(tl.minimum(start + tile, n), tl.max(tl.where(seen, at, 0), 0) + 1)
-    top = tl.full((ROWS,), -_INF, tl.float32)
+    top = tl.full((ROWS,), -INF, tl.float32)
     mass = tl.zeros((ROWS,), tl.float32)
     acc = tl.zeros((ROWS, VWIDE), tl.float32)
     for j in tl.range(start, stop, KEYS, num_stages=STAGES):
         column = j + tl.arange(0, KEYS)
         ok = column < stop
         k = numbers(K + b * k_batch + h * k_head, column.to(tl.int64), ok, D, D, WIDE, 1)
-        s = _logits(tl.dot(q, tl.trans(k.to(q.dtype)), input_precision="ieee"), scale, softcap, CAP)
+        s = logits(tl.dot(q, tl.trans(k.to(q.dtype)), input_precision="ieee"), scale, softcap, CAP)
         sees = ok[None, :] & (column[None, :] <= at[:, None])
         if HAS_LIVE:
             alive = tl.load(LIVE + b * live_batch + column, mask=ok, other=0) != 0
             # Padding sees itself: a row that saw nothing would be NaN.
             sees = sees & (alive[None, :] | (column[None, :] == at[:, None]))
-        p, shrink, top, mass = _weigh(tl.where(sees, s, -_INF), top, mass)
+        p, shrink, top, mass = weigh(tl.where(sees, s, -INF), top, mass)
         v = numbers(V + b * v_batch + h * v_head, column.to(tl.int64), ok, DV, DV, VWIDE, 1)
         acc = tl.dot(p.to(q.dtype), v.to(q.dtype), acc * shrink[:, None], input_precision="ieee")
     out_row = (base + (bh * tiles + k_tile) * gm).to(tl.int64) + r
@@ -345,10 +323,10 @@ def reduce(
     head = HEADS + (context * H + h) * 2
     slot, tiles = tl.load(head), tl.load(head + 1)
     j = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    top = tl.full((), -_INF, tl.float32)
+    top = tl.full((), -INF, tl.float32)
     if HAS_SINKS:
-        top = tl.load(SINKS + hq).to(tl.float32) * _LOG2E
-    mass = tl.where(top == -_INF, 0.0, 1.0)  # a sink takes mass and adds no value
+        top = tl.load(SINKS + hq).to(tl.float32) * LOG2E
+    mass = tl.where(top == -INF, 0.0, 1.0)  # a sink takes mass and adds no value
     acc = tl.zeros((COLUMNS,), tl.float32)
     for start in range(0, tiles + live_tiles, CHUNK):
         k = start + tl.arange(0, CHUNK)
@@ -356,9 +334,9 @@ def reduce(
         of_prefix = (slot + k * readers + index).to(tl.int64) * gm + within
         of_live = (base + (bh * live_tiles + k - tiles) * gm + within).to(tl.int64)
         row = tl.where(k < tiles, of_prefix, of_live)
-        lse = tl.load(LSE + row, mask=ok, other=-_INF)
+        lse = tl.load(LSE + row, mask=ok, other=-INF)
         new = tl.maximum(top, tl.max(lse, 0))
-        safe = tl.where(new == -_INF, 0.0, new)
+        safe = tl.where(new == -INF, 0.0, new)
         p, shrink = tl.exp2(lse - safe), tl.exp2(top - safe)
         inside = ok[:, None] & (j < DV)[None, :]
         part = tl.load(PART + row[:, None] * DV + j[None, :], mask=inside, other=0.0)
