@@ -155,3 +155,16 @@ def output_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         raise OutputError(
             f"cannot write {path}: {error.strerror}", "choose another place with -o"
         ) from error
+
+
+def read_text(path: Path, instead: str) -> str:
+    """A UTF-8 text file that a user named; UsageError where it is none, with what to do `instead`,
+    or cannot be read."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise UsageError(f"no such file: {path}", "check the path") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text", instead) from error
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", "check the path") from error

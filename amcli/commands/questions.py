@@ -11,6 +11,7 @@ from typing import Any
 
 from amcli.console import is_terminal, remark
 from amcli.errors import UsageError
+from amcli.files import read_text
 from amcli.pipeline.source import STDIN
 
 
@@ -62,19 +63,18 @@ def from_file(path: Path) -> list[Asked]:
     `question`, and for a file that cannot be read.
     """
     name = "standard input" if str(path) == STDIN else str(path)
-    try:
-        data = sys.stdin.buffer.read() if str(path) == STDIN else path.read_bytes()
-        text = data.decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise UsageError(f"no such file: {path}", "check the path") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{name} is not UTF-8 text", "convert it first") from error
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", "check the path") from error
+    text = _piped(name) if str(path) == STDIN else read_text(path, "convert it first")
     rows = [(n, row) for n, row in enumerate(text.split("\n"), 1) if row.strip()]
     if not rows:
         raise UsageError(f"{name} has no questions", _FORM)
     return [_row(f"line {number} of {name}", row) for number, row in rows]
+
+
+def _piped(name: str) -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{name} is not UTF-8 text", "convert it first") from error
 
 
 _FORM = 'one JSON object a line: {"question": "Who wrote this?"}'

@@ -21,6 +21,9 @@ from typing import Any
 
 from amcli.errors import UsageError
 from amcli.evaluation.suites.base import Document, Question, Request, Suite, register
+from amcli.files import read_text
+
+_INSTEAD = "give the published file itself"
 
 LETTERS = "ABCDEFGHIJ"
 PATIENTS = 5
@@ -55,7 +58,7 @@ def quality(request: Request) -> Iterator[Document]:
     """The first `request.docs` articles; kinds `easy` and `hard` by the annotators."""
     path = _path(request)
     articles: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for number, line in enumerate(_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path, _INSTEAD).splitlines(), 1):
         if line.strip():
             with _Form(path, f"line {number}", "QuALITY"):
                 entry = json.loads(line)
@@ -80,7 +83,7 @@ def longhealth(request: Request) -> Iterator[Document]:
     """The first `request.docs` groups of five patients (the last one may be smaller)."""
     path = _path(request)
     with _Form(path, "the file", "LongHealth"):
-        patients = sorted(dict(json.loads(_text(path))).items())
+        patients = sorted(dict(json.loads(read_text(path, _INSTEAD))).items())
     groups = [patients[i : i + PATIENTS] for i in range(0, len(patients), PATIENTS)]
     for group in groups[: request.docs]:
         notes: list[str] = []
@@ -115,17 +118,6 @@ def _path(request: Request) -> Path:
     if request.path is None:
         raise UsageError("this suite reads a published file", "name it, or see docs/eval.md")
     return request.path
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise UsageError(f"no such file: {path}", "check the path") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text", "give the published file itself") from error
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", "check the path") from error
 
 
 class _Form:
