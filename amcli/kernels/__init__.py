@@ -1,4 +1,4 @@
-"""Triton kernels that more than one room uses; `amcli.fused` decides whether they run."""
+"""Kernels that more than one room uses; `amcli.fused` decides whether those of Triton run."""
 
 from amcli.fused import Fused
 

@@ -247,7 +247,7 @@ def _head_bytes(method: Method, layer: LayerInput, t: int, fit_limit: int) -> in
     if method.selection == "omp":
         steps = min(t, PURSUIT)
         M = min(T, steps * method.candidates, CANDIDATE_CAP)
-        squares += 12 * M**2 + 8 * steps * M
+        squares += 4 * M * (layer.Q.shape[1] + 2 * steps)
     return rows + squares
 
 

@@ -2,7 +2,7 @@
 
 No pass here holds an `n × T` matrix: memory is a few tiles of `tile` elements whatever the
 length of the document and the number of reference queries. On CUDA the same passes are kernels
-where Triton runs (see `amcli.kernels.statistics`).
+where Triton runs (see `amcli.kernels.statistics`); on a CPU, PyTorch's own one for what it knows.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from amcli.kernels import STATISTICS
+from amcli.kernels import STATISTICS, cpu
 
-from .tiles import TILE_ELEMENTS, logits, row_size, spans, tile_shape, working_dtype
+from .tiles import TILE_ELEMENTS, logits, spans, tile_shape, working_dtype
 
 ScoreKind = Literal["max", "rms", "mean"]
 SCORE_KINDS: tuple[ScoreKind, ...] = ("max", "rms", "mean")
@@ -96,7 +96,13 @@ def _stream(
     H, n, _ = Q.shape
     T = K.shape[1]
     dtype = working_dtype(Q, K)
-    rows, columns = tile_shape(H, n, T, tile)
+    if V is not None and softcap is None and limit is None:
+        one, keys, values = (x.to(dtype).unsqueeze(0) for x in (Q, K, V))
+        if cpu.can_take(one, keys, values):
+            added = None if bias is None else bias.to(dtype).unsqueeze(0)
+            outputs, masses = cpu.attention(one, keys, values, scale, bias=added)
+            return masses[0], outputs[0]
+    rows, columns = tile_shape(H, n, T, tile, Q.device)
     lse = Q.new_empty((H, n), dtype=dtype)
     Y = None if V is None else Q.new_empty((H, n, V.shape[-1]), dtype=dtype)
     for r in spans(n, rows):
@@ -162,6 +168,58 @@ def _visible_logits(
     return S.masked_fill_(position >= limit[r].to(S.device).unsqueeze(-1), -torch.inf)
 
 
+def column_stats(
+    Q: torch.Tensor,
+    K: torch.Tensor,
+    lse: torch.Tensor,
+    scale: float,
+    softcap: float | None,
+    limit: torch.Tensor | None,
+    kinds: frozenset[ScoreKind],
+    tile: int = TILE_ELEMENTS,
+) -> dict[ScoreKind, torch.Tensor]:
+    """Over all queries, for each key: the largest `exp(s - lse)`, the sum of squares, the sum.
+
+    `lse [H, n]`; a query whose `lse` is infinite counts for nothing. Each `[H, T]`, by name
+    (rms: the sum of squares, mean: the sum).
+    """
+    if Q.is_cuda:
+
+        def run(kernels: ModuleType) -> dict[ScoreKind, torch.Tensor] | None:
+            if not kernels.can_take(Q, K):
+                return None
+            made: dict[ScoreKind, torch.Tensor] = kernels.column_stats(
+                Q, K, lse.float(), scale, softcap, limit, kinds
+            )
+            return made
+
+        made: dict[ScoreKind, torch.Tensor] | None = STATISTICS.run(Q, run)
+        if made is not None:
+            return made
+    (H, n, _), T = Q.shape, K.shape[1]
+    dtype = working_dtype(Q, K)
+    found = {kind: Q.new_zeros((H, T), dtype=dtype) for kind in SCORE_KINDS if kind in kinds}
+    if "max" in found:
+        found["max"].fill_(-torch.inf)
+    shift = lse.to(dtype).masked_fill(lse == -torch.inf, torch.inf).unsqueeze(-1)
+    height, width = tile_shape(H, n, T, tile, Q.device)
+    for c in spans(T, width) if kinds else ():
+        for r in spans(n, height):
+            S = _visible_logits(Q, K, scale, softcap, limit, None, r, c).sub_(shift[:, r])
+            if "max" in found:
+                best = found["max"][:, c]
+                torch.maximum(best, S.amax(1), out=best)
+            if "mean" in found or "rms" in found:
+                S = S.exp_()
+            if "rms" in found:
+                found["rms"][:, c] += torch.linalg.vector_norm(S, dim=1).square()
+            if "mean" in found:
+                found["mean"][:, c] += S.sum(1)
+    if "max" in found:
+        found["max"].exp_()
+    return found
+
+
 class ScoreState:
     """What the reference queries paid to each key, accumulated over chunks of queries.
 
@@ -200,6 +258,7 @@ class ScoreState:
         fed_limit: torch.Tensor | None = None,
         total: torch.Tensor | None = None,
         start: int = 0,
+        rows: torch.Tensor | None = None,
         tile: int = TILE_ELEMENTS,
     ) -> torch.Tensor:
         """Add a chunk of queries `Q [H, n, d]` over keys `K [H, T, d]`; returns W `[H, n]`.
@@ -211,8 +270,8 @@ class ScoreState:
         a query's softmax mass that falls on the document, 1 without such keys. `limit [n]` and
         `fed_limit [n]` (ints): row `i` sees the keys with index below its limit; None means
         all. A row that sees no key counts for nothing. `weights [H, n]` multiply W. `total [H, n]`:
-        log of each query's mass on all that it sees, where that is known, which saves the kernels
-        a pass.
+        log of each query's mass on all that it sees, where that is known, which saves a pass.
+        `rows`: those of which W is wanted, `[H, len(rows)]`; all when None.
         """
         H, n, _ = Q.shape
         T = K.shape[1]
@@ -220,90 +279,33 @@ class ScoreState:
             raise ValueError(
                 f"scores are kept for {self._shape} keys, got {H} heads of {T} from {start} on"
             )
-        part = slice(start, start + T)
-        if Q.is_cuda:
-            found = self._by_kernels(
-                Q, K, scale, softcap, weights, limit, fed, fed_limit, total, part
-            )
-            if found is not None:
-                self.rows += n
-                return found
-        W = torch.ones((H, n), dtype=self._dtype, device=Q.device)
-        for r in spans(n, row_size(n, H * T, tile)):
-            S = _visible_logits(Q, K, scale, softcap, limit, None, r, slice(0, T))  # [H, rows, T]
-            m = S.amax(-1, keepdim=True)
-            if fed is None:
-                others = torch.full_like(m, -torch.inf)
-            else:
-                rows = None if fed_limit is None else fed_limit[r]
-                others = logsumexp(Q[:, r], fed, scale, softcap=softcap, limit=rows, tile=tile)
-                others = others.unsqueeze(-1)
-            # One exponential an element: relative to the row's maximum, then scaled to W·P.
-            P = S.sub_(m.clamp_min(torch.finfo(S.dtype).min)).exp_()
-            mass = P.sum(-1, keepdim=True)
-            on_document = m + mass.log()
-            share = torch.sigmoid(on_document - others).nan_to_num(0.0)  # [H, rows, 1]
-            if weights is not None:
-                share = share * weights[:, r].to(share.dtype).unsqueeze(-1)
-            W[:, r] = share.squeeze(-1).to(W.dtype)
-            P = P.mul_(share / mass.clamp_min(torch.finfo(S.dtype).tiny))
-            for kind, whole in self._kept.items():
-                kept = whole[:, part]
-                if kind == "max":
-                    torch.maximum(kept, P.amax(1).to(kept.dtype), out=kept)
-                elif kind == "rms":
-                    kept += torch.linalg.vector_norm(P, dim=1).square()
-                else:
-                    kept += P.sum(1)
-        self.rows += n
-        return W
-
-    def _by_kernels(
-        self,
-        Q: torch.Tensor,
-        K: torch.Tensor,
-        scale: float,
-        softcap: float | None,
-        weights: torch.Tensor | None,
-        limit: torch.Tensor | None,
-        fed: torch.Tensor | None,
-        fed_limit: torch.Tensor | None,
-        total: torch.Tensor | None,
-        part: slice,
-    ) -> torch.Tensor | None:
-        """`update` in one to three kernels; None where they cannot run."""
-
-        def run(kernels: ModuleType) -> tuple[torch.Tensor, dict[ScoreKind, torch.Tensor]] | None:
-            inputs = (Q, K) if fed is None else (Q, K, fed)
-            if self._dtype != torch.float32 or not kernels.can_take(*inputs):
-                return None
-            others, whole = None, total  # logs of the masses on what was fed, and on all
-            if fed is not None:
-                others = kernels.row_stats(Q, fed, None, scale, softcap, fed_limit, None)[0]
-            if whole is not None:
-                W = torch.ones_like(whole)
-                if others is not None:
-                    W = -torch.expm1((others - whole).clamp_max(0.0)).nan_to_num(0.0)
-            else:
-                lse = kernels.row_stats(Q, K, None, scale, softcap, limit, None)[0]
-                whole = lse if others is None else torch.logaddexp(lse, others)
-                W = (lse - whole).exp().nan_to_num(0.0)
-            if weights is not None:
-                W = W * weights.to(W.dtype)
-                whole = whole - weights.to(W.dtype).log()
-            kinds = frozenset(self._kept)
-            return W, kernels.column_stats(Q, K, whole, scale, softcap, limit, kinds)
-
-        found: tuple[torch.Tensor, dict[ScoreKind, torch.Tensor]] | None = STATISTICS.run(Q, run)
-        if found is None:
-            return None
-        for kind, paid in found[1].items():
-            kept = self._kept[kind][:, part]
+        wanted = torch.arange(n, device=Q.device) if rows is None else rows
+        # Where the whole is known, what was fed only matters for W.
+        asking = wanted if total is not None else slice(None)
+        others = None
+        if fed is not None:
+            seen = None if fed_limit is None else fed_limit[asking]
+            others = logsumexp(Q[:, asking], fed, scale, softcap=softcap, limit=seen, tile=tile)
+        if total is None:
+            on_document = logsumexp(Q, K, scale, softcap=softcap, limit=limit, tile=tile)
+            total = on_document if others is None else torch.logaddexp(on_document, others)
+            W = (on_document - total).exp()[:, wanted].nan_to_num(0.0)
+        elif others is None:
+            W = torch.ones_like(total[:, wanted])
+        else:
+            W = -torch.expm1((others - total[:, wanted]).clamp_max(0.0)).nan_to_num(0.0)
+        if weights is not None:
+            total = total - weights.to(total.dtype).log()
+            W = W * weights[:, wanted].to(W.dtype)
+        paid = column_stats(Q, K, total, scale, softcap, limit, frozenset(self._kept), tile)
+        for kind, found in paid.items():
+            kept = self._kept[kind][:, start : start + T]
             if kind == "max":
-                torch.maximum(kept, paid, out=kept)
+                torch.maximum(kept, found.to(kept.dtype), out=kept)
             else:
-                kept += paid
-        return found[0]
+                kept += found
+        self.rows += n
+        return W.to(self._dtype)
 
     def scores(self, kind: ScoreKind) -> torch.Tensor:
         """`[H, T]`: the largest, root-mean-square or mean probability over all rows so far."""

@@ -1,8 +1,9 @@
 """Which keys to keep: the best by score, or orthogonal matching pursuit on softmax rows.
 
-Greedy OMP on a dictionary `A` with Gram `G = AᵀA` is a pivoted partial Cholesky of `G` whose
-pivots are chosen by correlation with the residual target. No least squares and no reference
-query appear inside the loop, and the order is nested: every smaller budget is a prefix.
+Greedy OMP on a dictionary `A` is a pivoted partial Cholesky of its Gram matrix `AᵀA` whose pivots
+are chosen by correlation with the residual target. No least squares appears inside the loop, only
+the columns of `AᵀA` that are chosen are ever made, and the order is nested: every smaller budget is
+a prefix.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Literal
 
 import torch
 
-from .tiles import TILE_ELEMENTS, gather_rows, normal_equations
+from .tiles import TILE_ELEMENTS, gather_rows, logits, row_size, spans, working_dtype
 
 Target = Literal["joint", "mass"]
 
@@ -23,7 +24,7 @@ PURSUIT = 512
 the keys of highest score, which sampled reference queries cannot lose."""
 
 CANDIDATE_CAP = 16384
-"""Most candidates of one head: its Gram then takes 1 GiB in float32."""
+"""Most candidates of one head: with 4,096 queries they take 256 MiB in float32."""
 
 _ROUNDS = 3  # passes over the panels, for heads whose near-duplicates left panels unfilled
 
@@ -93,8 +94,8 @@ def omp(
     keys are chosen exactly among the `4·panel` most promising ones; 1 is exact greedy.
 
     lse, weights `[H, n]`, Y `[H, n, dv]` (needed by "joint"). When candidates run out, the
-    order goes on with the best scores left; no key comes twice. Memory: two matrices of at
-    most `[H, M, M]`, M candidates (at most CANDIDATE_CAP). Raises ValueError for bad lengths.
+    order goes on with the best scores left; no key comes twice. Memory: one matrix `[H, M, n]`
+    and one `[H, t, M]`, M candidates (at most CANDIDATE_CAP). Raises ValueError for bad lengths.
     """
     t_max = _check_lengths(lengths, scores)
     H, T = scores.shape
@@ -108,12 +109,12 @@ def omp(
         weights = torch.ones_like(lse)
     F = pursuit_target(weights, Y, target, projections, seed)  # [H, n, 1 + r]
     C = gather_rows(K, by_score[:, :M])  # [H, M, d]
-    G, B = normal_equations(Q, C, lse, weights, F, scale, softcap, None, tile)
+    A = _dictionary(Q, C, lse, weights, scale, softcap, tile)
     energy = F.square().sum((1, 2))  # [H]
     # As many candidates for each head as if it were alone.
-    reach = torch.tensor([max(1, candidates) * min(t, longest) for t in lengths], device=G.device)
-    usable = torch.arange(M, device=G.device) < reach.unsqueeze(1)
-    pursuit = _Pursuit(G, B, gamma, epsilon, panel, usable)
+    reach = torch.tensor([max(1, candidates) * min(t, longest) for t in lengths], device=A.device)
+    usable = torch.arange(M, device=A.device) < reach.unsqueeze(1)
+    pursuit = _Pursuit(A, A @ F.to(A.dtype), gamma, epsilon, panel, usable)
     chosen, alive, gain = pursuit.run(min(steps, M))
     order = _complete(chosen, alive, by_score)[:, :t_max]
     curve = 1.0 - gain.cumsum(1) / energy.clamp_min(torch.finfo(gain.dtype).tiny).unsqueeze(1)
@@ -146,28 +147,48 @@ def pursuit_target(
     return torch.cat([mass, outputs], dim=-1)
 
 
+def _dictionary(
+    Q: torch.Tensor,
+    C: torch.Tensor,
+    lse: torch.Tensor,
+    W: torch.Tensor,
+    scale: float,
+    softcap: float | None,
+    tile: int = TILE_ELEMENTS,
+) -> torch.Tensor:
+    """`W·exp(q·c·scale - lse)` of keys `C [H, M, d]` and queries `Q [H, n, d]`: `[H, M, n]`, a key
+    a row, so that a few keys are a few rows; `lse, W [H, n]`."""
+    (H, M, _), n = C.shape, Q.shape[1]
+    dtype = working_dtype(Q, C)
+    A = Q.new_empty((H, M, n), dtype=dtype)
+    shift, W = lse.to(dtype).unsqueeze(1), W.to(dtype).unsqueeze(1)
+    for r in spans(M, row_size(M, H * n, tile)):
+        A[:, r] = logits(C[:, r], Q, scale, softcap).sub_(shift).exp_().mul_(W)
+    return A
+
+
 class _Pursuit:
     """The state of the pivoted Cholesky, all heads at once.
 
-    Z `[H, steps, M]` rows of the factor, d `[H, M]` squared norms left, B `[H, M, c]`
-    correlations left, floor `[H, M]` the d below which a key is passed over (inf: taken).
+    A `[H, M, n]` the dictionary, a key a row, Z `[H, steps, M]` rows of the factor, d `[H, M]`
+    squared norms left, B `[H, M, c]` correlations left, floor `[H, M]` the d below which a key is
+    passed over (inf: taken).
     """
 
     def __init__(
         self,
-        G: torch.Tensor,
+        A: torch.Tensor,
         B: torch.Tensor,
         gamma: float,
         epsilon: float,
         panel: int,
         usable: torch.Tensor,
     ):
-        self.G, self.B, self.gamma, self.panel = G, B.clone(), gamma, panel
-        diagonal = G.diagonal(dim1=1, dim2=2)
-        self.d = diagonal.clone()
-        self.floor = (epsilon * diagonal).masked_fill(~usable, torch.inf)
-        self.Z = G.new_zeros((G.shape[0], 0, G.shape[1]))
-        self.head = torch.arange(G.shape[0], device=G.device).unsqueeze(1)
+        self.A, self.B, self.gamma, self.panel = A, B, gamma, panel
+        self.d = torch.linalg.vector_norm(A, dim=2).square()
+        self.floor = (epsilon * self.d).masked_fill(~usable, torch.inf)
+        self.Z = A.new_zeros((A.shape[0], 0, A.shape[1]))
+        self.head = torch.arange(A.shape[0], device=A.device).unsqueeze(1)
         self.filled = 0
 
     def run(self, steps: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -200,12 +221,12 @@ class _Pursuit:
     def _step(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Choose one panel and bring `Z, d, B` up to date; `(chosen, alive, gain)` `[H, b]`."""
         b, k = self.panel, self.filled
-        width = min(4 * b, self.G.shape[1])
+        width = min(4 * b, self.A.shape[1])
         cand = self._value(self.B, self.d, self.floor).topk(width, dim=1).indices  # [H, 4b]
         Z = self.Z[:, :k]
         Zc = Z.gather(2, cand.unsqueeze(1).expand(-1, k, -1))  # [H, k, 4b]
-        S = self.G[self.head.unsqueeze(2), cand.unsqueeze(2), cand.unsqueeze(1)]
-        S = torch.baddbmm(S, Zc.mT, Zc, alpha=-1.0)  # [H, 4b, 4b]
+        Ac = gather_rows(self.A, cand)  # [H, 4b, n]
+        S = torch.baddbmm(Ac @ Ac.mT, Zc.mT, Zc, alpha=-1.0)  # [H, 4b, 4b]
         local, alive, rows, coef = self._choose(
             S, self.B[self.head, cand], self.floor[self.head, cand]
         )
@@ -214,7 +235,7 @@ class _Pursuit:
         L = torch.where(alive.unsqueeze(2), L, torch.zeros_like(L))
         L = L + torch.diag_embed((~alive).to(L.dtype))
         chosen = cand.gather(1, local)  # [H, b]
-        R = self.G[self.head, chosen]  # [H, b, M]
+        R = gather_rows(Ac, local) @ self.A.mT  # [H, b, M]
         Zs = Z.gather(2, chosen.unsqueeze(1).expand(-1, k, -1))
         R = torch.baddbmm(R, Zs.mT, Z, alpha=-1.0)
         R = torch.where(alive.unsqueeze(2), R, torch.zeros_like(R))

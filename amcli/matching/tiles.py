@@ -17,6 +17,10 @@ TILE_ELEMENTS = 1 << 22
 of them at a time. Four times as many make CPUs slower: such memory comes fresh from the system
 each time. Every function that streams takes `tile` to override it."""
 
+CACHED_ELEMENTS = 1 << 19
+"""The same on a CPU for passes that go over their temporary several times: 2 MiB stay in its
+caches, which is half as fast again."""
+
 GPU_TILE_ELEMENTS = 1 << 27
 """The same on a GPU (512 MiB), where it is launches that cost."""
 
@@ -74,8 +78,12 @@ def row_size(n: int, columns: int, tile: int) -> int:
     return max(1, min(n, tile // max(1, columns)))
 
 
-def tile_shape(H: int, n: int, T: int, tile: int) -> tuple[int, int]:
-    """`(rows, columns)` with `H * rows * columns <= tile` (and at least 1×1)."""
+def tile_shape(
+    H: int, n: int, T: int, tile: int, device: torch.device | None = None
+) -> tuple[int, int]:
+    """`(rows, columns)` with `H * rows * columns <= tile` (and at least 1×1); smaller on a CPU."""
+    if device is None or device.type == "cpu":
+        tile = min(tile, CACHED_ELEMENTS)
     per_head = max(1, tile // max(1, H))
     rows = max(1, min(n, isqrt(per_head)))
     columns = max(1, min(T, per_head // rows))
@@ -137,34 +145,9 @@ def normal_equations(
     for r in spans(n, row_size(n, H * t, tile)):
         A = logits(Q[:, r], C, scale, softcap, bias).sub_(lse[:, r].unsqueeze(-1)).exp_()
         A = A.mul_(W[:, r].to(dtype).unsqueeze(-1))  # [H, rows, t]
-        add_gram(G, A)
+        G.baddbmm_(A.mT, A)
         B.baddbmm_(A.mT, F[:, r].to(dtype))
-    return mirror(G), B
-
-
-_GRAM_BLOCKS = 8
-_SMALL_GRAM = 512  # below, one large product is faster than some small ones
-
-
-def add_gram(G: torch.Tensor, A: torch.Tensor) -> None:
-    """Adds `AᵀA` of `A [H, n, t]` to `G [H, t, t]`, in place: blocks on and above the diagonal.
-
-    In blocks of columns, which is little more than half of the work; what stands below them is of
-    no use until `mirror`.
-    """
-    for c in _gram_blocks(A.shape[2]):
-        G[:, c, c.start :].baddbmm_(A[:, :, c].mT, A[:, :, c.start :])
-
-
-def mirror(G: torch.Tensor) -> torch.Tensor:
-    """`G [H, t, t]` with what `add_gram` left out filled in, in place."""
-    for c in _gram_blocks(G.shape[2]):
-        G[:, c.stop :, c] = G[:, c, c.stop :].mT
-    return G
-
-
-def _gram_blocks(t: int) -> list[slice]:
-    return list(spans(t, t if t < _SMALL_GRAM else -(-t // _GRAM_BLOCKS)))
+    return G, B
 
 
 def key_scale(G: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from amcli.batched import BatchedPrefix
 from amcli.fused import Fused
-from amcli.kernels import STATISTICS
+from amcli.kernels import STATISTICS, cpu
 from amcli.quantize import Entries, hadamard
 
 MAX_SCORES = 64 * 2**20
@@ -120,6 +120,8 @@ def attend_with_mass(
     streamed = None
     if prefix is None and sinks is None:
         streamed = _streamed(grouped, keys, values, scaling, softcap, seen)
+        if streamed is None and softcap is None:
+            streamed = _in_halves(grouped, keys, values, scaling, seen)
     if streamed is not None:
         out, mass = streamed
     elif prefix is None and softcap is None and sinks is None:
@@ -231,6 +233,34 @@ def _streamed(
 
     found: tuple[torch.Tensor, torch.Tensor] | None = STATISTICS.run(q, run)
     return found
+
+
+def _in_halves(
+    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float, seen: _Seen
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Several queries on a CPU: what came before them, which all of them see, and they themselves,
+    each by PyTorch's kernel without a mask, which is half as fast again as with one.
+
+    `q [B, H, g, m, d]` -> `[B, H, g, m, dv]` and `[B, H * g, m]`; None where it cannot run.
+    """
+    B, H, g, m, d = q.shape
+    before = seen.n - m
+    if m == 1 or seen.window is not None or seen.live is not None:
+        return None
+    rows = q.reshape(B, H * g, m, d)
+    if not cpu.can_take(rows, keys, values):
+        return None
+    own, own_values = (x[:, :, before:].repeat_interleave(g, 1) for x in (keys, values))
+    out, mass = cpu.attention(rows, own, own_values, scaling, causal=True)
+    if before:
+        past, past_mass = cpu.attention(
+            q.reshape(B, H, g * m, d), keys[:, :, :before], values[:, :, :before], scaling
+        )
+        past, past_mass = past.reshape(out.shape), past_mass.reshape(mass.shape)
+        # One softmax from two: each by its share of the mass.
+        share = torch.sigmoid(past_mass - mass).unsqueeze(-1).to(out.dtype)
+        out, mass = torch.lerp(out, past, share), torch.logaddexp(mass, past_mass)
+    return out.reshape(B, H, g, m, -1), mass
 
 
 def _stock(

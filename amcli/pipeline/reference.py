@@ -273,6 +273,8 @@ class _Recorder:
         total = None
         if mass is not None and not self.passage.own:
             total = mass.view(*look.Q.shape[:2], m)[:, :, skip:].flatten(1, 2)
+        chosen = self.picked[self.number][before + skip : before + m].to(Q.device)
+        rows = chosen.repeat(look.Q.shape[1]).nonzero().squeeze(1)
         W = reference.scores.update(
             Q,
             look.K[:, part],
@@ -283,11 +285,10 @@ class _Recorder:
             fed_limit=fed_limit,
             total=total,
             start=part.start,
+            rows=rows,
         )
-        chosen = self.picked[self.number][before + skip : before + m].to(Q.device)
-        rows = chosen.repeat(look.Q.shape[1]).nonzero().squeeze(1)
-        reference.parts.append(Q[:, rows].clone())
-        reference.shares.append(W[:, rows])
+        reference.parts.append(Q[:, rows])
+        reference.shares.append(W)
 
 
 def _sample(passages: Sequence[Passage], count: int, seed: int) -> list[torch.Tensor]:

@@ -48,18 +48,20 @@ def reference(
     H=st.integers(1, 3),
     n=st.integers(1, 9),
     T=st.integers(1, 20),
+    dv=st.sampled_from([4, 6]),
     tile=st.integers(1, 200),
-    softcap=st.sampled_from([None, 2.0]),
+    softcap=st.sampled_from([None, None, 2.0]),
     limited=st.booleans(),
     biased=st.booleans(),
     seed=st.integers(0, 99),
 )
 def test_streaming_equals_reference_for_every_tile(
-    H: int, n: int, T: int, tile: int, softcap: float | None, limited: bool, biased: bool, seed: int
-) -> None:
+    H: int, n: int, T: int, dv: int, tile: int, softcap: float | None, limited: bool, biased: bool,
+    seed: int,
+) -> None:  # fmt: skip
     g = torch.Generator().manual_seed(seed)
     Q, K = torch.randn(H, n, 6, generator=g), torch.randn(H, T, 6, generator=g)
-    V = torch.randn(H, T, 4, generator=g)
+    V = torch.randn(H, T, dv, generator=g)
     limit = torch.randint(0, T + 1, (n,), generator=g) if limited else None
     bias = torch.randn(H, T, generator=g) if biased else None
     lse, Y = attention_stats(Q, K, V, 0.7, softcap=softcap, limit=limit, bias=bias, tile=tile)
@@ -67,7 +69,22 @@ def test_streaming_equals_reference_for_every_tile(
     torch.testing.assert_close(lse.double(), want_lse, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(Y.double(), want_Y, atol=1e-5, rtol=1e-5)
     alone = logsumexp(Q, K, 0.7, softcap=softcap, limit=limit, bias=bias, tile=tile)
-    assert torch.equal(alone, lse)
+    torch.testing.assert_close(alone, lse, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dv", [6, 4])
+def test_keys_that_are_hidden_give_nothing(dv: int) -> None:
+    g = torch.Generator().manual_seed(0)
+    Q, K = torch.randn(2, 5, 6, generator=g), torch.randn(2, 40, 6, generator=g)
+    V = torch.randn(2, 40, dv, generator=g)
+    bias = torch.zeros(2, 40)
+    bias[0, 7:] = bias[1] = -torch.inf  # the second head shows none at all
+    lse, Y = attention_stats(Q, K, V, 0.7, bias=bias)
+    want_lse, want_Y, _ = reference(Q, K[:, :7], V[:, :7], 0.7)
+    torch.testing.assert_close(lse[0].double(), want_lse[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(Y[0].double(), want_Y[0], atol=1e-5, rtol=1e-5)
+    assert bool((lse[1] == -torch.inf).all())
+    assert bool((Y[1] == 0).all())
 
 
 def test_large_logits_neither_overflow_nor_vanish() -> None:
@@ -149,6 +166,20 @@ def test_keys_fed_since_take_their_share_of_the_softmax(tile: int) -> None:
     P = reference(h.Q, h.K, h.V, h.scale, limit=limit + 14)[2][:, :, :14]
     torch.testing.assert_close(W.double(), P.sum(-1), atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(state.scores("max").double(), P.amax(1), atol=1e-6, rtol=1e-5)
+
+
+def test_a_mass_that_is_known_and_rows_that_are_wanted_change_no_score() -> None:
+    h = heads(T=20, n=8)
+    K, fed, limit = h.K[:, :14], h.K[:, 14:], torch.tensor([1, 1, 2, 3, 4, 5, 6, 6])
+    found, given_less = ScoreState(2, 14), ScoreState(2, 14)
+    asked = {"weights": h.W, "fed": fed, "fed_limit": limit}
+    W = found.update(h.Q, K, h.scale, **asked)
+    total = logsumexp(h.Q, h.K, h.scale, limit=limit + 14)
+    rows = torch.tensor([1, 6])
+    some = given_less.update(h.Q, K, h.scale, total=total, rows=rows, **asked)
+    torch.testing.assert_close(some, W[:, rows], atol=1e-5, rtol=1e-5)
+    for kind in SCORE_KINDS:
+        torch.testing.assert_close(given_less.scores(kind), found.scores(kind))
 
 
 def test_rows_that_see_nothing_count_for_nothing() -> None:

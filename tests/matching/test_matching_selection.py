@@ -11,7 +11,6 @@ from synthetic_heads import Heads, heads
 from amcli.matching import selection
 from amcli.matching.scores import ScoreState, attention_stats
 from amcli.matching.selection import OmpSelection, Target, omp, pursuit_target, top
-from amcli.matching.tiles import add_gram, mirror
 
 
 def rms_scores(h: Heads) -> torch.Tensor:
@@ -118,15 +117,6 @@ def test_a_head_is_screened_as_if_it_were_alone() -> None:
     best = top(rms_scores(h), [20, 20]).index[0].tolist()
     assert set(together) == set(best)
     assert together == run(h, [20, 20], candidates=1).index[0].tolist()
-
-
-@pytest.mark.parametrize("t", [5, 520, 1001])
-def test_half_of_a_gram_matrix_is_worked_out_and_all_of_it_given(t: int) -> None:
-    A = torch.randn(2, 7, t, dtype=torch.float64)
-    G = torch.zeros(2, t, t, dtype=torch.float64)
-    for rows in (slice(0, 3), slice(3, 7)):
-        add_gram(G, A[:, rows])
-    torch.testing.assert_close(mirror(G), A.mT @ A)
 
 
 def test_exact_duplicates_are_passed_over_until_nothing_else_is_left() -> None:

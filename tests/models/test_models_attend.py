@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from amcli.models import attend as module
-from amcli.models.attend import attend
+from amcli.models.attend import attend, attend_with_mass
 from amcli.quantize import QUANTIZERS, Entries
 from amcli.ragged import RaggedHeads
 
@@ -127,6 +127,26 @@ def test_the_branch_for_flash_kernels_is_lower_right_causal(
     got = attend(query, None, keys, values, scaling=0.4)
     want = reference(query, None, keys, values, scaling=0.4)
     torch.testing.assert_close(got.double(), want, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("m", [9, 4, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_mass_that_comes_with_the_output(m: int, dtype: torch.dtype) -> None:
+    """On a CPU from what came before the queries and from themselves, put together."""
+    g = torch.Generator().manual_seed(1)
+    # As models hand them over: heads side by side in each token, buffers with room to spare.
+    query = (2 * torch.randn(2, m, 4, 8, generator=g)).to(dtype).transpose(1, 2)
+    keys, values = (torch.randn(2, 2, 13, 8, generator=g).to(dtype)[:, :, :9] for _ in range(2))
+    out, mass = attend_with_mass(query, None, keys, values, scaling=0.4)
+    want = reference(query, None, keys, values, scaling=0.4)
+    exact = {torch.float32: 2e-6, torch.float64: 1e-12, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close(out.double(), want, atol=exact, rtol=0)
+    logits = query.double() @ keys.double().repeat_interleave(2, 1).mT * 0.4
+    later = torch.ones(m, 9).triu(9 - m + 1).bool()
+    assert mass is not None
+    torch.testing.assert_close(
+        mass.double(), logits.masked_fill(later, -math.inf).logsumexp(-1), atol=exact, rtol=exact
+    )
 
 
 def test_scaling_defaults_to_the_root_of_the_key_dimension() -> None:
