@@ -2,8 +2,9 @@
 
 The ceilings are measured in the same run: a large matrix product in the model's dtype and in
 float32, and a copy. FLOPs are counted from shapes: a multiply-add is two, attention counts what a
-causal mask lets through, and what is elementwise counts nothing. So a share of the ceiling says how
-much of the device a stage uses, not how good its kernels are.
+causal mask lets through, what is elementwise counts nothing, and neither does what the passages of
+the reference pass see of themselves. So a share of the ceiling says how much of the device a stage
+uses at least, not how good its kernels are.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from amcli.artifacts import Artifact
 from amcli.evaluation.results import today
 from amcli.evaluation.runner import hardware
 from amcli.matching import recipes as recipes  # registers the methods
-from amcli.matching.bucket import FIT_LIMIT
+from amcli.matching.bucket import FIT_LIMIT, PLENTY
 from amcli.matching.selection import CANDIDATE_CAP, PURSUIT
 from amcli.models.geometry import decoder_of
 from amcli.models.loading import LoadedModel
@@ -34,7 +35,8 @@ from amcli.pipeline.source import Source
 from amcli.pocket.documents import generate
 
 STAGES = ("prefill", "self-study", "reference", "compact", "errors", "write", "load")
-"""In the order in which they run; `reference` includes what every query pays to every key."""
+"""In the order in which they run; `reference` includes what every query pays to every key, `errors`
+the choice of how entries are stored, which the same queries decide."""
 
 
 @dataclass(frozen=True)
@@ -197,15 +199,14 @@ def _flop(context: Context, found: Compaction, totals: _Totals) -> dict[str, flo
     fed = totals.units["reference pass"]
     return {
         "prefill": 2.0 * weights * T + 2.0 * pairs * T * T / 2,
-        "reference": 2.0 * weights * fed + 2.0 * pairs * fed * T + 2 * 2.0 * scored * fed * T,
+        "reference": 2.0 * weights * fed + 2.0 * (pairs + scored) * fed * T,
         "compact": _fit_flop(context, found),
     }
 
 
 def _fit_flop(context: Context, found: Compaction) -> float:
-    """Truth of the reference queries, Gram matrices, pursuit, value fits."""
+    """Truth of the reference queries, pursuit of the heads that lose most keys, value fits."""
     n, T, total = found.query_count, context.T, 0.0
-    pursued = found.method.selection == "omp"
     for i in full_layers(context):
         layer = context.loaded.geometry.layers[i]
         d, dv = layer.key_dim, layer.value_dim
@@ -213,10 +214,10 @@ def _fit_flop(context: Context, found: Compaction) -> float:
             f = min(t, FIT_LIMIT)
             total += 2.0 * n * T * (d + dv) + 2.0 * n * t * (d + dv)
             total += n * f * f + 2.0 * n * f * dv + 8 * f**3 / 3
-            if pursued:
+            if found.method.selection == "omp" and t * PLENTY < T:
                 steps = min(t, PURSUIT)
                 M = min(T, steps * found.method.candidates, CANDIDATE_CAP)
-                total += 2.0 * n * M * d + n * M * M + 2.0 * steps * steps * M
+                total += 2.0 * n * M * (d + steps) + 2.0 * steps * steps * M
     return total
 
 

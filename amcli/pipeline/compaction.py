@@ -200,7 +200,9 @@ def compact(
     rotary = None
     if method.rope or method.rerotate:
         rotary = Rotary(context.loaded.model, context.loaded.geometry)
+    began = stopwatch(context.loaded.device)
     options = settled(context, method, options, passes, progress)
+    settling = stopwatch(context.loaded.device) - began
     planned = _planned(context, method, options, file)
     if options.source(method) == AUTO:
         queries = queries_by_need(context, shapes(context), planned)
@@ -225,6 +227,7 @@ def compact(
     )  # fmt: skip
     if errors:
         measure(found, passes, progress)
+        seconds["errors"] += settling  # which asks the same queries, if it asks any
     return found
 
 
