@@ -9,7 +9,10 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -38,6 +41,7 @@ _DTYPES = {
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _WRITE_CHUNK = 1 << 22  # elements copied from the device at a time
+_WRITERS = 4  # threads: hashing is slower than disks, and each tensor has a hash of its own
 
 
 class Artifact:
@@ -128,6 +132,75 @@ class Artifact:
         return mapped.reshape(info.shape).to(device)
 
 
+class NewArtifact:
+    """One artifact in the making: its tensors are copied, hashed and written in the background.
+
+        with NewArtifact(path) as new:
+            new.begin(specs)
+            new.put(name, tensor)  # at once; the tensor must stay as it is
+            manifest = new.finish(manifest)
+
+    Nothing is at `path` before `finish` has returned, and nothing is left behind when the block is
+    left in another way. `begin`, `finish` and leaving the block raise UsageError when the file
+    exists (and not `overwrite`) or its folder does not, OutOfMemoryError when the disk is full,
+    OutputError for anything else the system refuses.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+        self.path = path
+        self._overwrite = overwrite
+        self._open = ExitStack()
+        self._writer: Writer | None = None
+        self._workers = ThreadPoolExecutor(min(_WRITERS, os.cpu_count() or 1), "amkv-write")
+        self._put: dict[str, Future[None]] = {}
+        self._stopped = False
+
+    def __enter__(self) -> NewArtifact:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stopped = True
+        self._workers.shutdown(cancel_futures=True)
+        self._open.__exit__(kind, error, trace)
+
+    @property
+    def begun(self) -> bool:
+        """Whether the tensors are announced."""
+        return self._writer is not None
+
+    def begin(self, specs: Sequence[TensorSpec]) -> None:
+        """Opens a temporary file for these tensors."""
+        with output_errors(self.path):
+            writer = Writer(self.path, specs, overwrite=self._overwrite)
+            self._writer = self._open.enter_context(writer)
+
+    def put(self, name: str, tensor: torch.Tensor) -> None:
+        """Has a tensor written, unless it is written already, or about to be."""
+        if name not in self._put:
+            self._put[name] = self._workers.submit(self._write, name, tensor.detach())
+
+    def _write(self, name: str, tensor: torch.Tensor) -> None:
+        for part in torch.split(tensor.reshape(-1), _WRITE_CHUNK):
+            if self._stopped or self._writer is None:
+                return
+            self._writer.write(name, part.cpu().contiguous().view(torch.uint8).numpy().data)
+
+    def finish(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        """Gives the file its name once all tensors are in it; returns the manifest as it is in the
+        file."""
+        if self._writer is None:
+            raise ValueError("no tensors were announced")
+        with output_errors(self.path):
+            for written in self._put.values():
+                written.result()
+            return self._writer.finish(manifest)
+
+
 def write_artifact(
     path: str | os.PathLike[str],
     manifest: Mapping[str, Any],
@@ -140,36 +213,66 @@ def write_artifact(
 ) -> dict[str, Any]:
     """Writes one artifact whole or not at all; returns the manifest as it is in the file.
 
+    Arguments as of `complete`; raises as `NewArtifact`.
+    """
+    with NewArtifact(path, overwrite) as new:
+        return complete(new, manifest, token_ids, layers, states, positions)
+
+
+def complete(
+    new: NewArtifact,
+    manifest: Mapping[str, Any],
+    token_ids: Sequence[int],
+    layers: Sequence[Entries],
+    states: Mapping[tuple[int, str], torch.Tensor] | None = None,
+    positions: Mapping[int, torch.Tensor] | None = None,
+) -> dict[str, Any]:
+    """Puts what is not there yet into an artifact and finishes it.
+
     states  what layers without keys and values keep, by the model's layer and a name
     positions  layer -> the token each entry was taken from, `[N]` int32
 
-    The manifest's `store` has to say what entries as codes are. Raises UsageError when the file
-    exists (and not `overwrite`) or its folder does not, OutOfMemoryError when the disk is full,
-    OutputError for anything else the system refuses.
+    The manifest's `store` has to say what entries as codes are.
     """
-    tensors = list(_tensors(token_ids, layers))
-    tensors += [(layer_tensor(i, "positions"), x) for i, x in (positions or {}).items()]
+    tensors = dict(named(token_ids, layers, states, positions))
     if states:
         manifest = {**manifest, "states": [{"layer": i, "name": name} for i, name in states]}
-        tensors += [(state_tensor(n), x) for n, x in enumerate(states.values())]
-    specs = [TensorSpec(name, _NAMES[x.dtype], tuple(x.shape)) for name, x in tensors]
-    with output_errors(path), Writer(path, specs, overwrite=overwrite) as writer:
-        for name, tensor in tensors:
-            for part in torch.split(tensor.reshape(-1), _WRITE_CHUNK):
-                writer.write(name, part.cpu().contiguous().view(torch.uint8).numpy().data)
-        return writer.finish(manifest)
+    if not new.begun:
+        new.begin([spec(name, x) for name, x in tensors.items()])
+    for name, tensor in tensors.items():
+        new.put(name, tensor)
+    return new.finish(manifest)
 
 
-def _tensors(
-    token_ids: Sequence[int], layers: Sequence[Entries]
+def spec(name: str, tensor: torch.Tensor, rows: int | None = None) -> TensorSpec:
+    """How a tensor is announced; one that will have `rows` rows, by one like it."""
+    shape = tuple(tensor.shape) if rows is None else (rows, *tensor.shape[1:])
+    return TensorSpec(name, _NAMES[tensor.dtype], shape)
+
+
+def named(
+    token_ids: Sequence[int],
+    layers: Sequence[Entries],
+    states: Mapping[tuple[int, str], torch.Tensor] | None = None,
+    positions: Mapping[int, torch.Tensor] | None = None,
 ) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of an artifact by name, in the order of the file."""
     yield TOKEN_IDS, torch.tensor(list(token_ids), dtype=torch.int32)
     for i, heads in enumerate(layers):
-        for name, part in (("keys", heads.keys), ("values", heads.values)):
-            if isinstance(part, Packed):
-                yield layer_tensor(i, name), part.codes
-                yield layer_tensor(i, f"{name}.scale"), part.scale
-            else:
-                yield layer_tensor(i, name), part
-        if heads.beta is not None:
-            yield layer_tensor(i, "beta"), heads.beta
+        yield from named_entries(i, heads)
+    for i, places in (positions or {}).items():
+        yield layer_tensor(i, "positions"), places
+    for n, state in enumerate((states or {}).values()):
+        yield state_tensor(n), state
+
+
+def named_entries(i: int, heads: Entries) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of layer `i`."""
+    for name, part in (("keys", heads.keys), ("values", heads.values)):
+        if isinstance(part, Packed):
+            yield layer_tensor(i, name), part.codes
+            yield layer_tensor(i, f"{name}.scale"), part.scale
+        else:
+            yield layer_tensor(i, name), part
+    if heads.beta is not None:
+        yield layer_tensor(i, "beta"), heads.beta

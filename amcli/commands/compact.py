@@ -192,6 +192,7 @@ def compact(
     path = output or Path(given.output)
     _check_outputs(given, path, save_budget, force)
     with work(console) as progress:
+        from amcli.artifacts import NewArtifact
         from amcli.matching import recipes  # noqa: F401 - registers the methods
         from amcli.pipeline import compaction, contexts
         from amcli.pipeline import fidelity as search
@@ -229,16 +230,17 @@ def compact(
                     console=console,
                 )
         warn_of_length(console, context)
-        if fidelity is None:
-            result = compaction.compact(context, options, progress=progress)
-        else:
-            result = search.search(context, options, fidelity, progress=progress)
-        watch.stages |= result.seconds
-        with watch.stage("write"):
-            progress.start("write", 0)
-            manifest = result.save(path, force)
-            if save_budget is not None:
-                result.save_budget(save_budget, force)
+        with NewArtifact(path, force) as new:
+            if fidelity is None:
+                result = compaction.compact(context, options, progress=progress, into=new)
+            else:
+                result = search.search(context, options, fidelity, progress=progress)
+            watch.stages |= result.seconds
+            with watch.stage("write"):
+                progress.start("write", 0)
+                manifest = result.finish(new)
+                if save_budget is not None:
+                    result.save_budget(save_budget, force)
     _report(console, path, given, result, manifest, watch, save_budget)
 
 

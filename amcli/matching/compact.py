@@ -7,7 +7,7 @@ wants few large steps, not many small ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -92,8 +92,9 @@ def compact_layers(
     room: Room | None = None,
     fit_limit: int = FIT_LIMIT,
     advance: Callable[[int], None] = lambda heads: None,
-) -> list[LayerResult]:
-    """Compact layers, each to its own lengths.
+) -> Iterator[tuple[int, LayerResult]]:
+    """Compact layers, each to its own lengths; yields each by its place among those given, as soon
+    as its heads are finished.
 
     A head whose length is `T` keeps its own keys and values with beta 0, one with 0 gets no entry.
     Keys and values come back in the dtypes of `K` and `V`, beta in float32 (None for a method
@@ -108,6 +109,15 @@ def compact_layers(
     for layer in layers:
         _check(method, layer)
     done: dict[Place, Head] = {}
+
+    def finished(some: Iterable[int]) -> Iterator[tuple[int, LayerResult]]:
+        for i in some:
+            layer = layers[i]
+            places = [(i, h) for h in range(layer.K.shape[0])]
+            if all(place in done for place in places):
+                heads = [done.pop(place) for place in places]
+                yield i, _join(heads, layer.lengths, method.has_beta)
+
     for kind in dict.fromkeys(layer.alike for layer in layers):
         some = [i for i, layer in enumerate(layers) if layer.alike == kind]
         like = layers[some[0]]
@@ -115,16 +125,15 @@ def compact_layers(
         s = Settings(like.scale, like.softcap, seed, own.tile, fit_limit, rounding)
         truths = {i: _truth(layers[i], s) for i in some}
         for i in some:
-            done |= _trivial(layers[i], i, truths[i], s)
-            advance(sum(place[0] == i for place in done))
+            trivial = _trivial(layers[i], i, truths[i], s)
+            done |= trivial
+            advance(len(trivial))
+            yield from finished([i])
         for places in _buckets(method, layers, some, own, fit_limit):
             found = compact_bucket(method, _gather(layers, places, truths), s)
             done |= dict(zip(places, found, strict=True))
             advance(len(places))
-    return [
-        _join([done[i, h] for h in range(layer.K.shape[0])], layer.lengths, method.has_beta)
-        for i, layer in enumerate(layers)
-    ]
+            yield from finished(sorted({i for i, _ in places}))
 
 
 def compact_layer(
@@ -150,7 +159,7 @@ def compact_layer(
     found = compact_layers(
         method, [layer], seed=seed, rounding=rounding, room=room, fit_limit=fit_limit
     )
-    return found[0]
+    return next(found)[1]
 
 
 def _truth(layer: LayerInput, s: Settings) -> Stats | None:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from amcli.artifacts import write_artifact
+from amcli.artifacts import NewArtifact, complete
 from amcli.errors import UsageError
 from amcli.matching import budgets
 from amcli.matching.budgets import LayerShape, Lengths
 from amcli.matching.methods import FUTURE, Method, ScoreContext
 from amcli.models.rotary import Rotary
-from amcli.pipeline import budget_file, heldout
+from amcli.pipeline import budget_file, early, heldout
 from amcli.pipeline.budget_file import BudgetFile
 from amcli.pipeline.choices import holds_every_key, queries_by_need, store_by_error
 from amcli.pipeline.clock import stopwatch
@@ -102,6 +102,11 @@ class Compaction:
 
     def save(self, path: Path, overwrite: bool) -> dict[str, Any]:
         """Writes the artifact of kind `compact`; returns its manifest."""
+        with NewArtifact(path, overwrite) as new:
+            return self.finish(new)
+
+    def finish(self, new: NewArtifact) -> dict[str, Any]:
+        """The same, where some of it may be written already; see `compact`."""
         budget: dict[str, Any] = {"name": self.budget}
         if self.file is not None:
             budget |= {"file": bare_name(self.file.path), "sha256": self.file.sha256}
@@ -126,9 +131,7 @@ class Compaction:
             manifest["fidelity"] = self.fidelity.record()
         ids, states = self.context.ids, self.context.cache.get_states()
         return self.context.loaded.shard.once(
-            lambda: write_artifact(
-                path, manifest, ids, self.layers, states, self.positions, overwrite=overwrite
-            )
+            lambda: complete(new, manifest, ids, self.layers, states, self.positions)
         )
 
     def save_budget(self, path: Path, overwrite: bool) -> None:
@@ -172,12 +175,14 @@ def compact(
     progress: Progress | None = None,
     passes: Passes | None = None,
     errors: bool = True,
+    into: NewArtifact | None = None,
 ) -> Compaction:
     """Compacts a context whose full cache is loaded; the context itself is left as it is.
 
     `passes` keeps the reference passes of this context for later calls; the seconds reported
     for one are those it took when it ran. `errors`: measure them, which reads some hundred
-    tokens more and changes nothing else; see `measure`.
+    tokens more and changes nothing else; see `measure`. `into`: an artifact that takes each layer
+    as soon as it is fitted, to be written while others are; `Compaction.finish` ends it.
 
     Raises UsageError for a ratio, budget or method that does not fit, and for a method that
     needs a RoPE which the model does not let it find.
@@ -217,7 +222,12 @@ def compact(
     shard = context.loaded.shard
     everyone = [shard.gathered(part) for part in scores]
     lengths, budget = _allocate(context, method, options, everyone, file)
-    layers, positions = fit(context, method, options, asking, scores, lengths, rotary, progress)
+    written = None
+    if into is not None and shard.size == 1:
+        written = early.begin(into, context, method, options, lengths)
+    layers, positions = fit(
+        context, method, options, asking, scores, lengths, rotary, progress, written
+    )
     seconds["compact"] = stopwatch(context.loaded.device) - began
     count = max((r.count for r in asking.values()), default=0)
     asked = max((r.asked for r in asking.values()), default=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -14,6 +14,7 @@ from amcli.matching.methods import Method
 from amcli.matching.tiles import room_on
 from amcli.models.rotary import Rotary
 from amcli.pipeline.contexts import Context, dense, full_layers, live_keys
+from amcli.pipeline.early import Done
 from amcli.pipeline.options import Options
 from amcli.pipeline.progress import Progress
 from amcli.pipeline.reference import LayerReference
@@ -29,12 +30,15 @@ def fit(
     lengths: Lengths,
     rotary: Rotary | None,
     progress: Progress,
+    done: Done | None = None,
 ) -> tuple[list[Entries], dict[int, torch.Tensor]]:
     """Every layer's entries, of all heads, sliding layers as they are; and, where positions are
     asked for, the token that each entry of the others was taken from, `[N]` int32.
 
     scores   of this process's heads, a tensor `[H, T]` for each layer in `full_layers`
     lengths  of all heads, a list for each of those
+    done     is given this process's heads of each such layer, and the positions if any, as soon as
+             the layer is finished
     """
     shard, full = context.loaded.shard, full_layers(context)
     inputs = []
@@ -45,13 +49,17 @@ def fit(
     quantizer = quantizer_of(options.storage(method))
     found: dict[int, Entries] = {}
     positions: dict[int, torch.Tensor] = {}
-    results = _results(method, inputs, options, progress.advance)
-    for layer, result in zip(full, results, strict=True):
+    for place, result in _results(method, inputs, options, progress.advance):
+        layer = full[place]
         if method.rerotate and rotary is not None:
             result = _rerotate(result, rotary, layer, context.T)
         found[layer] = result.heads if quantizer is None else quantizer.pack(result.heads)
         if options.positions:
-            positions[layer] = shard.gathered(result.index)
+            positions[layer] = result.index
+        if done is not None:
+            done(layer, found[layer], positions.get(layer))
+    # In order: the processes finish their layers in orders of their own.
+    positions = {layer: shard.gathered(positions[layer]) for layer in full if layer in positions}
     layers = [
         shard.whole(found[layer] if layer in found else dense(context.cache, layer))
         for layer in range(len(context.loaded.geometry.layers))
@@ -83,7 +91,7 @@ def _input(
 
 def _results(
     method: Method, layers: Sequence[LayerInput], options: Options, advance: Callable[[int], None]
-) -> list[LayerResult]:
+) -> Iterator[tuple[int, LayerResult]]:
     """By the method's own fit, a layer at a time, or by `compact_layers`."""
     # Keys that are turned after the fit are rounded after that, once.
     rounding = None if method.rerotate else quantizer_of(options.storage(method))
@@ -91,19 +99,17 @@ def _results(
         room = None
         if options.memory_limit is not None and layers:
             room = room_on(layers[0].K.device, options.memory_limit)
-        return compact_layers(
+        yield from compact_layers(
             method, layers, seed=options.seed, rounding=rounding, room=room, advance=advance
         )
-    found = []
-    for x in layers:
-        found.append(
-            method.fit(
-                x.Q, x.K, x.V, scores=x.scores, lengths=x.lengths, scale=x.scale,
-                softcap=x.softcap, weights=x.weights, known=x.known, rounding=rounding,
-            )
+        return
+    for i, x in enumerate(layers):
+        result = method.fit(
+            x.Q, x.K, x.V, scores=x.scores, lengths=x.lengths, scale=x.scale,
+            softcap=x.softcap, weights=x.weights, known=x.known, rounding=rounding,
         )  # fmt: skip
         advance(len(x.lengths))
-    return found
+        yield i, result
 
 
 def _rerotate(result: LayerResult, rotary: Rotary, layer: int, T: int) -> LayerResult:

@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from threading import Lock
 from types import TracebackType
 from typing import Any
 
@@ -77,6 +78,7 @@ class Writer:
         text = build_header([(s.spec, s.begin) for s in self._slots.values()], {})
         self._payload_offset = -(-(len(text) + room) // 8) * 8
         self._file: io.FileIO | None = None
+        self._moving = Lock()  # of the place in the file
         self._temporary: str | None = None
         self._finished = False
 
@@ -106,7 +108,8 @@ class Writer:
     def write(self, name: str, chunk: bytes | bytearray | memoryview) -> None:
         """Appends `chunk` to the tensor `name`: raw little-endian elements, C order.
 
-        A chunk is any contiguous buffer and may end anywhere. It is not kept.
+        A chunk is any contiguous buffer and may end anywhere. It is not kept. Several threads may
+        write at once, each its own tensors: what takes longest, hashing, they do side by side.
         """
         slot = self._slots[name]
         view = memoryview(chunk)
@@ -117,7 +120,8 @@ class Writer:
             raise ValueError(
                 f"{name} takes {slot.spec.nbytes} bytes, was given {slot.filled + view.nbytes}"
             )
-        _write_at(self._opened(), self._payload_offset + slot.begin + slot.filled, view)
+        with self._moving:
+            _write_at(self._opened(), self._payload_offset + slot.begin + slot.filled, view)
         slot.digest.update(view)
         slot.filled += view.nbytes
 

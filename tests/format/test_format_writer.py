@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,25 @@ def test_round_trip_of_any_manifest_and_any_chunks(
             spec.name: data for spec, data in contents
         }
     assert names(tmp_path) == ["f.amkv"]
+
+
+def test_threads_may_write_tensors_side_by_side(tmp_path: Path) -> None:
+    described, contents = sample()
+    write_file(tmp_path / "a.amkv", described, contents)
+    with Writer(tmp_path / "b.amkv", [spec for spec, _ in contents]) as out:
+
+        def fill_in(spec: TensorSpec, data: bytes) -> None:
+            for i in range(len(data)):
+                out.write(spec.name, data[i : i + 1])
+
+        with ThreadPoolExecutor(len(contents)) as threads:
+            for done in [threads.submit(fill_in, *one) for one in contents]:
+                done.result()
+        out.finish(described)
+    first, second = (AmkvFile.open(tmp_path / name) for name in ("a.amkv", "b.amkv"))
+    with first, second:
+        second.verify()
+        assert first.manifest["payload_hash"] == second.manifest["payload_hash"]
 
 
 def test_what_the_writer_fills_in_and_what_it_leaves(tmp_path: Path) -> None:

@@ -1,0 +1,120 @@
+"""Artifacts that are written while their layers are fitted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from amcli.artifacts import Artifact, NewArtifact, spec
+from amcli.errors import OutOfMemoryError
+from amcli.matching import methods
+from amcli.models.loading import load
+from amcli.pipeline.compaction import Options, compact
+from amcli.pipeline.contexts import Context, prefill
+from amcli.pipeline.source import Source
+from amcli.pocket.documents import generate
+from amkv_format import AmkvFile, writer
+
+
+@pytest.fixture(scope="module")
+def context() -> Context:
+    loaded = load("pocket", device="cpu")
+    return prefill(loaded, Source("doc", generate(0, 150).text))
+
+
+@pytest.mark.parametrize("method", methods.names())
+@pytest.mark.parametrize("more", [{}, {"store": "native", "positions": True}], ids=["", "native"])
+def test_it_is_the_file_that_saving_makes(
+    method: str, more: dict[str, object], context: Context, tmp_path: Path
+) -> None:
+    shared = {"ratio": 3.0, "method": method, "queries": None} | more
+    if methods.get(method).selection == "all":
+        shared |= {"ratio": None, "store": "native"}
+    options = Options(**shared)  # type: ignore[arg-type]
+    with NewArtifact(tmp_path / "a.amkv") as new:
+        found = compact(context, options, errors=False, into=new)
+        early = found.finish(new)
+    late = found.save(tmp_path / "b.amkv", overwrite=False)
+    written = {"created": None, "manifest_hash": None}
+    assert early | written == late | written  # the hash of the payload is in it
+    with Artifact.open(tmp_path / "a.amkv") as artifact:
+        assert artifact.store == found.options.storage(found.method)
+    with AmkvFile.open(tmp_path / "a.amkv") as file:
+        file.verify()
+
+
+class Watching:
+    """A `Progress` that calls something whenever heads are finished."""
+
+    def __init__(self, see: Callable[[int], None]) -> None:
+        self.see = see
+        self.heads = 0
+        self.fitting = False
+
+    def start(self, stage: str, total: int) -> None:
+        """A stage begins."""
+        self.fitting = stage == "compact heads"
+
+    def advance(self, units: int = 1) -> None:
+        """Some of it is done."""
+        if self.fitting:
+            self.heads += units
+            self.see(self.heads)
+
+
+def one_at_a_time() -> Options:
+    """Every head a bucket of its own."""
+    return Options(ratio=8, method="omp", memory_limit=1)
+
+
+def test_the_first_layers_are_in_the_file_before_the_last_are_fitted(
+    context: Context, tmp_path: Path
+) -> None:
+    heads = sum(layer.kv_heads for layer in context.loaded.geometry.layers)
+    written = 0
+
+    def look(done: int) -> None:
+        nonlocal written
+        until = time.monotonic() + 20
+        while done == heads - 1 and written <= 4 * context.T and time.monotonic() < until:
+            data = next(tmp_path.iterdir()).read_bytes()
+            written = len(data) - data.count(0)
+
+    with NewArtifact(tmp_path / "a.amkv") as new:
+        found = compact(context, one_at_a_time(), progress=Watching(look), into=new)
+        found.finish(new)
+    assert written > 4 * context.T  # more than the token ids
+
+
+def test_an_interrupt_between_layers_leaves_nothing(context: Context, tmp_path: Path) -> None:
+    def interrupt(done: int) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), NewArtifact(tmp_path / "a.amkv") as new:
+        compact(context, one_at_a_time(), progress=Watching(interrupt), into=new)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_fails_in_the_background_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    x = torch.zeros(3, 4)
+
+    def make() -> None:
+        with NewArtifact(tmp_path / "a.amkv") as new:
+            new.begin([spec("x", x)])
+            monkeypatch.setattr(writer, "_write_at", full)
+            new.put("x", x)
+            new.finish({})
+
+    with pytest.raises(OutOfMemoryError, match="no space left to write"):
+        make()
+    assert list(tmp_path.iterdir()) == []
