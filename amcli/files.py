@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from amcli.errors import ArtifactError, OutOfMemoryError, OutputError, UsageError
@@ -20,6 +21,7 @@ from amkv_format.atomic import create_temporary, publish
 EXTENSION = ".amkv"
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_AHEAD = 4 * 2**20
 _LONGEST_HEADER = 2**32  # no text file begins with eight bytes that mean so small a number
 
 
@@ -51,6 +53,25 @@ def open_artifact(path: str | os.PathLike[str]) -> AmkvFile:
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}", "check the path") from error
     return file
+
+
+def read_ahead(path: str | os.PathLike[str]) -> None:
+    """Has the system read a file into its cache in the background.
+
+    Libraries and models take seconds to load, and a prefill of a long document as long to be read
+    from a disk. A hint: nothing happens where the system knows no such call.
+    """
+    advise = getattr(os, "posix_fadvise", None)
+    if advise is None:
+        return
+
+    def ahead() -> None:
+        with suppress(OSError), open(path, "rb", buffering=0) as file:
+            # In small pieces: of a large one systems read the beginning only.
+            for start in range(0, os.fstat(file.fileno()).st_size, _AHEAD):
+                advise(file.fileno(), start, _AHEAD, os.POSIX_FADV_WILLNEED)
+
+    Thread(target=ahead, daemon=True).start()
 
 
 def looks_like_artifact(path: Path) -> bool:

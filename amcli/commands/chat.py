@@ -18,7 +18,7 @@ from amcli.commands.questions import Asked, from_file, lines, prompts
 from amcli.commands.shared import open_contexts, warn_of_length, work
 from amcli.console import Console, is_terminal
 from amcli.errors import UsageError
-from amcli.files import open_artifact
+from amcli.files import open_artifact, read_ahead
 from amcli.pipeline.source import STDIN
 from amcli.processes import require_one
 
@@ -149,6 +149,7 @@ def chat(
     paths = _given(context)
     for path in paths:
         open_artifact(path).close()  # says what is wrong before anything heavy is loaded
+        read_ahead(path)
     if (not prompt and questions is None) or STDIN in [*(prompt or ()), str(questions)]:
         require_one("share what is typed", 'ask with -p "…"')
     asked = _asked(prompt, questions)

@@ -27,7 +27,7 @@ from amcli.commands.shared import (
 from amcli.commands.summary import stored_range
 from amcli.console import Console
 from amcli.errors import UsageError
-from amcli.files import EXTENSION, looks_like_artifact, open_artifact, require_writable
+from amcli.files import EXTENSION, looks_like_artifact, open_artifact, read_ahead, require_writable
 from amcli.pipeline.source import STDIN, Source
 
 if TYPE_CHECKING:
@@ -191,6 +191,8 @@ def compact(
     given = _Given.of(console, sources or [])
     path = output or Path(given.output)
     _check_outputs(given, path, save_budget, force)
+    if isinstance(given.content, Path):
+        read_ahead(given.content)
     with work(console) as progress:
         from amcli.artifacts import NewArtifact
         from amcli.matching import recipes  # noqa: F401 - registers the methods
