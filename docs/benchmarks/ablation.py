@@ -41,6 +41,7 @@ PIECES: dict[str, dict[str, Any]] = {
     "values shrunk by 1": {"values": "shrink"},
     "plain least-squares values": {"values": "least-squares"},
     "pursuit on mass alone": {"target": "mass"},
+    "exact pursuit": {"panel": 1, "candidates": 1 << 20},
     "no pursuit": {"selection": "top"},
     "no pursuit, original values": {"selection": "top", "values": "original"},
     "rms scores": {"score_kind": "rms"},
