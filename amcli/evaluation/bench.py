@@ -24,7 +24,7 @@ from amcli.evaluation.results import today
 from amcli.evaluation.runner import hardware
 from amcli.matching import recipes as recipes  # registers the methods
 from amcli.matching.bucket import FIT_LIMIT, PLENTY
-from amcli.matching.selection import CANDIDATE_CAP, PURSUIT
+from amcli.matching.selection import PURSUIT, screened
 from amcli.models.geometry import decoder_of
 from amcli.models.loading import LoadedModel
 from amcli.pipeline.clock import stopwatch
@@ -216,7 +216,7 @@ def _fit_flop(context: Context, found: Compaction) -> float:
             total += n * f * f + 2.0 * n * f * dv + 8 * f**3 / 3
             if found.method.selection == "omp" and t * PLENTY < T:
                 steps = min(t, PURSUIT)
-                M = min(T, steps * found.method.candidates, CANDIDATE_CAP)
+                M = min(T, screened(found.method.candidates, steps))
                 total += 2.0 * n * M * (d + steps) + 2.0 * steps * steps * M
     return total
 

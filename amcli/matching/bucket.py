@@ -14,7 +14,7 @@ from .known import Known, orders
 from .mass import fit_beta
 from .methods import LAMBDA_OF, Method, Rounding
 from .scores import Stats, attention_stats
-from .selection import CANDIDATE_CAP, Selection, omp, top
+from .selection import Selection, omp, top
 from .tiles import TILE_ELEMENTS, gather_rows, hide, working_dtype
 from .values import fit_values
 
@@ -131,8 +131,9 @@ def compact_bucket(method: Method, b: Bucket, s: Settings) -> list[Head]:
 
 def _select(method: Method, b: Bucket, truth: Stats, s: Settings) -> Selection:
     by_score = top(b.scores, b.lengths)
-    # With no more candidates than entries, pursuit could only reorder the best by score.
-    plenty = [t * PLENTY >= b.K.shape[1] or t >= CANDIDATE_CAP for t in b.lengths]
+    # A head of more entries than candidates keeps the best by score too, but its order is that of
+    # the pursuit, and the first FIT_LIMIT entries are those that are fitted.
+    plenty = [t * PLENTY >= b.K.shape[1] for t in b.lengths]
     if method.selection != "omp" or all(plenty):
         return by_score
     index = orders(b.known, b.lengths)

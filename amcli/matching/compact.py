@@ -27,7 +27,7 @@ from .bucket import (
 from .known import Known
 from .methods import Method, Rounding
 from .scores import Stats
-from .selection import CANDIDATE_CAP, PURSUIT
+from .selection import PURSUIT, screened
 from .tiles import Room, room_on
 
 _SPREAD = 1.5  # longest over shortest head of a bucket
@@ -255,7 +255,7 @@ def _head_bytes(method: Method, layer: LayerInput, t: int, fit_limit: int) -> in
     squares = 100 * min(t, fit_limit) ** 2  # the fits hold folds in float32, copies in float64
     if method.selection == "omp":
         steps = min(t, PURSUIT)
-        M = min(T, steps * method.candidates, CANDIDATE_CAP)
+        M = min(T, screened(method.candidates, steps))
         squares += 4 * M * (layer.Q.shape[1] + 2 * steps)
     return rows + squares
 

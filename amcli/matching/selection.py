@@ -23,8 +23,9 @@ PURSUIT = 512
 """Longest pursuit of one head. What it gains, it gains early; the rest of a long head goes to
 the keys of highest score, which sampled reference queries cannot lose."""
 
-CANDIDATE_CAP = 16384
-"""Most candidates of one head: with 4,096 queries they take 256 MiB in float32."""
+SCREENED = 256
+"""Entries of one head that bring candidates. More candidates make no better choice for a longer
+head, and all keys a worse one: what the reference queries hardly look at fits their noise."""
 
 _ROUNDS = 3  # passes over the panels, for heads whose near-duplicates left panels unfilled
 
@@ -74,7 +75,7 @@ def omp(
     Y: torch.Tensor | None = None,
     target: Target = "joint",
     gamma: float = 0.375,
-    panel: int = 16,
+    panel: int = 32,
     candidates: int = 8,
     longest: int = PURSUIT,
     epsilon: float = 1e-5,
@@ -85,7 +86,7 @@ def omp(
     """Orthogonal matching pursuit on the softmax rows of the reference queries.
 
     The dictionary is `A = W·exp(q·k·scale - lse)` `[n, T]`, screened to the
-    `min(T, candidates·t)` best keys by `scores [H, T]`, `t` the head's length. The target is the
+    `screened(candidates, t)` best keys by `scores [H, T]`, `t` the head's length. The target is the
     mass `W·1`, and for "joint" also `projections` random projections of the outputs `W·Y`, scaled
     to the same energy. A step takes the key of largest `‖B_j‖ / d_j^gamma`: `B` the correlations
     with the residual, `d` the squared norms of the residual columns (0 is plain OMP, 0.5
@@ -95,13 +96,14 @@ def omp(
 
     lse, weights `[H, n]`, Y `[H, n, dv]` (needed by "joint"). When candidates run out, the
     order goes on with the best scores left; no key comes twice. Memory: one matrix `[H, M, n]`
-    and one `[H, t, M]`, M candidates (at most CANDIDATE_CAP). Raises ValueError for bad lengths.
+    and one `[H, steps, M]`, M the candidates of the longest head. Raises ValueError for bad
+    lengths.
     """
     t_max = _check_lengths(lengths, scores)
     H, T = scores.shape
     by_score = scores.sort(dim=1, descending=True, stable=True).indices  # [H, T]
     steps = min(t_max, longest)
-    M = min(T, max(1, candidates) * steps, CANDIDATE_CAP)
+    M = min(T, screened(candidates, steps))
     if t_max == 0:
         index, mask = _pad(by_score[:, :0], lengths)
         return OmpSelection(index, mask, lse.new_zeros((H, 0)))
@@ -112,7 +114,7 @@ def omp(
     A = _dictionary(Q, C, lse, weights, scale, softcap, tile)
     energy = F.square().sum((1, 2))  # [H]
     # As many candidates for each head as if it were alone.
-    reach = torch.tensor([max(1, candidates) * min(t, longest) for t in lengths], device=A.device)
+    reach = torch.tensor([screened(candidates, min(t, longest)) for t in lengths], device=A.device)
     usable = torch.arange(M, device=A.device) < reach.unsqueeze(1)
     pursuit = _Pursuit(A, A @ F.to(A.dtype), gamma, epsilon, panel, usable)
     chosen, alive, gain = pursuit.run(min(steps, M))
@@ -123,6 +125,11 @@ def omp(
         curve = torch.cat([curve, curve[:, -1:].expand(-1, t_max - curve.shape[1])], dim=1)
     index, mask = _pad(order, lengths)
     return OmpSelection(index, mask, curve)
+
+
+def screened(candidates: int, t: int) -> int:
+    """How many keys a head of `t` entries chooses from, where it has so many."""
+    return max(1, candidates) * min(t, SCREENED)
 
 
 def pursuit_target(

@@ -74,10 +74,9 @@ def fit_values(
             shrink = _choose(fit)  # [H]
         else:
             shrink = torch.full((Q.shape[0],), float(lam), device=Q.device)
-        G = fit.G.sum(0)
-        V = V + _solve(G, fit.E.sum(0), shrink, key_scale(G), fallible=lam != "held-out").to(
-            V.dtype
-        )
+        G, dtype = fit.G.sum(0), solve_dtype(Q.device)
+        delta = _solve(G, fit.E.sum(0), shrink, key_scale(G), dtype, fallible=lam != "held-out")
+        V = V + delta.to(V.dtype)
     return V.to(V_S.dtype)
 
 
@@ -143,21 +142,21 @@ def _choose(fit: _Fit) -> torch.Tensor:
 
     A correction δ changes the held-out squared error by `tr(δᵀGδ) - 2tr(δᵀE)`; the original
     values change it by nothing. The scale of the ridge comes from all folds: a key that only
-    the held-out queries look at is one the fit should leave alone, not blow up.
+    the held-out queries look at is one the fit should leave alone, not blow up. In the dtype of
+    the sums: every λ here is a ridge that float32 can solve with, and the fit itself comes after.
     """
-    H = fit.G.shape[1]
-    dtype = solve_dtype(fit.G.device)
+    H, dtype = fit.G.shape[1], fit.G.dtype
     scale = key_scale(fit.G.sum(0))
     change = torch.zeros((len(LAMBDAS), H), dtype=dtype, device=fit.G.device)
     for held in range(_FOLDS):
         others = [f for f in range(_FOLDS) if f != held]
         G, E = fit.G[others].sum(0), fit.E[others].sum(0)
-        G_held, E_held = fit.G[held].to(dtype), fit.E[held].to(dtype)
+        G_held, E_held = fit.G[held], fit.E[held]
         share = (_FOLDS - 1) / _FOLDS  # of the queries, so of the scale
         for i, lam in enumerate(LAMBDAS[:-1]):
-            delta = _solve(G, E, torch.full((H,), lam, device=G.device), share * scale)
+            delta = _solve(G, E, torch.full((H,), lam, device=G.device), share * scale, dtype)
             change[i] += ((G_held @ delta - 2 * E_held) * delta).sum((1, 2))
-    wrong = fit.c.to(dtype) + change  # the last row is the original values
+    wrong = fit.c + change  # the last row is the original values
     near = wrong <= wrong.amin(0) + SLACK * wrong.amin(0).clamp_min(0.0)
     index = torch.arange(len(LAMBDAS), device=near.device).unsqueeze(1)
     chosen = torch.where(near, index, -1).amax(0)
@@ -165,14 +164,18 @@ def _choose(fit: _Fit) -> torch.Tensor:
 
 
 def _solve(
-    G: torch.Tensor, E: torch.Tensor, lam: torch.Tensor, scale: torch.Tensor, fallible: bool = False
+    G: torch.Tensor,
+    E: torch.Tensor,
+    lam: torch.Tensor,
+    scale: torch.Tensor,
+    dtype: torch.dtype,
+    fallible: bool = False,
 ) -> torch.Tensor:
     """`δ = (G + λ·diag(scale))⁻¹E` `[H, t, dv]`, equilibrated by `scale`; 0 where λ is inf.
 
     `fallible`: λ may be near 0, where near-duplicate keys make the factorisation fail; heads
     where it does get the safe ridge. Both are made up front, so no decision waits for the device.
     """
-    dtype = solve_dtype(G.device)
     D = scale.to(dtype).rsqrt()  # [H, t]
     scaled = G.to(dtype) * D.unsqueeze(2) * D.unsqueeze(1)
     keep = torch.isinf(lam).to(scaled.device)

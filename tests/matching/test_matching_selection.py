@@ -138,10 +138,10 @@ def test_panels_full_of_duplicates_do_not_starve_a_head() -> None:
         assert {j % 12 for j in got.index[i].tolist()} == set(range(12))
 
 
-def test_candidates_beyond_the_cap_follow_by_score(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "CANDIDATE_CAP", 10)
+def test_what_was_not_screened_follows_by_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "SCREENED", 2)
     h = heads(T=40, n=80)
-    got = run(h, [20, 20])
+    got = run(h, [20, 20], candidates=5)
     by_score = rms_scores(h).sort(dim=1, descending=True, stable=True).indices
     for i in range(2):
         assert set(got.index[i, :10].tolist()) == set(by_score[i, :10].tolist())
