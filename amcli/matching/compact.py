@@ -163,8 +163,8 @@ def compact_layer(
 
 
 def _truth(layer: LayerInput, s: Settings) -> Stats | None:
-    """What the whole layer gives its queries, where it is kept for further calls."""
-    if not layer.known.kept:
+    """What the whole layer gives its queries, where it is known or kept for further calls."""
+    if layer.known.waits:
         return None  # each bucket finds its own, a part at a time
     return layer.known.truth(layer.Q, layer.K, layer.V, layer.scale, layer.softcap, s.tile)
 

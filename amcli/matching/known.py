@@ -13,17 +13,20 @@ from .tiles import TILE_ELEMENTS
 class Known:
     """What compactions of one layer have in common when its queries, keys and values are the same.
 
-    `kept`: what the whole document gives the queries is found once, for all methods and ratios.
+    `kept`: what the whole document gives the queries is found once, for all methods and ratios;
+    `truth`: it is known already.
     `nested`: every order of selection is kept too, and a shorter one is the beginning of a longer
     one, so that a search over ratios selects once. Only for calls with one method and one seed;
     the longer order was chosen among more candidates, so that what is selected may differ a
     little from what a call by itself selects.
     """
 
-    def __init__(self, kept: bool = False, nested: bool = False) -> None:
+    def __init__(
+        self, kept: bool = False, nested: bool = False, truth: Stats | None = None
+    ) -> None:
         self.kept = kept
         self.nested = nested
-        self._truth: Stats | None = None
+        self._truth = truth
         self._found: dict[Hashable, torch.Tensor] = {}
         self._orders: dict[int, torch.Tensor] = {}  # head -> positions, best first
 
@@ -42,8 +45,14 @@ class Known:
         found = None
         if Q.shape[1]:
             found = attention_stats(Q, K, V, scale, softcap=softcap, tile=tile)
-        self._truth = found if self.kept else None
+        if self.kept:
+            self._truth = found
         return found
+
+    @property
+    def waits(self) -> bool:
+        """Whether `truth` neither is known nor would be kept."""
+        return self._truth is None and not self.kept
 
     def once(self, name: Hashable, make: Callable[[], torch.Tensor]) -> torch.Tensor:
         """What `make` gives, from an earlier call of that name where there was one."""

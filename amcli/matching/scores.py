@@ -283,14 +283,14 @@ class ScoreState:
         # Where the whole is known, what was fed only matters for W.
         asking = wanted if total is not None else slice(None)
         others = None
-        if fed is not None:
+        if fed is not None and (total is None or len(wanted)):
             seen = None if fed_limit is None else fed_limit[asking]
             others = logsumexp(Q[:, asking], fed, scale, softcap=softcap, limit=seen, tile=tile)
         if total is None:
             on_document = logsumexp(Q, K, scale, softcap=softcap, limit=limit, tile=tile)
             total = on_document if others is None else torch.logaddexp(on_document, others)
             W = (on_document - total).exp()[:, wanted].nan_to_num(0.0)
-        elif others is None:
+        elif others is None:  # nothing was fed, or none is asked for
             W = torch.ones_like(total[:, wanted])
         else:
             W = -torch.expm1((others - total[:, wanted]).clamp_max(0.0)).nan_to_num(0.0)

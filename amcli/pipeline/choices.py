@@ -73,7 +73,7 @@ def rounding_error(
     Each head's is that of `matching.errors` over the `held` queries.
     """
     K, V = live_keys(context, layer)
-    truth = attention_stats(held.Q, K, V, held.scale, softcap=held.softcap)
+    truth = held.truth or attention_stats(held.Q, K, V, held.scale, softcap=held.softcap)
     error = fit_errors(
         held.Q, quantizer.round_keys(K), None, quantizer.round_values(V), truth, held.scale,
         softcap=held.softcap, weights=held.weights,

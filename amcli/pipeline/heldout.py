@@ -120,7 +120,7 @@ def errors(held: LayerReference, K: torch.Tensor, V: torch.Tensor, heads: Ragged
     longest.
     """
     Q, W = held.Q, held.weights
-    truth = attention_stats(Q, K, V, held.scale, softcap=held.softcap)
+    truth = held.truth or attention_stats(Q, K, V, held.scale, softcap=held.softcap)
     C_k, C_v, beta, mask = _padded(heads)  # [H, t, d], [H, t, dv], [H, t], [H, t]
     return fit_errors(
         Q, C_k, beta, C_v, truth, held.scale, softcap=held.softcap, weights=W, mask=mask

@@ -81,7 +81,8 @@ def references(
             progress=progress,
         )
         for layer in found.values():
-            layer.known = Known(kept=passes.shared or passes.search, nested=passes.search)
+            kept = passes.shared or passes.search
+            layer.known = Known(kept=kept, nested=passes.search, truth=layer.truth)
         return found
 
     parts: list[dict[int, LayerReference]] = []

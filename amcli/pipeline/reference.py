@@ -15,7 +15,7 @@ import torch
 
 from amcli.matching.known import Known
 from amcli.matching.methods import Look, Watcher, WatchFunction
-from amcli.matching.scores import SCORE_KINDS, ScoreKind, ScoreState
+from amcli.matching.scores import SCORE_KINDS, ScoreKind, ScoreState, Stats, attention_stats
 from amcli.models.cache import CompactCache
 from amcli.models.generate import CHUNK, absorb
 from amcli.models.layer import After, CompactLayer
@@ -39,6 +39,7 @@ class LayerReference:
     asked    questions that the model asked itself
     scale    factor of the logits; softcap as the model has it, or None
     watched  a method's own view of them; then there is no sample and no other score
+    truth    what the whole document gives the queries of the sample
     known    what compactions with these queries have found so far
     """
 
@@ -52,6 +53,8 @@ class LayerReference:
     rows: int = 0
     parts: list[torch.Tensor] = field(default_factory=list)
     shares: list[torch.Tensor] = field(default_factory=list)
+    totals: list[torch.Tensor | None] = field(default_factory=list)
+    truth: Stats | None = None
     known: Known = field(default_factory=Known)
 
     def ranked(self, kind: ScoreKind | None = None) -> torch.Tensor:
@@ -75,6 +78,17 @@ class LayerReference:
     def weights(self) -> torch.Tensor:
         """`[H, n]` float32 in (0, 1]."""
         return torch.cat(self.shares, dim=1)
+
+    def finish(self, K: torch.Tensor, V: torch.Tensor) -> None:
+        """Finds out what the document `K [H, T, d]`, `V [H, T, dv]` gives the sample, and with that
+        the shares of those whose log mass on all they see is known (`totals`)."""
+        if self.watched is not None or not self.parts:
+            return
+        self.truth = attention_stats(self.Q, K, V, self.scale, softcap=self.softcap)
+        masses = torch.split(self.truth.lse, [part.shape[1] for part in self.parts], dim=1)
+        for i, (mass, total) in enumerate(zip(masses, self.totals, strict=True)):
+            if total is not None:
+                self.shares[i] = (mass - total).exp().clamp_max(1.0)
 
 
 def mixed(parts: Sequence[dict[int, LayerReference]]) -> dict[int, LayerReference]:
@@ -104,6 +118,7 @@ def pooled(parts: Sequence[dict[int, LayerReference]]) -> dict[int, LayerReferen
             found,
             parts=[x for part in parts for x in part[layer].parts],
             shares=[x for part in parts for x in part[layer].shares],
+            truth=None,
             known=Known(),
         )
         for layer, found in mixed(parts).items()
@@ -139,7 +154,8 @@ def collect(
             for ids in _chunks(passage.ids):
                 absorb(context.loaded.model, cache, ids, len(ids))
                 progress.advance(len(ids))
-    for found in recorder.layers.values():
+    for index, found in recorder.layers.items():
+        found.finish(*live_keys(context, index))
         found.statistic = statistic
         found.asked = sum(passage.asked for passage in passages)
     return recorder.layers
@@ -273,8 +289,9 @@ class _Recorder:
         total = None
         if mass is not None and not self.passage.own:
             total = mass.view(*look.Q.shape[:2], m)[:, :, skip:].flatten(1, 2)
-        chosen = self.picked[self.number][before + skip : before + m].to(Q.device)
-        rows = chosen.repeat(look.Q.shape[1]).nonzero().squeeze(1)
+        chosen = self.picked[self.number][before + skip : before + m].repeat(look.Q.shape[1])
+        rows = chosen.nonzero().squeeze(1).to(Q.device)  # found on the host: nothing waits for it
+        later = total is not None and look.fed is not None  # see `LayerReference.finish`
         W = reference.scores.update(
             Q,
             look.K[:, part],
@@ -285,10 +302,11 @@ class _Recorder:
             fed_limit=fed_limit,
             total=total,
             start=part.start,
-            rows=rows,
+            rows=rows[:0] if later else rows,
         )
         reference.parts.append(Q[:, rows])
         reference.shares.append(W)
+        reference.totals.append(total[:, rows] if later and total is not None else None)
 
 
 def _sample(passages: Sequence[Passage], count: int, seed: int) -> list[torch.Tensor]:

@@ -1,6 +1,6 @@
 """How fast compaction is: `python docs/benchmarks/speed.py [PART ...] [--json FILE]`.
 
-Parts, by default all but `cpu` and `files`:
+Parts, by default all but `cpu`:
 
 fits     64 heads, 5 chunks of 12,000 keys, 50,000 queries, d = 256, 600 entries a head: selection,
          biases and values, beside a straightforward implementation of Attention Matching's own
@@ -11,8 +11,6 @@ whole    everything after the prefill and all together, a model of Qwen3-4B's sh
          weights, 60,000 tokens at 50x.
 growth   the same at 4k to 128k tokens, with the peak of GPU memory.
 cpu      `amkv compact` of a document of 4,000 tokens by the model in the box, all stages.
-files    a prefill of 1 GB: written with one thread and with several, read from a disk with and
-         without a few seconds in which to read ahead. On any machine.
 
 Every number is a median; how many runs it is of stands beside it.
 """
@@ -22,7 +20,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -30,21 +27,17 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from math import exp
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from amcli import artifacts
-from amcli.artifacts import Artifact
 from amcli.bar import Bar
 from amcli.console import animated
 from amcli.evaluation import bench
 from amcli.evaluation.results import today
 from amcli.evaluation.runner import hardware
-from amcli.files import read_ahead
 from amcli.matching import methods
 from amcli.matching import recipes as recipes  # registers the methods
 from amcli.matching.compact import LayerInput, compact_layers
@@ -61,7 +54,6 @@ from amcli.pipeline.progress import Progress, Silent
 from amcli.pipeline.reference import collect
 from amcli.pipeline.source import Source
 from amcli.pocket.documents import generate
-from amcli.ragged import RaggedHeads
 
 HEADS, CHUNKS, KEYS, QUERIES, DIM, ENTRIES = 64, 5, 12_000, 50_000, 256, 600
 SAMPLE = 10_000
@@ -284,58 +276,6 @@ def measure_cpu(progress: Progress, repeats: int) -> list[dict[str, Any]]:
     return [found | {"command_seconds": statistics.median(times)}]
 
 
-def measure_files(repeats: int) -> list[dict[str, Any]]:
-    """Seconds to write and to read, with what overlaps and without; medians."""
-    sys.path.insert(0, str(Path(__file__).parents[2] / "formats" / "vectors"))
-    from building import base_manifest, layer  # type: ignore[import-not-found]
-
-    tokens, layers, heads, dim, meanwhile = 7000, 36, 8, 128, 3.0
-    lengths = (tokens,) * heads
-    make = torch.Generator().manual_seed(0)
-    rows = torch.randn((2, heads * tokens, dim), generator=make).bfloat16()
-    entries = [RaggedHeads(rows[0].clone(), rows[1].clone(), None, lengths) for _ in range(layers)]
-    shape = [layer("full", heads, dim, dim, None)] * layers
-    manifest = base_manifest("prefill", [list(lengths)] * layers, shape, tokens)
-    manifest["model"]["dtype"] = "bfloat16"
-    found: dict[str, list[float]] = {}
-
-    def timed(name: str, job: Callable[[], object]) -> None:
-        began = time.perf_counter()
-        job()
-        found.setdefault(name, []).append(time.perf_counter() - began)
-
-    def evict(path: Path) -> None:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-    def read(path: Path) -> None:
-        with Artifact.open(path) as artifact:
-            for i in range(layers):
-                artifact.heads(i)
-
-    threads = artifacts._WRITERS
-    with tempfile.TemporaryDirectory(dir=".") as folder:
-        path = Path(folder) / "f.amkv"
-        for _ in range(repeats):
-            for workers, name in ((1, "write, one thread"), (threads, "write, several threads")):
-                artifacts._WRITERS = workers
-                write = partial(artifacts.write_artifact, path, manifest, [7] * tokens, entries)
-                timed(name, partial(write, overwrite=True))
-        for _ in range(repeats):
-            evict(path)
-            time.sleep(meanwhile)
-            timed("read", lambda: read(path))
-            evict(path)
-            read_ahead(path)
-            time.sleep(meanwhile)
-            timed("read, ahead", lambda: read(path))
-        size = path.stat().st_size
-    medians = {name: statistics.median(times) for name, times in found.items()}
-    return [{"bytes": size, "threads": threads, "cores": os.cpu_count(), "meanwhile": meanwhile,
-             "repeats": repeats, "seconds": medians}]  # fmt: skip
-
-
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Seconds of each stage, and peak memory, against the length of the document."""
     import matplotlib
@@ -365,7 +305,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-PARTS = ("fits", "quality", "whole", "growth", "cpu", "files")
+PARTS = ("fits", "quality", "whole", "growth", "cpu")
 
 
 def main() -> None:
@@ -388,7 +328,7 @@ def main() -> None:
     unknown = set(args.parts) - set(PARTS)
     if unknown:
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
-    for part in args.parts or PARTS[:-2]:
+    for part in args.parts or PARTS[:-1]:
         if part == "fits":
             found: Any = measure_fits(device, args.repeats)
         elif part == "quality":
@@ -397,10 +337,8 @@ def main() -> None:
             found = measure_whole(progress, args.repeats)
         elif part == "growth":
             found = measure_growth(progress, args.largest)
-        elif part == "cpu":
-            found = measure_cpu(progress, args.repeats)
         else:
-            found = measure_files(args.repeats)
+            found = measure_cpu(progress, args.repeats)
         several = [] if isinstance(found, Iterator) else None
         for one in found if several is not None else [found]:
             if several is not None:
