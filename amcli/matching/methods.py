@@ -201,7 +201,7 @@ class Method:
     selection: SelectionKind = "omp"
     target: Target = "joint"
     gamma: float = 0.375
-    panel: int = 32
+    panel: int = 16
     candidates: int = 8
     mass: MassKind = "none"
     values: ValuesKind = "held-out"

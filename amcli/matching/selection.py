@@ -75,7 +75,7 @@ def omp(
     Y: torch.Tensor | None = None,
     target: Target = "joint",
     gamma: float = 0.375,
-    panel: int = 32,
+    panel: int = 16,
     candidates: int = 8,
     longest: int = PURSUIT,
     epsilon: float = 1e-5,

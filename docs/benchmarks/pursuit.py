@@ -40,7 +40,7 @@ def few_queries(Q: Any, K: Any, lse: Any, scores: Any, lengths: Any, **more: Any
 VARIANTS: dict[str, tuple[dict[str, Any], Any]] = {
     "default": ({}, None),
     "panels of 1": ({"panel": 1}, None),
-    "panels of 16": ({"panel": 16}, None),
+    "panels of 32": ({"panel": 32}, None),
     "panels of 64": ({"panel": 64}, None),
     "4 candidates an entry": ({"candidates": 4}, None),
     "16 candidates an entry": ({"candidates": 16}, None),

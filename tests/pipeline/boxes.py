@@ -19,6 +19,7 @@ FAMILIES = {
     "llama": "llama3",
     "qwen3": "chatml",
     "mistral": "chatml",
+    "gemma2": "gemma",
     "gemma3_text": "gemma",
     "gpt_oss": "chatml",
 }
