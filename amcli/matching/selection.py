@@ -24,8 +24,8 @@ PURSUIT = 512
 the keys of highest score, which sampled reference queries cannot lose."""
 
 SCREENED = 256
-"""Entries of one head that bring candidates. More candidates make no better choice for a longer
-head, and all keys a worse one: what the reference queries hardly look at fits their noise."""
+"""Entries of one head that bring candidates: more would make no better choice for a longer head
+(docs/methods.md)."""
 
 _ROUNDS = 3  # passes over the panels, for heads whose near-duplicates left panels unfilled
 
