@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import families
 import pytest
 import torch
+from boxes import model
 
 from amcli.artifacts import Artifact, NewArtifact, spec
 from amcli.errors import OutOfMemoryError
 from amcli.matching import methods
-from amcli.models.loading import load
 from amcli.pipeline.compaction import Options, compact
 from amcli.pipeline.contexts import Context, prefill
 from amcli.pipeline.source import Source
@@ -22,11 +23,14 @@ from amkv_format import AmkvFile, writer
 
 @pytest.fixture(scope="module")
 def context() -> Context:
-    loaded = load("pocket", device="cpu")
-    return prefill(loaded, Source("doc", generate(0, 150).text))
+    return prefill(model("pocket"), Source("doc", generate(0, 150).text))
 
 
-@pytest.mark.parametrize("method", methods.names())
+# With and without biases, all keys, fits of their own, keys that are turned, budgets over heads.
+METHODS = ["omp", "omp-beta", "keep", "am-omp", "streaming", "kvzip"]
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("more", [{}, {"store": "native", "positions": True}], ids=["", "native"])
 def test_it_is_the_file_that_saving_makes(
     method: str, more: dict[str, object], context: Context, tmp_path: Path
@@ -43,6 +47,21 @@ def test_it_is_the_file_that_saving_makes(
     assert early | written == late | written  # the hash of the payload is in it
     with Artifact.open(tmp_path / "a.amkv") as artifact:
         assert artifact.store == found.options.storage(found.method)
+    with AmkvFile.open(tmp_path / "a.amkv") as file:
+        file.verify()
+
+
+@pytest.mark.parametrize("name", ["gemma3_text", "gpt_oss", "qwen3_next"])
+def test_so_it_is_with_windows_sinks_and_states(name: str, tmp_path: Path) -> None:
+    loaded = families.loaded(name) if name == "qwen3_next" else model(name)
+    context = prefill(loaded, Source("doc", "the quick brown fox jumps over a lazy dog " * 9))
+    options = Options(ratio=3, queries="repeat", store="int8", positions=True, max_queries=256)
+    with NewArtifact(tmp_path / "a.amkv") as new:
+        found = compact(context, options, errors=False, into=new)
+        early = found.finish(new)
+    late = found.save(tmp_path / "b.amkv", overwrite=False)
+    assert early["payload_hash"] == late["payload_hash"]
+    assert early.get("states") == late.get("states")
     with AmkvFile.open(tmp_path / "a.amkv") as file:
         file.verify()
 
