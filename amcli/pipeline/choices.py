@@ -12,7 +12,6 @@ import torch
 
 from amcli.matching.budgets import LayerShape
 from amcli.matching.errors import fit_errors
-from amcli.matching.scores import attention_stats
 from amcli.pipeline.contexts import Context, full_layers, live_keys
 from amcli.pipeline.reference import LayerReference
 from amcli.quantize import NATIVE, Quantizer, quantizer_of
@@ -73,7 +72,7 @@ def rounding_error(
     Each head's is that of `matching.errors` over the `held` queries.
     """
     K, V = live_keys(context, layer)
-    truth = held.truth or attention_stats(held.Q, K, V, held.scale, softcap=held.softcap)
+    truth = held.stats(K, V)
     error = fit_errors(
         held.Q, quantizer.round_keys(K), None, quantizer.round_values(V), truth, held.scale,
         softcap=held.softcap, weights=held.weights,

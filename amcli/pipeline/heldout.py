@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 import torch
 
 from amcli.matching.errors import FitErrors, fit_errors
-from amcli.matching.scores import attention_stats
 from amcli.pipeline.contexts import Context, full_layers, live_keys
 from amcli.pipeline.passages import Passage
 from amcli.pipeline.progress import Progress
@@ -120,7 +119,7 @@ def errors(held: LayerReference, K: torch.Tensor, V: torch.Tensor, heads: Ragged
     longest.
     """
     Q, W = held.Q, held.weights
-    truth = held.truth or attention_stats(Q, K, V, held.scale, softcap=held.softcap)
+    truth = held.stats(K, V)
     C_k, C_v, beta, mask = _padded(heads)  # [H, t, d], [H, t, dv], [H, t], [H, t]
     return fit_errors(
         Q, C_k, beta, C_v, truth, held.scale, softcap=held.softcap, weights=W, mask=mask

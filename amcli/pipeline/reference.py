@@ -79,13 +79,19 @@ class LayerReference:
         """`[H, n]` float32 in (0, 1]."""
         return torch.cat(self.shares, dim=1)
 
+    def stats(self, K: torch.Tensor, V: torch.Tensor) -> Stats:
+        """What the document `K [H, T, d]`, `V [H, T, dv]` gives the sample, found once."""
+        if self.truth is None:
+            self.truth = attention_stats(self.Q, K, V, self.scale, softcap=self.softcap)
+        return self.truth
+
     def finish(self, K: torch.Tensor, V: torch.Tensor) -> None:
-        """Finds out what the document `K [H, T, d]`, `V [H, T, dv]` gives the sample, and with that
-        the shares of those whose log mass on all they see is known (`totals`)."""
+        """Finds `stats`, and with them the shares of the queries whose log mass on all they see is
+        known (`totals`)."""
         if self.watched is not None or not self.parts:
             return
-        self.truth = attention_stats(self.Q, K, V, self.scale, softcap=self.softcap)
-        masses = torch.split(self.truth.lse, [part.shape[1] for part in self.parts], dim=1)
+        lse = self.stats(K, V).lse
+        masses = torch.split(lse, [part.shape[1] for part in self.parts], dim=1)
         for i, (mass, total) in enumerate(zip(masses, self.totals, strict=True)):
             if total is not None:
                 self.shares[i] = (mass - total).exp().clamp_max(1.0)
