@@ -14,11 +14,12 @@ from amcli.commands import completion
 from amcli.commands import options as opt
 from amcli.commands.comparison import Whole
 from amcli.commands.conversation import Conversation, after_thoughts, answer, show
-from amcli.commands.questions import Asked, from_file, lines, prompts
+from amcli.commands.questions import lines, prompts
 from amcli.commands.shared import open_contexts, warn_of_length, work
 from amcli.console import Console, is_terminal
 from amcli.errors import UsageError
 from amcli.files import open_artifact, read_ahead
+from amcli.pipeline.questions import Asked, from_file
 from amcli.pipeline.source import STDIN
 from amcli.processes import require_one
 

@@ -83,7 +83,7 @@ Method = Annotated[
         metavar="NAME",
         autocompletion=completion.among(completion.METHODS),
         help=(
-            "omp, omp-beta (with biases), highest-attention (no pursuit) or keep (everything); for "
+            "omp, omp-no-bias, highest-attention (no pursuit, no biases) or keep (everything); for "
             f"comparison: {', '.join(completion.METHODS[4:])}."
         ),
     ),
@@ -121,8 +121,8 @@ Queries = Annotated[
             "What stands for future questions: repeat (the document, said again), self-study "
             "(questions that the model asks itself), repeat-parts (said again in parts that count "
             "for their own keys: faster), context (the document's own), or a mixture "
-            "such as repeat+self-study. The method's own if left out: repeat, and "
-            "repeat+self-study where few keys are kept."
+            "such as repeat+self-study. The method's own if left out, which is repeat for "
+            "those of amkv."
         ),
     ),
 ]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 METHODS = (
     "omp",
-    "omp-beta",
+    "omp-no-bias",
     "highest-attention",
     "keep",
     "streaming",
@@ -33,6 +33,7 @@ SUITES = (
     "register-sparse",
     "needle",
     "ruler",
+    "qa",
     "quality",
     "longhealth",
     "perplexity",

@@ -41,6 +41,14 @@ def _ratios(value: object) -> list[float]:
     return sorted(set(found))
 
 
+def _asked(value: object) -> object:
+    """A number of questions, or the path of a file of them."""
+    text = str(value)
+    if text.lstrip("+-").replace(",", "").isdecimal():
+        return opt.whole("--questions", "10", least=1)(text)
+    return Path(text)
+
+
 def _count(name: str, example: str, help: str) -> Any:
     return typer.Option(
         name,
@@ -56,14 +64,16 @@ def evaluate(
         Path | None, typer.Argument(metavar="FILE", hidden=True, show_default=False)
     ] = None,
     suite: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--suite",
             metavar="NAME",
             autocompletion=completion.among(completion.SUITES),
-            help="register, needle, ruler, quality, longhealth or perplexity.",
+            show_default=False,
+            help="qa (your own), register, register-sparse, needle, ruler, quality, longhealth or "
+            "perplexity. With a file of --questions qa, else register if left out.",
         ),
-    ] = "register",
+    ] = None,
     method: Annotated[
         str,
         typer.Option(
@@ -85,7 +95,15 @@ def evaluate(
         int | None, _count("--docs", "8", "Documents; the suite's own number if left out.")
     ] = None,
     questions: Annotated[
-        int | None, _count("--questions", "10", "Questions of each kind about a document.")
+        str | None,
+        typer.Option(
+            "--questions",
+            metavar="N|FILE",
+            parser=_asked,
+            show_default=False,
+            help="Questions of each kind about a document; or a file of them about the document "
+            "FILE, as amkv chat --questions reads it, with an answer each.",
+        ),
     ] = None,
     tokens: Annotated[
         int | None, _count("--tokens", "2048", "Length of a document that the suite makes.")
@@ -167,10 +185,13 @@ def evaluate(
     how often the likeliest token agrees with the full context's. Two rows are
     always there: the full context and none.
 
-    FILE is what quality, longhealth and perplexity read.
+    FILE is what qa, quality, longhealth and perplexity read: for qa JSON lines of
+    documents and questions, or a document with --questions FILE. There, the whole
+    document's own answers are measured too: how many come out the same.
 
     \b
       amkv eval --method omp,snapkv --ratio 5,20,100 -o results.json
+      amkv eval report.pdf --questions questions.jsonl --model Qwen/Qwen3-4B
       amkv eval book.txt --suite perplexity --model Qwen/Qwen3-4B --plot ppl.png
     """
     console = Console(json, quiet, debug)
@@ -186,10 +207,12 @@ def evaluate(
             from amcli.evaluation import plot as plotting
 
             plotting.require()
+        asked = questions if isinstance(questions, Path) else None
         settings = runner.Settings.of(
-            base.get(suite), method, ratio,  # type: ignore[arg-type]
-            path=file, docs=docs, questions=questions, tokens=tokens, seed=seed,
-            budget=budget, queries=queries, store=store, reason=reason,
+            base.get(suite or ("register" if asked is None else "qa")),
+            method, ratio,  # type: ignore[arg-type]
+            path=file, asked=asked, docs=docs, questions=None if asked else questions,
+            tokens=tokens, seed=seed, budget=budget, queries=queries, store=store, reason=reason,
         )  # fmt: skip
         loaded = load(progress, spec, device, dtype, trust=trust_remote_code, console=console)
         progress.start("make documents", 0)
@@ -229,11 +252,10 @@ def _run(
         if output is not None:
             results.write(output)
 
-    count = len(results.documents)
     if results.cells:
-        there = len(results.cells)
-        console.note(f"{output} has {there} of {count * len(results.order())} cells")
-    show = LiveTable(count) if animated() and not console.quiet else Notes(console, count)
+        there, count = len(results.cells), len(results.documents) * len(results.order())
+        console.note(f"{output} has {there} of {count} cells")
+    show = LiveTable(results) if animated() and not console.quiet else Notes(console, results)
     try:
         with quiet(), show:
             measure(show, save)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from amcli.console import Console, bytes_text
+from amcli.console import Console, bytes_text, seconds_text
 
 if TYPE_CHECKING:
     from amcli.evaluation.results import Results
@@ -24,8 +27,8 @@ _WIDE = 110
 
 def table_text(rows: Sequence[Row]) -> str:
     """The final table: a row for each method and ratio, a line of column heads first."""
-    kinds = _kinds(rows)
-    lines = [_heads(kinds), *_cells(rows, kinds)]
+    columns = _columns(rows)
+    lines = [[column.head for column in columns], *_cells(rows, columns)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
@@ -36,63 +39,124 @@ def table_text(rows: Sequence[Row]) -> str:
     )
 
 
+@dataclass(frozen=True)
+class _Column:
+    """A column: its head, and its cell for a row; `wide` ones give way on a small terminal."""
+
+    head: str
+    cell: Callable[[Row], str]
+    wide: bool = False
+
+
+def _columns(rows: Sequence[Row]) -> list[_Column]:
+    """The columns that these rows have something for."""
+    measured = {name for row in rows for name, value in row.items() if value is not None}
+    of_kinds = "recall" if "recall" in measured else "lost"
+    found = {(row["method"], row["ratio"], row["kind"]): row for row in rows}
+
+    def of_kind(kind: str) -> _Column:
+        def cell(row: Row) -> str:
+            return _number(found.get((row["method"], row["ratio"], kind), {}).get(of_kinds))
+
+        return _Column(kind, cell, wide=True)
+
+    def metric(head: str, name: str, show: Callable[[Row | None], str], wide: bool = False) -> None:
+        if name in measured:
+            columns.append(_Column(head, lambda row: show(row[name]), wide))
+
+    columns = [
+        _Column("method", lambda row: str(_NAMES.get(row["method"], row["method"]))),
+        _Column("ratio", lambda row: "" if row["ratio"] is None else f"{row['ratio']:g}×"),
+        _Column("real", lambda row: _times(row["real_ratio"])),
+        _Column("stored", lambda row: bytes_text(row["stored_bytes"]), wide=True),
+    ]
+    metric("recall", "recall", _interval)
+    metric("lost", "lost", _interval if of_kinds == "lost" else _number)
+    columns += map(of_kind, _kinds(rows))
+    metric("same", "same", _number)
+    metric("F1", "f1", _number)
+    metric("contains", "contains", _number)
+    metric("NLL", "nll", _number)
+    metric("KL", "kl", _small)
+    metric("top-1", "agreement", _number)
+    columns.append(_Column("seconds", _seconds))
+    if "prefills" in measured:
+        columns.append(_Column("prefills", lambda row: _tenths(row["prefills"]), wide=True))
+    return columns
+
+
 def _kinds(rows: Sequence[Row]) -> list[str]:
     kinds = [kind for kind in dict.fromkeys(row["kind"] for row in rows) if kind != "all"]
     return kinds if len(kinds) <= _KINDS else []
 
 
-def _heads(kinds: Sequence[str]) -> list[str]:
-    return ["method", "ratio", "real", "stored", "recall", *kinds, "NLL", "KL", "top-1", "seconds"]
+def _cells(rows: Sequence[Row], columns: Sequence[_Column]) -> list[list[str]]:
+    return [[c.cell(row) for c in columns] for row in rows if row["kind"] == "all"]
 
 
-def _cells(rows: Sequence[Row], kinds: Sequence[str]) -> list[list[str]]:
-    found = {(row["method"], row["ratio"], row["kind"]): row for row in rows}
-    lines: list[list[str]] = []
-    for row in rows:
-        if row["kind"] != "all":
-            continue
-        same = (row["method"], row["ratio"])
-        recalls = [_number(found.get((*same, kind), {}).get("recall")) for kind in kinds]
-        name: str = row["method"]
-        asked, real = row["ratio"], row["real_ratio"]
-        spent = row["seconds"].get("reference", 0.0) + row["seconds"].get("compact", 0.0)
-        lines.append(
-            [
-                _NAMES.get(name, name),
-                "" if asked is None else f"{asked:g}×",
-                "–" if real is None else f"{real:.1f}×",
-                bytes_text(row["stored_bytes"]),
-                _interval(row["recall"]),
-                *recalls,
-                _number(row["nll"]),
-                _small(row["kl"]),
-                _number(row["agreement"]),
-                "" if asked is None else f"{spent:.1f}",
-            ]
-        )
-    return lines
+def _times(ratio: float | None) -> str:
+    return "–" if ratio is None else f"{ratio:.1f}×"
+
+
+def _tenths(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def _seconds(row: Row) -> str:
+    """What making the context took, after the prefill."""
+    spent = sum(s for name, s in row["seconds"].items() if name not in ("prefill", "questions"))
+    return "" if row["ratio"] is None else f"{spent:.1f}"
+
+
+def _value(estimate: Row | None) -> float | None:
+    """NaN where what was measured is no finite number, None where nothing was."""
+    if estimate is None:
+        return None
+    return math.nan if estimate["value"] is None else float(estimate["value"])
 
 
 def _number(estimate: Row | None) -> str:
-    return "–" if estimate is None else f"{estimate['value']:.3f}"
+    value = _value(estimate)
+    return "–" if value is None else f"{value:.3f}"
 
 
-def _small(estimate: Row) -> str:
-    value = estimate["value"]
-    return f"{value:.3f}" if value >= 0.001 or not value else f"{value:.0e}"
+def _small(estimate: Row | None) -> str:
+    value = _value(estimate)
+    return f"{value:.0e}" if value and value < 0.001 else _number(estimate)
 
 
 def _interval(estimate: Row | None) -> str:
-    if estimate is None or "low" not in estimate:
+    if estimate is None or estimate.get("low") is None:
         return _number(estimate)
-    return f"{estimate['value']:.3f} ({estimate['low']:.2f}–{estimate['high']:.2f})"
+    return f"{_number(estimate)} ({estimate['low']:.2f}–{estimate['high']:.2f})"
+
+
+class Pace:
+    """How long a run will still take, by the cells so far: each counts by its document's length."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._before: float | None = None
+
+    def left(self, results: Results) -> float | None:
+        """Seconds, roughly; None before there is anything to go by."""
+        tokens = [document["tokens"] for document in results.documents]
+        done = sum(tokens[document] for document, *_ in results.cells)
+        todo = sum(tokens[i] * len(results.todo(i)) for i in range(len(tokens)))
+        if self._before is None:  # cells that were there before this run took none of its time
+            self._before, self._began = done, time.monotonic()
+            return None
+        mine = done - self._before
+        return (time.monotonic() - self._began) * todo / mine if mine else None
 
 
 class Notes:
     """Tells of a run where nothing can be redrawn: one line a document."""
 
-    def __init__(self, console: Console, documents: int):
-        self._console, self._documents = console, documents
+    def __init__(self, console: Console, results: Results):
+        self._console, self._results = console, results
+        self._pace = Pace()
+        self._pace.left(results)
 
     def __enter__(self) -> Notes:
         return self
@@ -107,8 +171,11 @@ class Notes:
         """Nothing."""
 
     def document(self, index: int, name: str, tokens: int) -> None:
-        """A line for each document."""
-        self._console.note(f"document {index + 1} of {self._documents}: {name}, {tokens:,} tokens")
+        """A line for each document, with the time that is left."""
+        count = len(self._results.documents)
+        left = self._pace.left(self._results)
+        more = "" if left is None else f", about {seconds_text(left)} left"
+        self._console.note(f"document {index + 1} of {count}: {name}, {tokens:,} tokens{more}")
 
     def cell(self, results: Results, method: str, ratio: float | None) -> None:
         """Nothing: the table comes at the end."""
@@ -121,13 +188,15 @@ class LiveTable:
     terminal give way to newer ones.
     """
 
-    def __init__(self, documents: int):
+    def __init__(self, results: Results):
         from rich.console import Console as RichConsole
         from rich.live import Live
 
-        self._documents = documents
+        self._documents = len(results.documents)
         self._rows: dict[tuple[str, float | None], list[Row]] = {}
-        self._kinds: list[str] = []
+        self._pace = Pace()
+        self._pace.left(results)
+        self._left = ""
         self._document = self._stage = ""
         self._done = self._total = 0
         self._screen = RichConsole(file=sys.stderr)
@@ -166,7 +235,8 @@ class LiveTable:
         rows = [results.row(method, ratio, kind, resamples=0) for kind in wanted]
         self._rows.pop((method, ratio), None)
         self._rows[method, ratio] = [row for row in rows if row is not None]
-        self._kinds = wanted[1:]
+        left = self._pace.left(results)
+        self._left = "" if left is None else f" · about {seconds_text(left)} left"
 
     def _render(self) -> Any:
         from rich.console import Group
@@ -175,14 +245,13 @@ class LiveTable:
 
         table = Table(box=None, pad_edge=False)
         wide = self._screen.size.width >= _WIDE
-        kinds = self._kinds if wide else []
-        heads = _heads(kinds)
-        shown = [i for i, head in enumerate(heads) if wide or head != "stored"]
-        for i in shown:
-            table.add_column(heads[i], justify="left" if i == 0 else "right", no_wrap=True)
         room = max(3, self._screen.size.height - 4)
-        for rows in list(self._rows.values())[-room:]:
-            for line in _cells(rows, kinds):
-                table.add_row(*(Text(line[i]) for i in shown))
+        rows = [row for rows in list(self._rows.values())[-room:] for row in rows]
+        columns = [column for column in _columns(rows) if wide or not column.wide]
+        for i, column in enumerate(columns):
+            table.add_column(column.head, justify="left" if i == 0 else "right", no_wrap=True)
+        for line in _cells(rows, columns):
+            table.add_row(*map(Text, line))
         share = f" {self._done / self._total:.0%}" if self._total else ""
-        return Group(table, Text(f"{self._document} · {self._stage}{share}", overflow="ellipsis"))
+        now = f"{self._document} · {self._stage}{share}{self._left}"
+        return Group(table, Text(now, overflow="ellipsis"))

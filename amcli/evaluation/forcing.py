@@ -22,6 +22,7 @@ from amcli.evaluation.suites.base import Question
 from amcli.models.cache import CompactCache
 from amcli.models.generate import CHUNK
 from amcli.models.loading import LoadedModel
+from amcli.pipeline.replies import Reply
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,20 @@ def tokenize(loaded: LoadedModel, question: Question) -> Forced:
         raise UsageError(f"the tokenizer of {loaded.id} cannot tell the options apart")
     prompt = chat.first_turn(question.text)
     return Forced(prompt, targets, end is not None, options, len(answer) - 1)
+
+
+def as_replied(loaded: LoadedModel, question: Question, reply: Reply) -> Forced:
+    """The tokens of a question and of what the model itself replied, its end included if it ended.
+
+    A reply that says nothing is one end token.
+    """
+    stops = loaded.chat.stop_ids
+    end = end_token(loaded)
+    ends = reply.ended and end is not None
+    targets = [*reply.ids, end] if ends and end is not None else list(reply.ids)
+    if not targets:
+        return Forced(loaded.chat.first_turn(question.text), [min(stops)], ends=True)
+    return Forced(loaded.chat.first_turn(question.text), targets, ends)
 
 
 @dataclass

@@ -39,6 +39,7 @@ class Made:
     stored_bytes, full_bytes  of the layers that can be compacted, biases included
     budget                    how heads shared the entries, where that was a choice
     seconds                   of the `reference` pass and of `compact`
+    output_error              of the outputs on held-out queries, mean over heads; None: unknown
     """
 
     cache: CompactCache
@@ -46,6 +47,7 @@ class Made:
     full_bytes: int
     budget: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    output_error: float | None = None
 
     @property
     def ratio(self) -> float | None:
@@ -76,9 +78,12 @@ def compacted(
     `passes` are this context's reference passes, so that each is run once for all methods.
     """
     stopwatch(context.loaded.device)  # work still under way would count as this method's
-    found = compact(context, options, progress=progress, passes=passes, errors=False)
-    cache = shared(context, found.layers)
-    made = Made(cache, found.stored_bytes, found.full_bytes, found.budget, found.seconds)
+    found = compact(context, options, progress=progress, passes=passes)
+    seconds = {name: spent for name, spent in found.seconds.items() if name != "errors"}
+    made = Made(
+        shared(context, found.layers), found.stored_bytes, found.full_bytes, found.budget, seconds,
+        found.errors.mean_output if found.errors else None,
+    )  # fmt: skip
     return made, found.layers
 
 

@@ -8,7 +8,7 @@ are drawn with the same random numbers, so differences between rows are less noi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +16,24 @@ import torch
 RESAMPLES = 1000
 LEVEL = 0.95
 
-Record = tuple[float | None, float, float, int, int]
-"""One question: score, summed NLL, summed KL (nats), agreeing tokens, tokens."""
+Record = Mapping[str, float]
+"""One question: what is added up, by name, without what was not measured; NaN is a value."""
+
+METRICS = {
+    "recall": ("score", "questions"),
+    "nll": ("nll", "tokens"),
+    "kl": ("kl", "tokens"),
+    "agreement": ("agree", "tokens"),
+    "lost": ("kl", "none_kl"),
+    "same": ("own_same", "questions"),
+    "own_nll": ("own_nll", "own_tokens"),
+    "own_kl": ("own_kl", "own_tokens"),
+    "own_agreement": ("own_agree", "own_tokens"),
+    "own_lost": ("own_kl", "own_none_kl"),
+    "f1": ("f1", "questions"),
+    "contains": ("contains", "questions"),
+}
+"""Each metric is one sum over another; `questions` is 1 of each question."""
 
 _DIGITS = 6
 
@@ -36,59 +52,53 @@ class Estimate:
         return {k: round(v, _DIGITS) for k, v in parts.items() if v is not None}
 
 
-METRICS = ("recall", "nll", "kl", "agreement")
-
-
 def estimates(
     documents: Sequence[Sequence[Record]], seed: int, resamples: int = RESAMPLES
 ) -> dict[str, Estimate | None]:
-    """`recall`, `nll`, `kl` and `agreement` of questions that are grouped by document.
+    """All `METRICS` of questions that are grouped by document.
 
-    Recall is a mean over questions (None where the suite gives no score), the others are means
-    over answer tokens, NLL and KL in nats. Documents without questions do not count. With no
-    `resamples` there are no intervals.
+    None for a metric of which some question has no sum. Documents without questions do not count.
+    Sums that are not finite make estimates that are not. With no `resamples` there are no
+    intervals.
     """
-    groups = [list(group) for group in documents if group]
+    groups = [[{"questions": 1.0, **record} for record in group] for group in documents if group]
+    found: dict[str, Estimate | None] = dict.fromkeys(METRICS)
     if not groups:
-        return dict.fromkeys(METRICS)
-    scored = all(record[0] is not None for group in groups for record in group)
-    table = _table(groups)  # [D, Q, 6]
-    point = _means(table.sum(dim=(0, 1))[None])
-    values = point[0].tolist()
-    found: dict[str, Estimate | None]
-    if resamples:
-        drawn = _means(_resampled(table, [len(g) for g in groups], seed, resamples))
-        tail = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
-        low, high = torch.quantile(drawn, tail, dim=0).tolist()  # [2, 4]
-        found = {m: Estimate(*v) for m, *v in zip(METRICS, values, low, high, strict=True)}
-    else:
-        found = {m: Estimate(v) for m, v in zip(METRICS, values, strict=True)}
-    if not scored:
-        found["recall"] = None
-    return found
+        return found
+    known = set.intersection(*(set(record) for group in groups for record in group))
+    measured = {name: pair for name, pair in METRICS.items() if known.issuperset(pair)}
+    columns = list(dict.fromkeys(column for pair in measured.values() for column in pair))
+    table = _table(groups, columns)  # [D, Q, columns]
+    pairs = [[columns.index(column) for column in pair] for pair in measured.values()]
+    values = _ratios(table.sum(dim=(0, 1))[None], pairs)[0].tolist()
+    if not resamples:
+        return found | {m: Estimate(v) for m, v in zip(measured, values, strict=True)}
+    drawn = _ratios(_resampled(table, [len(g) for g in groups], seed, resamples), pairs)
+    tail = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
+    low, high = torch.quantile(drawn, tail, dim=0).tolist()
+    return found | {m: Estimate(*v) for m, *v in zip(measured, values, low, high, strict=True)}
 
 
-def _table(groups: Sequence[Sequence[Record]]) -> torch.Tensor:
-    """`[D, Q, 6]` float64: the records and a count of 1; rows of padding are zero."""
+def _table(groups: Sequence[Sequence[Record]], columns: Sequence[str]) -> torch.Tensor:
+    """`[D, Q, columns]` float64: the records; rows of padding are zero."""
     width = max(len(group) for group in groups)
-    table = torch.zeros(len(groups), width, 6, dtype=torch.float64)
+    table = torch.zeros(len(groups), width, len(columns), dtype=torch.float64)
     for d, group in enumerate(groups):
-        rows = [[record[0] or 0.0, *record[1:], 1.0] for record in group]
+        rows = [[record[column] for column in columns] for record in group]
         table[d, : len(group)] = torch.tensor(rows, dtype=torch.float64)
     return table
 
 
-def _means(sums: torch.Tensor) -> torch.Tensor:
-    """`[R, 6]` sums to `[R, 4]`: score a question, NLL, KL and agreement a token."""
-    score, nll, kl, agree, tokens, count = sums.unbind(1)
-    tokens = tokens.clamp_min(1)
-    return torch.stack([score / count, nll / tokens, kl / tokens, agree / tokens], dim=1)
+def _ratios(sums: torch.Tensor, pairs: Sequence[Sequence[int]]) -> torch.Tensor:
+    """`[R, columns]` sums to `[R, metrics]`: one column over another."""
+    above, below = torch.tensor(pairs).unbind(1)
+    return sums[:, above] / sums[:, below]
 
 
 def _resampled(
     table: torch.Tensor, sizes: Sequence[int], seed: int, resamples: int
 ) -> torch.Tensor:
-    """`[resamples, 6]`: sums over documents, and questions within them, drawn anew each time."""
+    """`[resamples, columns]`: sums over documents, and questions within them, drawn each time."""
     D, Q, _ = table.shape
     generator = torch.Generator().manual_seed(seed)
     counts = torch.tensor(sizes)
@@ -100,7 +110,7 @@ def _resampled(
         size = counts[document][..., None]  # [n, D, 1]
         place = torch.rand(n, D, Q, generator=generator, dtype=torch.float64)
         question = (place * size).long().clamp_max(size - 1)
-        drawn = table[document[..., None], question]  # [n, D, Q, 6]
+        drawn = table[document[..., None], question]  # [n, D, Q, columns]
         real = torch.arange(Q) < size
-        sums[start : start + n] = (drawn * real[..., None]).sum(dim=(1, 2))
+        sums[start : start + n] = torch.where(real[..., None], drawn, 0.0).sum(dim=(1, 2))
     return sums

@@ -10,7 +10,7 @@ import multiprocessing
 import platform
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import Empty
 from typing import Any
 
@@ -60,7 +60,8 @@ def run(
 ) -> None:
     """`runner.run` with `jobs` documents at a time; with one, in this process.
 
-    `spec` loads the model that `loaded` is. Errors of a process end the run as its own would.
+    `spec` loads the model that `loaded` is; where it names no device, processes are spread over
+    all GPUs. Errors of a process end the run as its own would.
     """
     todo = [index for index in range(len(documents)) if results.todo(index)]
     jobs = min(jobs, len(todo))
@@ -68,6 +69,7 @@ def run(
         runner.run(settings, loaded, documents, results, listener, save)
         return
     threads = max(1, torch.get_num_threads() // jobs)
+    gpus = torch.cuda.device_count() if spec.device is None else 0
     if loaded.device.type == "cpu":
         results.hardware = f"{jobs} processes, {threads} CPU threads each, {platform.machine()}"
     listener.start(f"{jobs} at a time", sum(len(results.todo(index)) for index in todo))
@@ -76,9 +78,12 @@ def run(
     tasks, found = context.Queue(), context.Queue()
     for task in [*todo, *[None] * jobs]:
         tasks.put(task)
-    job = _Job(spec, settings, documents, results, threads)
+    places = [f"cuda:{k % gpus}" if gpus else spec.device for k in range(jobs)]
+    jobs_of = [
+        _Job(replace(spec, device=place), settings, documents, results, threads) for place in places
+    ]
     workers = [
-        context.Process(target=_work, args=(job, tasks, found), daemon=True) for _ in range(jobs)
+        context.Process(target=_work, args=(job, tasks, found), daemon=True) for job in jobs_of
     ]
     try:
         for worker in workers:

@@ -8,7 +8,8 @@ the settings: two runs on the same hardware and versions differ in nothing else.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,7 +36,7 @@ class Results:
     """What a run has found so far.
 
     settings   all that numbers depend on; `methods` and `ratios` may grow from run to run
-    documents  per document its name, tokens and seconds of prefill
+    documents  per document its name, tokens, hash of the text, and seconds of prefill
     questions  per document the kind of each question
     date       when the run was first started; a run that goes on keeps it
     """
@@ -92,8 +93,8 @@ class Results:
                 continue
             cells.append(cell)
             prefills.append(self.documents[document]["seconds"])
-            pairs = zip(kinds, cell["outcomes"], strict=True)
-            groups.append([tuple(o) for k, o in pairs if kind in ("all", k)])
+            records = _records(cell, self.cells.get((document, NONE, None)))
+            groups.append([r for k, r in zip(kinds, records, strict=True) if kind in ("all", k)])
         if not cells or not any(groups):
             return None
         found = estimates(groups, self.settings["seed"], resamples)
@@ -108,7 +109,9 @@ class Results:
             "questions": sum(len(group) for group in groups),
             "stored_bytes": round(stored / len(cells)),
             "real_ratio": round(full / stored, 4) if stored else None,
-            **{name: e.record() if (e := found[name]) else None for name in METRICS},
+            **{name: finite(e.record()) if (e := found[name]) else None for name in METRICS},
+            "output_error": _output_error(cells),
+            "prefills": _prefills(cells, prefills),
             "seconds": _means(prefills) | _means([cell["seconds"] for cell in cells]),
         }
 
@@ -150,7 +153,7 @@ class Results:
         if found is None:
             return
         differing = _differences(self.settings, found["settings"])
-        if not differing and found["questions"] != self.questions:
+        if not differing and _made_of(found) != _made_of(vars(self)):
             differing = ["the documents and questions"]
         if differing:
             raise UsageError(
@@ -167,6 +170,61 @@ class Results:
 def plural(count: int, noun: str) -> str:
     """`1 document`, `2 documents`."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def finite(value: Any) -> Any:
+    """The same for JSON, which has no NaN and no infinity: null where a number is not finite."""
+    if isinstance(value, dict):
+        return {name: finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(value: float | None) -> float:
+    """A number that a file has as null is not finite."""
+    return math.nan if value is None else value
+
+
+def _records(cell: Mapping[str, Any], none: Mapping[str, Any] | None) -> list[Record]:
+    """Per question of a cell what `metrics` adds up, with what no context loses."""
+    found: list[Record] = []
+    for q, (score, nll, kl, agree, tokens) in enumerate(cell["outcomes"]):
+        record = {"nll": _number(nll), "kl": _number(kl), "agree": agree, "tokens": tokens}
+        if score is not None:
+            record["score"] = score
+        if none is not None:
+            record["none_kl"] = _number(none["outcomes"][q][2])
+        if "own" in cell:
+            same, nll, kl, agree, tokens = cell["own"][q]
+            record |= {"own_same": same, "own_nll": _number(nll), "own_kl": _number(kl)}
+            record |= {"own_agree": agree, "own_tokens": tokens}
+            record["f1"], record["contains"] = cell["said"][q]
+            if none is not None:
+                record["own_none_kl"] = _number(none["own"][q][2])
+        found.append(record)
+    return found
+
+
+def _output_error(cells: Sequence[Mapping[str, Any]]) -> float | None:
+    """Mean over documents of the receipt's error of the outputs; None where one is unknown."""
+    errors = [cell.get("output_error") for cell in cells]
+    known = [error for error in errors if error is not None]
+    return round(sum(known) / len(known), 6) if known and len(known) == len(errors) else None
+
+
+def _prefills(
+    cells: Sequence[Mapping[str, Any]], prefills: Sequence[Mapping[str, float]]
+) -> float | None:
+    """Seconds that making the contexts took, over those of prefilling their documents."""
+    spent = sum(s for cell in cells for name, s in cell["seconds"].items() if name != "questions")
+    reading = sum(seconds.get("prefill", 0.0) for seconds in prefills)
+    return round(spent / reading, 3) if spent and reading else None
+
+
+def _made_of(record: Mapping[str, Any]) -> Any:
+    """What has to be the same for a run to go on: its documents and their questions."""
+    return [d.get("sha256") for d in record["documents"]], record["questions"]
 
 
 def _means(seconds: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -7,17 +7,16 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
 from amcli.errors import UsageError
 from amcli.evaluation import makers, scorers
-from amcli.evaluation.forcing import Forced, Limits, Outcome, Teacher, tokenize
+from amcli.evaluation.forcing import Forced, Limits, Outcome, Teacher, as_replied, tokenize
 from amcli.evaluation.makers import FULL, NONE, Made
-from amcli.evaluation.metrics import Record
-from amcli.evaluation.results import Results
-from amcli.evaluation.suites.base import Document, Measure, Request, Scorer, Suite
+from amcli.evaluation.results import Results, finite
+from amcli.evaluation.suites.base import Document, Measure, Question, Request, Scorer, Suite
 from amcli.models.loading import LoadedModel
 from amcli.pipeline import contexts
 from amcli.pipeline.clock import stopwatch
@@ -25,7 +24,7 @@ from amcli.pipeline.compaction import Options
 from amcli.pipeline.contexts import Context
 from amcli.pipeline.passes import Passes
 from amcli.pipeline.progress import Progress
-from amcli.pipeline.replies import answers
+from amcli.pipeline.replies import Reply, answers, replies
 from amcli.pipeline.source import Source
 
 
@@ -35,6 +34,7 @@ class Settings:
 
     methods      each with the ratios it is measured at
     docs, tokens, questions   see `suites.base.Request`; None: the suite's own
+    asked                     a file of questions about the text at `path`
     budget, queries           see `pipeline.compaction.Options`; None: the method's own
     store                     how every method's entries are stored; None: as it has them
     """
@@ -42,6 +42,7 @@ class Settings:
     suite: Suite
     methods: tuple[tuple[str, tuple[float, ...]], ...]
     path: Path | None = None
+    asked: Path | None = None
     docs: int | None = None
     questions: int | None = None
     tokens: int | None = None
@@ -69,7 +70,12 @@ class Settings:
                 f"suite {suite.name} wants a file: {suite.file}",
                 f"name it: amkv eval FILE --suite {suite.name}",
             )
-        if suite.choice and settings.tokens is not None:
+        if settings.asked is not None and not suite.own:
+            raise UsageError(
+                f"suite {suite.name} takes no file of questions",
+                f"--suite qa, or a number for --questions instead of {settings.asked}",
+            )
+        if suite.whole and settings.tokens is not None:
             raise UsageError(f"suite {suite.name} reads whole documents", "leave --tokens out")
         if settings.reason and not suite.choice:
             raise UsageError(f"suite {suite.name} has no multiple choice", "leave --reason out")
@@ -96,6 +102,7 @@ class Settings:
             seed=self.seed,
             measure=measure,
             path=self.path,
+            asked=self.asked,
             reason=self.reason,
         )
 
@@ -114,7 +121,8 @@ class Settings:
             "suite": self.suite.name,
             "scorer": self.scorer,
             "file": None if self.path is None else self.path.name,
-            "file_sha256": None if self.path is None else _sha256(self.path),
+            "file_sha256": None if self.path is None else _sha256(self.path.read_bytes()),
+            "asked_sha256": None if self.asked is None else _sha256(self.asked.read_bytes()),
             "docs": request.docs,
             "questions": request.questions,
             "tokens": request.tokens,
@@ -126,8 +134,8 @@ class Settings:
         }
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 class Listener(Progress, Protocol):
@@ -164,7 +172,8 @@ def prepare(settings: Settings, loaded: LoadedModel) -> tuple[list[Document], Re
         for name, ratios in settings.methods:
             for ratio in ratios:
                 makers.require(settings.options(name, ratio), tokens)
-        entries.append({"name": document.name, "tokens": tokens, "seconds": {}})
+        digest = _sha256(document.text.encode())
+        entries.append({"name": document.name, "tokens": tokens, "sha256": digest, "seconds": {}})
     results = Results(
         settings=settings.record(loaded),
         hardware=hardware(loaded.device),
@@ -181,8 +190,8 @@ def _require_room(settings: Settings, loaded: LoadedModel, document: Document, t
         return
     generates = settings.scorer in scorers.GENERATING
     for question in document.questions:
-        need = tokens + tokenize(loaded, question).length
-        if generates:
+        need = tokens + (tokenize(loaded, question).length if question.answer else 0)
+        if generates or settings.suite.own:
             asked = loaded.chat.first_turn(question.said or question.text)
             need = max(need, tokens + len(asked) + question.max_tokens)
         if need > limit:
@@ -209,6 +218,9 @@ def run(
     save: Callable[[], None],
 ) -> None:
     """Measures the cells that `results` do not have yet; `save` is called after each."""
+    if loaded.device.type == "cuda" and documents:
+        # What is compiled and looked up at the first call is no document's time.
+        contexts.prefill(loaded, Source("", documents[0].text))
     for index in range(len(documents)):
         # In a function of its own: a document's caches go before the next one's come.
         measure(settings, loaded, documents, index, results, listener, save)
@@ -240,13 +252,18 @@ def measure(
 
 @dataclass
 class _Bench:
-    """One document in a model, and what is measured on it."""
+    """One document in a model, and what is measured on it.
+
+    teacher  forces the right answer to each question, and then, if the suite asks for them, each
+             of the whole document's `own` answers
+    """
 
     settings: Settings
     document: Document
     context: Context
     teacher: Teacher
     full: Made
+    own: list[Reply]
     passes: Passes
     prefill: float
     listener: Listener
@@ -260,27 +277,36 @@ class _Bench:
         context = contexts.prefill(loaded, Source(document.name, document.text), progress=listener)
         seconds = stopwatch(loaded.device) - began
         full = makers.whole(context)
+        own: list[Reply] = []
+        if settings.suite.own:
+            listener.start("answers", 0)
+            own = replies(loaded, full.cache, *_prompts(loaded, document.questions))
+            document = _answered(document, own)
         forced: list[Forced] = [tokenize(loaded, question) for question in document.questions]
+        for question, reply in zip(document.questions, own, strict=False):
+            forced.append(as_replied(loaded, question, reply))
         teacher = Teacher(loaded, forced, full.cache, Limits.of(loaded.device))
         teacher.measure(full.cache)
         passes = Passes(context)
-        return cls(settings, document, context, teacher, full, passes, seconds, listener)
+        return cls(settings, document, context, teacher, full, own, passes, seconds, listener)
 
     def cell(self, method: str, ratio: float | None) -> dict[str, Any]:
         """What one method gives at one ratio, as the file of results has it."""
         made = self.made(method, ratio)
         self.listener.start("questions", 0)
         began = stopwatch(self.context.loaded.device)
-        outcomes = self.ask(made)
+        measured = self.ask(made)
         asking = stopwatch(self.context.loaded.device) - began
         seconds = {**made.seconds, "questions": asking}
-        return {
+        found = {
             "budget": made.budget,
             "stored_bytes": made.stored_bytes,
             "full_bytes": made.full_bytes,
-            "outcomes": [list(outcome) for outcome in outcomes],
+            "output_error": made.output_error,
+            **measured,
             "seconds": {stage: round(spent, 3) for stage, spent in seconds.items()},
         }
+        return cast(dict[str, Any], finite(found))
 
     def made(self, method: str, ratio: float | None) -> Made:
         """The context of one cell."""
@@ -291,27 +317,63 @@ class _Bench:
         options = self.settings.options(method, float(ratio or 1))
         return makers.make(self.context, options, self.passes, self.listener)
 
-    def ask(self, made: Made) -> list[Record]:
-        """All questions of the document."""
-        questions = self.document.questions
-        outcomes = self.teacher.measure(made.cache)
+    def ask(self, made: Made) -> dict[str, list[list[float | None]]]:
+        """All questions of the document: `outcomes`, and `own` and `said` where asked for."""
+        questions, scorer = self.document.questions, self.settings.scorer
+        measured = self.teacher.measure(made.cache)
+        outcomes, own = measured[: len(questions)], measured[len(questions) :]
         said: Sequence[str | None] = [None] * len(questions)
-        if self.settings.scorer in scorers.GENERATING:
+        if scorer in scorers.GENERATING:
             loaded = self.context.loaded
-            prompts = [loaded.chat.first_turn(q.said or q.text) for q in questions]
-            said = answers(loaded, made.cache, prompts, [q.max_tokens for q in questions])
-        return [
-            _record(scorers.score(self.settings.scorer, question, outcome, text), outcome)
+            said = answers(loaded, made.cache, *_prompts(loaded, questions))
+        scores = [
+            scorers.score(scorer, question, outcome, text)
             for question, outcome, text in zip(questions, outcomes, said, strict=True)
         ]
+        found = {"outcomes": list(map(_record, scores, outcomes))}
+        if own:
+            found["own"] = [_record(float(outcome.exact), outcome) for outcome in own]
+            found["said"] = [
+                [round(scorers.f1(text, q.answer), 6), scorers.contains(text, q.answer)]
+                for text, q in zip(self._said(made, own), questions, strict=True)
+            ]
+        return found
+
+    def _said(self, made: Made, own: Sequence[Outcome]) -> list[str]:
+        """What the model answers with this context: its own answer where that is the same."""
+        said = [reply.text for reply in self.own]
+        others = [i for i, outcome in enumerate(own) if not outcome.exact]
+        if others:
+            loaded = self.context.loaded
+            asked = _prompts(loaded, [self.document.questions[i] for i in others])
+            for i, text in zip(others, answers(loaded, made.cache, *asked), strict=True):
+                said[i] = text
+        return said
 
 
-def _record(score: float | None, outcome: Outcome) -> Record:
+def _prompts(
+    loaded: LoadedModel, questions: Sequence[Question]
+) -> tuple[list[list[int]], list[int]]:
+    """The prompts of questions whose answers are generated, and the longest answer to each."""
+    prompts = [loaded.chat.first_turn(q.said or q.text) for q in questions]
+    return prompts, [q.max_tokens for q in questions]
+
+
+def _answered(document: Document, own: Sequence[Reply]) -> Document:
+    """The same, with the document's own answer to each question that has none."""
+    questions = [
+        question if question.answer else replace(question, answer=reply.text)
+        for question, reply in zip(document.questions, own, strict=True)
+    ]
+    return replace(document, questions=tuple(questions))
+
+
+def _record(score: float | None, outcome: Outcome) -> list[float | None]:
     """Rounded, so that rows come out the same from memory and from the file."""
-    return (
+    return [
         None if score is None else round(score, 6),
         round(outcome.nll, 6),
         round(outcome.kl, 8),
         outcome.agree,
         outcome.tokens,
-    )
+    ]

@@ -6,11 +6,15 @@ substring  the share of the reference strings that the generated answer contains
            case alike (as RULER does, arXiv 2404.06654)
 reasoned   1 when the last option letter that stands alone in the generated answer is the right one
 none       no score: only likelihoods count
+
+`f1` and `contains` compare free answers, words against words (as SQuAD does, arXiv 1606.05250).
 """
 
 from __future__ import annotations
 
 import re
+import string
+from collections import Counter
 
 from amcli.evaluation.forcing import Outcome
 from amcli.evaluation.suites.base import Question, Scorer
@@ -47,3 +51,27 @@ def chosen_letter(said: str, options: tuple[str, ...]) -> str | None:
     last_line = rest.strip().splitlines()[-1]
     final = re.findall(rf"(?<![A-Za-z])[{''.join(options)}](?![A-Za-z'’])", last_line)
     return str((final or letters)[-1])
+
+
+_ARTICLES = frozenset({"a", "an", "the"})
+_PUNCTUATION = str.maketrans("", "", string.punctuation + "‘’“”")
+
+
+def words(text: str) -> list[str]:
+    """The words of an answer, without case, punctuation and articles."""
+    return [w for w in text.lower().translate(_PUNCTUATION).split() if w not in _ARTICLES]
+
+
+def f1(said: str, right: str) -> float:
+    """The harmonic mean of the shares of words that an answer and the right one have in common."""
+    mine, theirs = words(said), words(right)
+    if not mine or not theirs:
+        return float(mine == theirs)
+    common = sum((Counter(mine) & Counter(theirs)).values())
+    return 2 * common / (len(mine) + len(theirs))
+
+
+def contains(said: str, right: str) -> float:
+    """1 where the words of the right answer stand in what was said, one after the other."""
+    mine, theirs = words(said), words(right)
+    return float(f" {' '.join(theirs)} " in f" {' '.join(mine)} ")

@@ -12,18 +12,18 @@ from .methods import Method, register
 OMP = register(
     Method(
         name="omp",
-        summary="best keys, pursuit where few are kept, shrunk values (default)",
-        source="auto",
+        summary="best keys, pursuit where few are kept, exact biases, shrunk values (default)",
         store="auto",
+        mass="nnls",
     )
 )
 
-OMP_BETA = register(
+OMP_NO_BIAS = register(
     replace(
         OMP,
-        name="omp-beta",
-        summary="the same with exact biases, which keep each head's attention mass",
-        mass="nnls",
+        name="omp-no-bias",
+        summary="the same without biases, which keep each head's attention mass",
+        mass="none",
     )
 )
 
@@ -32,7 +32,6 @@ HIGHEST_ATTENTION = register(
         name="highest-attention",
         summary="the most attended keys, shrunk values; no pursuit",
         selection="top",
-        source="auto",
         store="auto",
     )
 )

@@ -1,7 +1,7 @@
-"""What `auto` stands for: which reference queries, and how entries are stored.
+"""What `auto` stands for: how entries are stored.
 
-Both are decided by what is at hand, in the same way every time; what was decided is in the
-manifest. The measurements behind the limits are in docs/methods.md.
+Decided by what is at hand, in the same way every time; what was decided is in the manifest. The
+measurements behind the limits are in docs/methods.md.
 """
 
 from __future__ import annotations
@@ -16,31 +16,11 @@ from amcli.pipeline.contexts import Context, full_layers, live_keys
 from amcli.pipeline.reference import LayerReference
 from amcli.quantize import NATIVE, Quantizer, quantizer_of
 
-ASKING = 10.0
-"""Keys for one entry from which on questions are among the reference queries. Repeating a document
-wants all of it; the more of it has to go, the more it matters what could be asked. With many
-entries questions change nothing and cost time."""
-
-ROOM = 256
-"""Positions behind a context without which the model is not made to ask questions: a question, its
-answer, and what the template puts around them."""
-
 ROUNDING = 0.25
 """Largest relative error of a layer's outputs that rounding the whole cache to 4 bits may cause.
 The worst layers of pocket and olmo2 have 0.07 to 0.12, that of llama 0.27 to 0.32 (trained for
 this: docs/benchmarks/rounding.json); keys with a few channels far larger than the others, as some
 models have, 0.33 (docs/benchmarks/rotation.json)."""
-
-
-def queries_by_need(context: Context, layers: Sequence[LayerShape], planned: Sequence[int]) -> str:
-    """The sources for `planned` entries a head of each layer: `repeat`, or questions too."""
-    entries = sum(t * layer.heads for t, layer in zip(planned, layers, strict=True))
-    keys = sum(layer.tokens * layer.heads for layer in layers)
-    limit = context.loaded.geometry.max_positions
-    cramped = limit is not None and limit - context.T < ROOM
-    if context.loaded.chat.raw or cramped or keys < ASKING * entries:
-        return "repeat"
-    return "repeat+self-study"
 
 
 def holds_every_key(ratio: float, layers: Sequence[LayerShape], beta: bool) -> bool:

@@ -17,7 +17,7 @@ from amcli.matching.methods import FUTURE, Method, ScoreContext
 from amcli.models.rotary import Rotary
 from amcli.pipeline import budget_file, early, heldout
 from amcli.pipeline.budget_file import BudgetFile
-from amcli.pipeline.choices import holds_every_key, queries_by_need, store_by_error
+from amcli.pipeline.choices import holds_every_key, store_by_error
 from amcli.pipeline.clock import stopwatch
 from amcli.pipeline.contexts import Context, full_layers, live_keys, require_finite
 from amcli.pipeline.fitting import fit, scale_of
@@ -209,9 +209,6 @@ def compact(
     options = settled(context, method, options, passes, progress)
     settling = stopwatch(context.loaded.device) - began
     planned = _planned(context, method, options, file)
-    if options.source(method) == AUTO:
-        queries = queries_by_need(context, shapes(context), planned)
-        options = replace(options, queries=queries)
     asking, seconds = references(context, method, options, rotary, passes, progress)
 
     began = stopwatch(context.loaded.device)

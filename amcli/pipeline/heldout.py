@@ -52,6 +52,17 @@ class Errors:
     output: list[list[float]] = field(default_factory=list)
     attention: list[list[float]] = field(default_factory=list)
 
+    @property
+    def mean_output(self) -> float | None:
+        """Mean error of the outputs, heads by their attention; None where it is not known."""
+        pairs = [
+            (weight, error)
+            for weights, errors in zip(self.attention, self.output, strict=True)
+            for weight, error in zip(weights, errors, strict=False)
+        ]
+        total = sum(weight for weight, _ in pairs)
+        return sum(weight * error for weight, error in pairs) / total if total else None
+
 
 def parts(context: Context, size: int, most: int, seed: int) -> list[Passage]:
     """Parts of `size` document tokens that begin at a seeded place, each after its question.

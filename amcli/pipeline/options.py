@@ -15,7 +15,7 @@ from amcli.quantize import STORES
 DEFAULT_RATIO = 20.0
 
 AUTO = "auto"
-"""Queries or store as `choices` has them for the document and the size at hand."""
+"""The store as `choices` has it for the document and the size at hand."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Options:
 
     ratio, tokens  full bytes over stored bytes, or mean entries per KV head: at most one
     budget         one of `budgets.NAMES`, the path of a budget file, or None for the method's own
-    queries        names of `passages.SOURCES`, joined by `+`; `auto`; None for the method's own
+    queries        names of `passages.SOURCES`, joined by `+`; None for the method's own
     window         most recent tokens that snapkv and pyramidkv look from and keep; None: 64, or
                    fewer where that would be more than a quarter of a head's entries
     store          how entries are stored: one of `quantize.STORES`, `auto`, or None for the
@@ -46,7 +46,7 @@ class Options:
     positions: bool = False
 
     def source(self, method: Method) -> str:
-        """Where a method's queries come from: `none`, `auto`, or names of `passages.SOURCES`."""
+        """Where a method's queries come from: `none`, or names of `passages.SOURCES`."""
         return (self.queries or method.source) if method.queries else "none"
 
     def storage(self, method: Method) -> str:
@@ -112,8 +112,8 @@ def budget_of(options: Options) -> BudgetFile | None:
 
 def _check_queries(options: Options, method: Method) -> None:
     """Raises UsageError for queries or a window that the method cannot use."""
-    if options.queries not in (None, AUTO):
-        passages.sources(str(options.queries))
+    if options.queries is not None:
+        passages.sources(options.queries)
     if method.watch is not None and options.queries not in (None, method.source):
         raise UsageError(
             f"method {method.name!r} is defined by its own queries ({method.source}), "

@@ -8,6 +8,7 @@ prompt, any other row the token that it found. That is exact for every model.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,15 @@ ROWS = 32
 _LOOK = 16  # steps between looks at whether all rows are done: each look waits for the device
 
 
+@dataclass(frozen=True)
+class Reply:
+    """One reply: its tokens without a stop token, whether one came, and the text."""
+
+    ids: list[int]
+    ended: bool
+    text: str
+
+
 def answers(
     loaded: LoadedModel,
     cache: CompactCache,
@@ -32,7 +42,26 @@ def answers(
     rows: int = ROWS,
     advance: Callable[[int], None] = lambda prompts: None,
 ) -> list[str]:
-    """The text of the reply to each prompt after a context, control tokens left out.
+    """The text of each reply, as `replies` finds them."""
+    found = replies(
+        loaded, cache, prompts, max_tokens,
+        temperature=temperature, seed=seed, rows=rows, advance=advance,
+    )  # fmt: skip
+    return [reply.text for reply in found]
+
+
+def replies(
+    loaded: LoadedModel,
+    cache: CompactCache,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: Sequence[int],
+    *,
+    temperature: float = 0.0,
+    seed: int = 0,
+    rows: int = ROWS,
+    advance: Callable[[int], None] = lambda prompts: None,
+) -> list[Reply]:
+    """The reply to each prompt after a context; its text leaves control tokens out.
 
     prompts      token ids, each fed right after the context
     max_tokens   longest reply of each
@@ -40,7 +69,7 @@ def answers(
                  device and `rows`
     advance      called with the number of prompts that have been replied to since
     """
-    found: dict[int, str] = {}
+    found: dict[int, Reply] = {}
     generator = torch.Generator(device=loaded.device).manual_seed(seed)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for start in range(0, len(order), rows):
@@ -48,9 +77,9 @@ def answers(
         limits = [max_tokens[i] for i in batch]
         given = [list(prompts[i]) for i in batch]
         tokens = _lockstep(loaded, cache, given, limits, temperature, generator)
-        for i, ids in zip(batch, tokens, strict=True):
+        for i, (ids, ended) in zip(batch, tokens, strict=True):
             text = loaded.tokenizer.decode(ids, skip_special_tokens=True)
-            found[i] = str(text).strip()
+            found[i] = Reply(ids, ended, str(text).strip())
         advance(len(batch))
     return [found[i] for i in range(len(prompts))]
 
@@ -62,13 +91,13 @@ def _lockstep(
     limits: list[int],
     temperature: float,
     generator: torch.Generator,
-) -> Iterator[list[int]]:
+) -> Iterator[tuple[list[int], bool]]:
     stops = loaded.chat.stop_ids
     columns = _columns(loaded, cache, prompts, limits, temperature, generator)
     for prompt, limit, row in zip(prompts, limits, columns, strict=True):
         answer = row[len(prompt) : len(prompt) + limit]
         end = next((k for k, token in enumerate(answer) if token in stops), len(answer))
-        yield answer[:end]
+        yield answer[:end], end < len(answer)
 
 
 @torch.no_grad()

@@ -39,10 +39,10 @@ def loader(folder: Path) -> Any:
 
 
 CASES = {
-    "biases, ragged heads": ("pocket", Options(ratio=6, method="omp-beta", store="native")),
+    "biases, ragged heads": ("pocket", Options(ratio=6, method="omp", store="native")),
     "codes": ("pocket", Options(ratio=20, store="int4")),
     "whole": ("llama", Options(method="keep")),
-    "another family": ("qwen3", Options(ratio=4, method="omp-beta", store="int8")),
+    "another family": ("qwen3", Options(ratio=4, method="omp", store="int8")),
 }
 
 

@@ -28,10 +28,9 @@ def watched(name: str, x: Layer, cuts: tuple[int, ...] = (), start: int = 0) -> 
 
 def test_the_tools_own_methods_are_listed_first() -> None:
     assert names() == [
-        "omp", "omp-beta", "highest-attention", "keep", "streaming", "random", "knorm", "keydiff",
-        "snapkv",
-        "tova", "h2o", "expected-attention", "pyramidkv", "kvzip", "kvzip-uniform",
-        "am-highest-attention", "am-omp",
+        "omp", "omp-no-bias", "highest-attention", "keep", "streaming", "random", "knorm",
+        "keydiff", "snapkv", "tova", "h2o", "expected-attention", "pyramidkv", "kvzip",
+        "kvzip-uniform", "am-highest-attention", "am-omp",
     ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from test_matching_compact import errors, run
 from amcli.matching import recipes  # noqa: F401 - registers the methods
 from amcli.quantize import QUANTIZERS
 
-METHODS = ["omp", "omp-beta", "highest-attention"]
+METHODS = ["omp", "omp-no-bias", "highest-attention"]
 LENGTHS = [5, 24]
 
 

@@ -19,7 +19,7 @@ LENGTHS = [60, 0, 17, 120]
 
 @pytest.mark.parametrize("store", QUANTIZERS)
 @pytest.mark.parametrize(
-    "name", ["omp", "omp-beta", "highest-attention", "snapkv", "am-highest-attention", "am-omp"]
+    "name", ["omp", "omp-no-bias", "highest-attention", "snapkv", "am-highest-attention", "am-omp"]
 )
 def test_entries_come_back_as_they_will_be_read(name: str, store: str) -> None:
     quantizer = QUANTIZERS[store]
@@ -51,9 +51,9 @@ def test_fits_make_up_for_rounded_keys() -> None:
     h = replace(h, W=torch.ones_like(h.W))
     quantizer = QUANTIZERS["int4"]
     lengths = [40] * 6
-    after = run(h, "omp-beta", lengths)
+    after = run(h, "omp", lengths)
     after = replace(after, heads=quantizer.pack(after.heads).unpack())
-    before = run(h, "omp-beta", lengths, rounding=quantizer)
+    before = run(h, "omp", lengths, rounding=quantizer)
     late, early = errors(h, after, h.Q), errors(h, before, h.Q)
     assert sum(early[0]) < 0.8 * sum(late[0])
     assert sum(early[1]) < sum(late[1])

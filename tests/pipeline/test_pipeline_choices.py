@@ -11,9 +11,10 @@ import torch
 from boxes import model, source
 
 from amcli.errors import UsageError
+from amcli.matching import methods
 from amcli.pipeline import fidelity, passages, reference
-from amcli.pipeline.choices import queries_by_need, store_by_error
-from amcli.pipeline.compaction import Options, compact, shapes
+from amcli.pipeline.choices import store_by_error
+from amcli.pipeline.compaction import Options, compact
 from amcli.pipeline.contexts import Context, prefill, shared
 from amcli.pipeline.passes import Passes
 from amcli.pipeline.progress import Silent
@@ -106,7 +107,7 @@ def test_a_model_without_a_template_cannot_study() -> None:
     context = prefill(model("raw"), source(40))
     with pytest.raises(UsageError, match="no chat template"):
         compact(context, Options(ratio=2, queries="self-study"))
-    assert compact(context, Options(tokens=1)).options.queries == "repeat"
+    assert compact(context, Options(tokens=1)).options.source(methods.get("omp")) == "repeat"
 
 
 @pytest.mark.parametrize("queries", ["self-study", "repeat+self-study"])
@@ -203,33 +204,23 @@ def test_a_mixture_shares_its_passes_with_its_sources(context: Context) -> None:
     assert both.seconds["reference"] > alone.seconds["reference"]
 
 
-def test_queries_by_need(context: Context) -> None:
-    layers = shapes(context)
-    chosen = [
-        queries_by_need(context, layers, [context.T // share] * len(layers))
-        for share in (1, 4, 12, 30)
-    ]
-    assert chosen == ["repeat", "repeat", "repeat+self-study", "repeat+self-study"]
-    geometry = replace(context.loaded.geometry, max_positions=context.T + 200)
-    cramped = replace(context, loaded=replace(context.loaded, geometry=geometry))
-    assert queries_by_need(cramped, layers, [context.T // 30] * len(layers)) == "repeat"
-
-
-def test_few_entries_make_the_model_study(context: Context, tmp_path: Path, few: int) -> None:
+def test_the_model_is_asked_for_questions_only_where_they_are_wanted(
+    context: Context, tmp_path: Path, few: int
+) -> None:
     scarce = compact(context, Options(tokens=4, method="highest-attention"))
-    assert scarce.options.queries == "repeat+self-study"
-    assert "self-study" in scarce.seconds
+    assert "self-study" not in scarce.seconds
     manifest = scarce.save(tmp_path / "a.amkv", overwrite=False)
+    assert manifest["queries"]["source"] == "repeat"
+    options = Options(tokens=4, method="highest-attention", queries="repeat+self-study")
+    asked = compact(context, options)
+    assert "self-study" in asked.seconds
+    manifest = asked.save(tmp_path / "b.amkv", overwrite=False)
     assert manifest["queries"]["source"] == "repeat+self-study"
     assert manifest["queries"]["temperature"] == 1.0
     assert few // 2 < manifest["queries"]["asked"] <= few
-    asked = compact(context, Options(tokens=4, method="highest-attention", queries="repeat"))
-    assert asked.options.queries == "repeat"
-    assert "self-study" not in asked.seconds
 
 
 def test_a_search_counts_each_pass_once(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small ratios are served by `repeat` alone, larger ones by a mixture that has it, too."""
     kept: list[Passes] = []
 
     def passes(*args: Any, **options: Any) -> Passes:
@@ -239,9 +230,10 @@ def test_a_search_counts_each_pass_once(context: Context, monkeypatch: pytest.Mo
     monkeypatch.setattr(fidelity, "Passes", passes)
     monkeypatch.setattr(fidelity, "ratios", lambda *args, **options: [4.0, 60.0])
     monkeypatch.setattr(passages, "question_count", lambda tokens: 8)
-    options = Options(method="highest-attention", store="native", max_queries=64)
+    options = Options(
+        method="highest-attention", queries="repeat+self-study", store="native", max_queries=64
+    )
     found = fidelity.search(context, options, 0.01)
-    assert found.options.queries == "repeat+self-study"
     done = kept[0]._done  # (name, …) -> (what a pass gave, its seconds)
     once = sum(seconds for (name, *_), (_, seconds) in done.items() if name in passages.SOURCES)
     assert [name for name, *_ in done].count("repeat") == 1

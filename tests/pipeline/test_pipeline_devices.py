@@ -17,7 +17,7 @@ from amcli.quantize import QuantizedHeads
 
 CHECKED = [
     Options(ratio=10, method="omp", queries="repeat", store="native"),
-    Options(ratio=30, method="omp-beta", queries="repeat", store="int4"),
+    Options(ratio=30, method="omp", queries="repeat", store="int4"),
     Options(ratio=10, method="highest-attention", queries="context", store="int8"),
     Options(ratio=10, method="am-omp", queries="repeat"),
     Options(ratio=10, method="kvzip"),

@@ -27,7 +27,7 @@ def context() -> Context:
 
 
 # With and without biases, all keys, fits of their own, keys that are turned, budgets over heads.
-METHODS = ["omp", "omp-beta", "keep", "am-omp", "streaming", "kvzip"]
+METHODS = ["omp", "omp-no-bias", "keep", "am-omp", "streaming", "kvzip"]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -23,7 +23,7 @@ def context() -> Context:
 
 @pytest.fixture(scope="module")
 def compacted(context: Context) -> Compaction:
-    return compact(context, Options(ratio=15, method="omp-beta", queries="repeat", max_queries=512))
+    return compact(context, Options(ratio=15, method="omp", queries="repeat", max_queries=512))
 
 
 def test_parts_begin_where_no_reference_passage_does(context: Context) -> None:

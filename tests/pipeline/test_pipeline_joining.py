@@ -97,7 +97,7 @@ def test_compact_contexts_through_files(store: str, tmp_path: Path) -> None:
     """A compact one behind a full one, with codes or numbers, from files as chat reads them."""
     loaded = model("qwen3")
     first, second = contexts(loaded, 40, 60)
-    options = Options(ratio=2, method="omp-beta", queries="context", store=store)
+    options = Options(ratio=2, method="omp", queries="context", store=store)
     found = compact(second, options)
     save_prefill(first, tmp_path / "a.amkv", overwrite=False)
     found.save(tmp_path / "b.amkv", overwrite=False)

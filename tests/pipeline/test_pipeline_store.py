@@ -34,7 +34,7 @@ def context() -> Context:
 @pytest.fixture(scope="module", params=list(CODES))
 def compacted(context: Context, request: pytest.FixtureRequest) -> Compaction:
     options = Options(
-        ratio=20, method="omp-beta", queries="repeat", store=request.param, max_queries=512
+        ratio=20, method="omp", queries="repeat", store=request.param, max_queries=512
     )
     return compact(context, options)
 

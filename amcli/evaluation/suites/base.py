@@ -22,7 +22,8 @@ class Question:
     """One question about a document.
 
     text        what the user says, or, for a continuation, the text that follows the document
-    answer      the right answer, word for word: what likelihoods are measured on
+    answer      the right answer, word for word: what likelihoods are measured on; empty for what
+                the whole document answers, where a suite asks for that
     kind        results are also reported kind by kind
     references  strings that a generated answer has to contain
     options     the letters of a multiple choice, in order
@@ -77,10 +78,11 @@ class Measure:
 class Request:
     """What a suite is asked to make.
 
-    docs       documents; of each sort where a suite has several sorts
+    docs       documents; of each sort where a suite has several sorts; 0: all there are
     questions  questions of each kind about a document; None: the suite's own number
     tokens     length of a document
     path       the published file or the text, for suites that read one
+    asked      a file of questions about the text at `path`
     reason     multiple choice with a short thought before the letter
     """
 
@@ -90,6 +92,7 @@ class Request:
     seed: int
     measure: Measure
     path: Path | None = None
+    asked: Path | None = None
     reason: bool = False
 
 
@@ -99,6 +102,10 @@ class Suite:
 
     docs, tokens  what `--docs` and `--tokens` are when left out
     file          what the FILE argument has to be; None for a suite that wants none
+    whole         documents are as long as they are: there is no `--tokens`
+    choice        multiple choice
+    own           the whole document's own answers are measured, too, and what is generated is
+                  compared with the right answers
     """
 
     name: str
@@ -108,7 +115,9 @@ class Suite:
     docs: int = 8
     tokens: int = 2048
     file: str | None = None
+    whole: bool = False
     choice: bool = False
+    own: bool = False
 
     def documents(self, request: Request) -> list[Document]:
         """The documents, each with at least one question. Raises UsageError for none at all."""

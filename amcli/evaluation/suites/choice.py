@@ -140,14 +140,14 @@ class _Form:
 
 QUALITY = register(
     Suite(
-        "quality", "QuALITY: long articles, multiple choice", "letter", quality,
-        docs=50, tokens=0, file="QuALITY.v1.0.1.htmlstripped.dev", choice=True,
+        "quality", "QuALITY: long articles, multiple choice", "letter", quality, docs=50, tokens=0,
+        file="QuALITY.v1.0.1.htmlstripped.dev", whole=True, choice=True,
     )
 )  # fmt: skip
 
 LONGHEALTH = register(
     Suite(
         "longhealth", "LongHealth: five patients' records, multiple choice", "letter", longhealth,
-        docs=4, tokens=0, file="benchmark_v5.json", choice=True,
+        docs=4, tokens=0, file="benchmark_v5.json", whole=True, choice=True,
     )
 )  # fmt: skip

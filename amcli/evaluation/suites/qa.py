@@ -1,0 +1,95 @@
+"""`qa`: a user's own documents and questions, with the answers they should get.
+
+A file of JSON lines, one document a line:
+
+    {"name": "report", "text": "…", "questions": [{"question": "…", "answer": "…"}]}
+
+or `path` in place of `text`, relative to the file and of any kind that `amkv prefill` reads. Or
+one document by itself, with the file of questions that `amkv chat --questions` reads. A question
+without an answer is measured on what the whole document answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from amcli.errors import UsageError
+from amcli.evaluation.suites.base import Document, Question, Request, Suite, register
+from amcli.files import looks_like_artifact, read_text
+from amcli.pipeline.questions import asked, from_file, json_lines
+from amcli.pipeline.source import read_source
+
+KIND = "question"
+"""The kind of a question that names none."""
+
+_FORM = '{"name": "report", "text": "…", "questions": [{"question": "…", "answer": "…"}]}'
+
+
+def documents(request: Request) -> Iterator[Document]:
+    """The first `request.docs` documents, or all; of each the first `request.questions`."""
+    if request.path is None:
+        raise UsageError("suite qa reads a file of documents and questions", _FORM)
+    if request.asked is not None:
+        yield _one(request.path, request.asked, request.questions)
+        return
+    if looks_like_artifact(request.path):
+        raise UsageError(f"{request.path} is an artifact, not documents", f"one line each: {_FORM}")
+    text = read_text(request.path, "convert it first")
+    rows = list(json_lines(text, str(request.path), _FORM))
+    if not rows:
+        raise UsageError(f"{request.path} has no documents", f"one line each: {_FORM}")
+    for where, row in rows[: request.docs or None]:
+        yield _document(where, row, request.path.parent, request.questions)
+
+
+def _one(path: Path, questions: Path, most: int | None) -> Document:
+    """A document of a file of its own."""
+    source = read_source(str(path))
+    found = [_question(str(questions), q.text, q.given or {}) for q in from_file(questions)]
+    return Document(source.name, source.text, tuple(found[:most]))
+
+
+def _document(where: str, row: Any, folder: Path, most: int | None) -> Document:
+    if not isinstance(row, dict):
+        raise UsageError(f"{where} is no object", _FORM)
+    name, text, path = row.get("name"), row.get("text"), row.get("path")
+    for field, value in (("name", name), ("text", text), ("path", path)):
+        if not isinstance(value, str | None):
+            raise UsageError(f"{where}: {field} is no string: {value!r:.40}", _FORM)
+    if (text is None) == (path is None):
+        which = "neither text nor path" if text is None else "both text and path"
+        raise UsageError(f"{where} has {which}", _FORM)
+    if path is not None:
+        source = read_source(str(folder / path))
+        name, text = name or source.name, source.text
+    if not text or not text.strip():
+        raise UsageError(f"{where}: the text is empty", _FORM)
+    questions = row.get("questions")
+    if not isinstance(questions, list) or not questions:
+        raise UsageError(f"{where} has no questions", _FORM)
+    found = []
+    for number, value in enumerate(questions[:most], 1):
+        place = f"{where}, question {number},"
+        found.append(_question(place, asked(place, value).text, value))
+    return Document(name or where.partition(" of ")[0], text, tuple(found))
+
+
+def _question(where: str, text: str, given: Any) -> Question:
+    """A question as it is asked; `given` may be an object with `answer` and `kind`."""
+    given = given if isinstance(given, dict) else {}
+    answer, kind = given.get("answer"), given.get("kind")
+    for field, value in (("answer", answer), ("kind", kind)):
+        if not isinstance(value, str | None):
+            raise UsageError(f"{where}: {field} is no string: {value!r:.40}", _FORM)
+    return Question(text, (answer or "").strip(), kind or KIND)
+
+
+QA = register(
+    Suite(
+        "qa", "documents and questions of your own", "none", documents,
+        docs=0, tokens=0, file="JSON lines of documents and questions, or a document with "
+        "--questions FILE", whole=True, own=True,
+    )
+)  # fmt: skip
