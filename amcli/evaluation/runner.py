@@ -302,7 +302,7 @@ class _Bench:
             "budget": made.budget,
             "stored_bytes": made.stored_bytes,
             "full_bytes": made.full_bytes,
-            "output_error": made.output_error,
+            "output_error": None if made.output_error is None else round(made.output_error, 6),
             **measured,
             "seconds": {stage: round(spent, 3) for stage, spent in seconds.items()},
         }
