@@ -69,17 +69,19 @@ TAIL = """
 ## GGUF files
 
 `--model path/to/model-Q4_K_M.gguf` reads a GGUF file of llama.cpp, with
-`pip install 'amkv[gguf]'`. Configuration, tokenizer and chat template are the file's; what lies beside
-it has no say. transformers reads it, so the architecture has to be one that its GGUF reader knows;
-for any other, name the folder or hub id that the file was made from.
+`pip install 'amkv[gguf]'`. Configuration, tokenizer and chat template are the file's; what lies
+beside it has no say. transformers reads it, so the architecture has to be one that its GGUF reader
+knows; for any other, name the folder or hub id that the file was made from.
 
-- Weights are unpacked to `--dtype`, and take the memory of that type: the line before loading counts
-  in it, not in bytes of the file. A 0.1 GB file of 135 million numbers is 0.54 GB in float32.
+- Weights are unpacked to `--dtype`, and take the memory of that type: the line before loading
+  counts in it, not in bytes of the file. A file of 0.1 GB with 135 million numbers takes 0.54 GB in
+  float32.
 - Of a model in parts, `name-00001-of-00003.gguf`, any part may be named; all have to be in one
-  folder. transformers does not read parts: they are copied to one temporary file, which takes their
-  size in `TMPDIR` while the model is being loaded. Where that folder is kept in memory, name another.
-- Loading takes longer than a folder: transformers goes through the file and its vocabulary more than
-  once.
+  folder. transformers does not read parts: they are copied to one temporary file, which takes
+  their size in `TMPDIR` while the model is being loaded. Where that folder is kept in memory, name
+  another.
+- Loading takes longer than from a folder: transformers goes through the file and its vocabulary
+  more than once.
 - A file without a chat template works as base models do, and a line says so: document and questions
   are plain text, and the model cannot be told to ask itself questions.
 - A file is the same model in any place and under any name, and a folder that was saved from it, or

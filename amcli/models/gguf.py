@@ -141,9 +141,9 @@ def opened(path: Path) -> Iterator[GgufModel]:
 
     Raises UsageError for everything that can be known to be wrong before tensors are read.
     """
-    _require_packages()
     if not path.is_file():
         raise UsageError(f"GGUF file {path} does not exist", "check the path given to --model")
+    _require_packages()
     parts = _parts(path)
     _check(path, parts)
     with tempfile.TemporaryDirectory(prefix="amkv-gguf-") as folder:

@@ -21,7 +21,7 @@ QUESTION = "Name one of the people in this text, and say what is known about the
 ANSWER_TOKENS = 24
 
 TOLERANCE = 2e-3
-"""Of a logit, in float32: those of real models reach 30, and thirty layers add up their rounding."""
+"""Of a logit, in float32: thirty layers add up their rounding."""
 
 
 @pytest.fixture(scope="module")
