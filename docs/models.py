@@ -84,6 +84,8 @@ knows; for any other, name the folder or hub id that the file was made from.
   more than once.
 - A file without a chat template works as base models do, and a line says so: document and questions
   are plain text, and the model cannot be told to ask itself questions.
+- RoPE that is scaled for long texts, as in Llama 3.1, is not read from most GGUF files by
+  transformers: the model works, a line says that it lost this, and the folder is the better choice.
 - A file is the same model in any place and under any name, and a folder that was saved from it, or
   another packing of the same model, is too. The repository it was made from is another one where
   its configuration or tokenizer says more than the file does. Old versions of transformers, such as

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers import __version__ as transformers_version
 from transformers.utils.import_utils import is_accelerate_available, is_gguf_available
 
@@ -35,6 +35,7 @@ TOKENS = "tokenizer.ggml.tokens"
 
 _NAME = "model" + ENDING
 _PART = re.compile(r"(?P<stem>.+)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
+_ROPE_FACTORS = ("rope_freqs", "rope_factors")
 _COPIED_AT_ONCE = 1 << 24
 
 _OTHER_FORM = "give --model the folder or hub id that the file was made from"
@@ -87,16 +88,28 @@ class GgufModel:
         """How many numbers its tensors have, however they are packed."""
         return sum(math.prod(tensor.dims) for tensor in self.tensors)
 
-    @property
-    def notes(self) -> tuple[str, ...]:
+    def notes(self, config: PreTrainedConfig) -> tuple[str, ...]:
         """What a user should know of a model that works all the same."""
-        if self.metadata.get(TEMPLATE):
-            return ()
-        return (
-            f"warning: {self.path.name} has no chat template, so documents and questions are read "
-            "as plain text; if it is made for chats, take a file with tokenizer.chat_template, or "
-            "the folder or hub id that it was made from",
-        )
+        found = []
+        if not self.metadata.get(TEMPLATE):
+            found.append(
+                f"warning: {self.path.name} has no chat template, so documents and questions are "
+                "read as plain text; if it is made for chats, take a file with "
+                "tokenizer.chat_template, or the folder or hub id that it was made from"
+            )
+        if self._scales_rope and not _scaled(config):
+            found.append(
+                f"warning: {self.path.name} scales its RoPE for long texts, which transformers "
+                "does not read from GGUF files, so it answers worse than it could; take the "
+                "folder or hub id that it was made from"
+            )
+        return tuple(found)
+
+    @property
+    def _scales_rope(self) -> bool:
+        kind = self.metadata.get(f"{self.architecture}.rope.scaling.type", "none")
+        factors = any(tensor.name.startswith(_ROPE_FACTORS) for tensor in self.tensors)
+        return factors or kind != "none"
 
     def correct(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Gives the tokenizer the file's own special tokens: transformers 5.17 mixes them up."""
@@ -185,6 +198,13 @@ def no_tokenizer(error: Exception, model: GgufModel) -> AmkvError:
         f"the kind {kind}: {(str(error) or type(error).__name__).splitlines()[0]}",
         f"pip install --upgrade transformers, or {_OTHER_FORM}",
     )
+
+
+def _scaled(config: PreTrainedConfig) -> bool:
+    found = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    # One set of parameters, or one for each kind of layer.
+    sets = [part for part in found.values() if isinstance(part, dict)] or [found]
+    return any(part.get("rope_type", "default") != "default" for part in sets)
 
 
 # ---- what can be checked -----------------------------------------------------------------------

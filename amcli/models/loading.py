@@ -306,7 +306,7 @@ def _load(
     need = memory.estimate(
         source.location, options["revision"], config, dtype, devices, shard.size, numbers
     )
-    notes = () if source.gguf is None else source.gguf.notes
+    notes = () if source.gguf is None else source.gguf.notes(config)
     preview = Preview(source.id, devices, dtype, need, trained_length(config), tokenizer, notes)
     preview.require_weights()
     look(preview)

@@ -13,6 +13,7 @@ pytest.importorskip("gguf")
 pytest.importorskip("accelerate")
 
 import gguf
+import numpy as np
 import tinygguf
 import tinymodels as tiny
 import tinytokenizer as tt
@@ -215,6 +216,25 @@ def test_without_a_template_a_line_says_what_to_do(tmp_path: Path) -> None:
     (note,) = seen[0].notes
     assert note.startswith("warning: base.gguf has no chat template")
     assert "tokenizer.chat_template" in note
+
+
+def test_rope_that_transformers_does_not_scale_is_said(tmp_path: Path) -> None:
+    """As in Llama 3.1: the factors are a tensor, which the reader passes over."""
+
+    def factors(writer: gguf.GGUFWriter) -> None:
+        writer.add_tensor("rope_freqs.weight", np.array([1, 1, 4, 8], np.float32))
+
+    def kind(writer: gguf.GGUFWriter) -> None:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(4.0)
+
+    for edit in (factors, kind):
+        tinygguf.write(tmp_path / "x.gguf", edit=edit)
+        seen: list[Preview] = []
+        loaded = load(str(tmp_path / "x.gguf"), device="cpu", look=seen.append)
+        assert loaded.model.config.rope_parameters["rope_type"] == "default"
+        (note,) = seen[0].notes
+        assert note.startswith("warning: x.gguf scales its RoPE")
 
 
 def test_loading_is_silent(parts: list[Path], capfd: pytest.CaptureFixture[str]) -> None:
