@@ -86,9 +86,10 @@ knows; for any other, name the folder or hub id that the file was made from.
   are plain text, and the model cannot be told to ask itself questions.
 - RoPE that is scaled for long texts, as in Llama 3.1, is not read from most GGUF files by
   transformers: the model works, a line says that it lost this, and the folder is the better choice.
-- A file is the same model in any place and under any name, and a folder that was saved from it, or
-  another packing of the same model, is too. The repository it was made from is another one where
-  its configuration or tokenizer says more than the file does. Old versions of transformers, such as
+- A file is the same model in any place and under any name, and so is another packing of the same
+  model. A folder is the same where its configuration and tokenizer are those of the file: one that
+  was saved from it often is, but Qwen's tokenizer gains a Unicode normalisation when transformers
+  reads it from a folder. The repository the file was made from mostly says more than the file. Old versions of transformers, such as
   5.17, make another tokenizer of a file than new ones, and artifacts are refused across that line.
 
 ## Several GPUs

@@ -82,18 +82,22 @@ def test_keeping_everything_gives_the_models_own_answer(
 
 
 @torch.no_grad()
-def test_a_gguf_file_and_the_folder_made_of_it_are_one_model(folder: Path, file: Path) -> None:
+def test_a_gguf_file_and_the_folder_made_of_it_are_one_model(
+    name: str, folder: Path, file: Path
+) -> None:
     """The folder has 16 bits, so that the weights agree in that type, to the last bit."""
     one = load(str(folder), device="cpu", dtype="bfloat16")
     two = load(str(file), device="cpu", dtype="bfloat16")
     mine, weights = one.fingerprint(), one.model.state_dict()
-    if not version("transformers").startswith("5.17."):  # which makes another tokenizer of it
-        assert two.differences(mine["model"], mine["tokenizer"]) == []
-    assert two.config_hash == one.config_hash
-    assert two.template_hash == one.template_hash
+    found = two.differences(mine["model"], mine["tokenizer"])
+    # Reading Qwen's folder, transformers adds a Unicode normalisation that the file does not have;
+    # 5.17 makes another tokenizer of any file.
+    if name == "smollm2" and not version("transformers").startswith("5.17."):
+        assert found == []
+    assert [line for line in found if not line.startswith("tokenizer: ")] == []
     assert sorted(two.model.state_dict()) == sorted(weights)
-    for name, tensor in two.model.state_dict().items():
-        assert torch.equal(tensor, weights[name]), name
+    for key, tensor in two.model.state_dict().items():
+        assert torch.equal(tensor, weights[key]), key
     for loaded in (one, two):
         loaded.model.float()
     ids = one.chat.open_document(generate(6, 1200).text).ids
