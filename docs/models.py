@@ -89,8 +89,9 @@ knows; for any other, name the folder or hub id that the file was made from.
 - A file is the same model in any place and under any name, and so is another packing of the same
   model. A folder is the same where its configuration and tokenizer are those of the file: one that
   was saved from it often is, but Qwen's tokenizer gains a Unicode normalisation when transformers
-  reads it from a folder. The repository the file was made from mostly says more than the file. Old versions of transformers, such as
-  5.17, make another tokenizer of a file than new ones, and artifacts are refused across that line.
+  reads it from a folder. The repository the file was made from mostly says more than the file.
+- Old versions of transformers, such as 5.17, make another tokenizer of a file than new ones, and
+  artifacts are refused across that line.
 
 ## Several GPUs
 
