@@ -66,6 +66,33 @@ an earlier point, only begun again. Layers are counted without them wherever `am
 """
 
 TAIL = """
+## GGUF files
+
+`--model path/to/model-Q4_K_M.gguf` reads a GGUF file of llama.cpp, with
+`pip install 'amkv[gguf]'`. Configuration, tokenizer and chat template are the file's; what lies
+beside it has no say. transformers reads it, so the architecture has to be one that its GGUF reader
+knows; for any other, name the folder or hub id that the file was made from.
+
+- Weights are unpacked to `--dtype`, and take the memory of that type: the line before loading
+  counts in it, not in bytes of the file. A file of 0.1 GB with 135 million numbers takes 0.54 GB in
+  float32.
+- Of a model in parts, `name-00001-of-00003.gguf`, any part may be named; all have to be in one
+  folder. transformers does not read parts: they are copied to one temporary file, which takes
+  their size in `TMPDIR` while the model is being loaded. Where that folder is kept in memory, name
+  another.
+- Loading takes longer than from a folder: transformers goes through the file and its vocabulary
+  more than once.
+- A file without a chat template works as base models do, and a line says so: document and questions
+  are plain text, and the model cannot be told to ask itself questions.
+- RoPE that is scaled for long texts, as in Llama 3.1, is not read from most GGUF files by
+  transformers: the model works, a line says that it lost this, and the folder is the better choice.
+- A file is the same model in any place and under any name, and so is another packing of the same
+  model. A folder is the same where its configuration and tokenizer are those of the file: one that
+  was saved from it often is, but Qwen's tokenizer gains a Unicode normalisation when transformers
+  reads it from a folder. The repository the file was made from mostly says more than the file.
+- Old versions of transformers, such as 5.17, make another tokenizer of a file than new ones, and
+  artifacts are refused across that line.
+
 ## Several GPUs
 
 `--device-map auto` spreads a model's layers over all GPUs, and each layer's entries lie with it

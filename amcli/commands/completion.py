@@ -70,7 +70,7 @@ def artifacts(incomplete: str) -> list[str]:
 
 
 def models(incomplete: str) -> list[str]:
-    """Offers pocket, the models in the local cache of the hub, and folders with a model."""
+    """Offers pocket, the models in the local cache of the hub, folders with one, GGUF files."""
     cache = os.environ.get("HF_HUB_CACHE") or os.path.join(
         os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface"), "hub"
     )
@@ -80,7 +80,7 @@ def models(incomplete: str) -> list[str]:
     except OSError:
         held = []
     ids = [name.removeprefix(prefix).replace("--", "/") for name in held]
-    folders = _paths(incomplete, lambda p: (p / "config.json").is_file())
+    folders = _paths(incomplete, lambda p: p.suffix == ".gguf" or (p / "config.json").is_file())
     return [*among(["pocket", *ids])(incomplete), *folders]
 
 

@@ -96,7 +96,7 @@ Model = Annotated[
         metavar="ID|PATH",
         show_default=False,
         autocompletion=completion.models,
-        help="A Hugging Face id (ID@REVISION pins one), a model folder, or pocket.",
+        help="A Hugging Face id (ID@REVISION pins one), a model folder, a GGUF file, or pocket.",
     ),
 ]
 Output = Annotated[

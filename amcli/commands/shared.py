@@ -97,6 +97,8 @@ def load(
     def look(preview: Preview) -> None:
         if console is not None and preview.id != POCKET:
             console.note(preview.line())
+            for note in preview.notes:
+                console.note(note)
         if source is not None:
             preview.require_document(source.name, source.text)
 

@@ -75,8 +75,8 @@ def explain(error: Exception, name: str, revision: str | None) -> AmkvError:
 
 
 def _why_no_configuration(name: str, revision: str | None) -> Exception | None:
-    """What the hub says when it is asked for a model's config.json; None for a folder."""
-    if Path(name).is_dir():
+    """What the hub says when it is asked for a model's config.json; None for a path."""
+    if Path(name).exists():
         return None
     try:
         huggingface_hub.hf_hub_download(name, "config.json", revision=revision)
@@ -106,7 +106,7 @@ def _hub_error(chain: list[BaseException], name: str, revision: str | None) -> A
     if among(hub.RemoteEntryNotFoundError):
         return UsageError(
             f"the model {name} has no config.json: it is not in the form of transformers",
-            "choose the repository it was made from, not one of GGUF files or adapters",
+            "choose the repository it was made from, or download its GGUF file and name that",
         )
     for link in chain:
         status = getattr(getattr(link, "response", None), "status_code", None)

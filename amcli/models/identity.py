@@ -122,7 +122,7 @@ def _essence(config: PreTrainedConfig) -> dict[str, Any]:
         defaults = {}  # a configuration that cannot be made without arguments
     kept: dict[str, Any] = {}
     for name, value in values.items():
-        if name in _VOLATILE or name.startswith("_"):
+        if name in _VOLATILE or name.startswith("_") or _is_from_gguf(name, value):
             continue
         part = vars(config).get(name)  # not getattr, which refuses what differs between layers
         if isinstance(part, PreTrainedConfig):
@@ -131,6 +131,11 @@ def _essence(config: PreTrainedConfig) -> dict[str, Any]:
             kept[name] = value
     kept["model_type"] = config.model_type
     return kept
+
+
+def _is_from_gguf(name: str, value: Any) -> bool:
+    """Whether it is the note that transformers makes of the file it read, with the file's path."""
+    return name == "quantization_config" and dict(value or {}).get("quant_method") == "gguf"
 
 
 def _hash(text: str) -> str:

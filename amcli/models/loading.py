@@ -1,14 +1,17 @@
 """Find a model and its tokenizer, load them quietly, and say in one line what went wrong.
 
-A model is named by `pocket` (the one in the box), a folder, a hub id, or `id@revision`.
+A model is named by `pocket` (the one in the box), a folder, a GGUF file, a hub id, or
+`id@revision`.
 `HF_HOME` and `HF_HUB_OFFLINE` are honoured by the libraries below.
 """
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import ExitStack, redirect_stderr
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +20,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GgufConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -25,11 +29,12 @@ from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils.import_utils import is_accelerate_available
 
 from amcli.errors import AmkvError, UsageError
-from amcli.models import identity, memory
+from amcli.models import gguf, identity, memory
 from amcli.models.attention import NAME, register
 from amcli.models.chat import ChatTemplate
 from amcli.models.failures import explain, quiet
 from amcli.models.geometry import ModelGeometry, refuse_attention, refuse_unsupported
+from amcli.models.gguf import GgufModel
 from amcli.models.lengths import forget_lengths, trained_length
 from amcli.models.memory import Preview
 from amcli.models.probe import probe
@@ -66,7 +71,7 @@ _WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 class LoadedModel:
     """A model ready to run on compact caches, with all that an artifact says about it.
 
-    `id` is what loads it again: `pocket`, an absolute folder, or a hub id; `revision` the
+    `id` is what loads it again: `pocket`, an absolute folder or file, or a hub id; `revision` the
     resolved commit of a hub model, None otherwise. `model` is in eval mode without gradients.
     `device` takes token ids and gives logits; `geometry.devices` says where each layer is. With a
     `shard` of several, `geometry` is about this process's heads.
@@ -134,22 +139,31 @@ def load(
     register()
     source = _Source.of(spec)
     place = _device(device)
-    with quiet():
+    with quiet(), ExitStack() as stack:
+        if source.is_gguf:
+            file = stack.enter_context(gguf.opened(Path(source.location)))
+            source = replace(source, location=str(file.folder), gguf=file)
         try:
             return _load(source, place, device == AUTO, dtype, trust_remote_code, look)
         except AmkvError:
             raise
         except Exception as error:
-            raise explain(error, source.id, source.revision) from error
+            known = None if source.gguf is None else gguf.explain(error, source.gguf)
+            raise known or explain(error, source.id, source.revision) from error
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Where to load from (`location`), and by which name to remember it (`id`)."""
+    """Where to load from (`location`), and by which name to remember it (`id`).
+
+    The location of a GGUF model is its file, and once that is open, as `gguf`, a folder around it.
+    """
 
     id: str
     location: str
     revision: str | None
+    is_gguf: bool = False
+    gguf: GgufModel | None = None
 
     @classmethod
     def of(cls, spec: str) -> _Source:
@@ -161,6 +175,9 @@ class _Source:
             _check_folder(folder())
             return cls(POCKET, str(folder()), None)
         path = Path(spec).expanduser()
+        if gguf.named(path):
+            # Not resolved: parts lie side by side, which they need not where links lead.
+            return cls(os.path.abspath(path), str(path), None, is_gguf=True)
         if path.exists() or spec.startswith((".", "/", "~", "\\")) or spec.count("/") > 1:
             _check_folder(path)
             return cls(str(path.resolve()), str(path), None)
@@ -173,7 +190,14 @@ def _check_folder(path: Path) -> None:
         raise UsageError(f"model folder {path} does not exist", "check the path given to --model")
     if not path.is_dir():
         raise UsageError(
-            f"{path} is a file, not a model folder", "give the folder that holds config.json"
+            f"{path} is a file, not a model folder",
+            "give the folder that holds config.json, or a GGUF file",
+        )
+    files = sorted(path.glob(f"*{gguf.ENDING}"))
+    if files and not (path / "config.json").is_file():
+        raise UsageError(
+            f"model folder {path} has no config.json, but GGUF files",
+            f"name the file: --model {files[0]}",
         )
     if not (path / "config.json").is_file():
         raise UsageError(
@@ -257,12 +281,14 @@ def _load(
 ) -> LoadedModel:
     # The configuration comes first: it is small, and most refusals need nothing else.
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if source.gguf is not None:
+        options["gguf_file"] = source.gguf.file
     config = AutoConfig.from_pretrained(source.location, revision=source.revision, **options)
     refuse_unsupported(config)
     dtype = _dtype(dtype_name, device, config)
     commit = None if Path(source.location).is_dir() else getattr(config, "_commit_hash", None)
     options["revision"] = commit or source.revision
-    tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
+    tokenizer = _tokenizer(source, options)
     if len(tokenizer) == 0:
         raise UsageError(f"{source.id} has no tokenizer", "choose a model that brings its own")
     shard = here(config)
@@ -276,11 +302,15 @@ def _load(
     elif spread and torch.cuda.device_count() > 1:
         options["device_map"] = AUTO
         devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
-    need = memory.estimate(source.location, options["revision"], config, dtype, devices, shard.size)
-    preview = Preview(source.id, devices, dtype, need, trained_length(config), tokenizer)
+    numbers = None if source.gguf is None else source.gguf.numbers
+    need = memory.estimate(
+        source.location, options["revision"], config, dtype, devices, shard.size, numbers
+    )
+    notes = () if source.gguf is None else source.gguf.notes(config)
+    preview = Preview(source.id, devices, dtype, need, trained_length(config), tokenizer, notes)
     preview.require_weights()
     look(preview)
-    model = _weights(source, dtype, options, config.model_type)
+    model = _weights(source, dtype, options, config)
     if not options.keys() & {"distributed_config", "device_map"}:
         torch.nn.Module.to(model, device)
     leave_at_exit()
@@ -314,7 +344,33 @@ def _probed(model: PreTrainedModel, shard: Shard) -> ModelGeometry:
     return geometry
 
 
+def _tokenizer(source: _Source, options: dict[str, Any]) -> PreTrainedTokenizerBase:
+    if source.gguf is None:
+        return AutoTokenizer.from_pretrained(source.location, **options)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
+    except Exception as error:
+        raise gguf.no_tokenizer(error, source.gguf) from error
+    source.gguf.correct(tokenizer)
+    return tokenizer
+
+
 def _weights(
+    source: _Source, dtype: torch.dtype, options: dict[str, Any], config: PreTrainedConfig
+) -> PreTrainedModel:
+    with ExitStack() as stack:
+        if source.gguf is not None:
+            source.gguf.fill()
+            # Left to itself, transformers keeps weights packed where it has kernels for that, and
+            # takes seconds to find the configuration in the file once more.
+            packing = GgufConfig(dequantize=True)
+            options = options | {"quantization_config": packing, "config": config}
+            # Its bar while tensors are unpacked asks no setting of its own.
+            stack.enter_context(redirect_stderr(io.StringIO()))
+        return _read(source, dtype, options, config.model_type)
+
+
+def _read(
     source: _Source, dtype: torch.dtype, options: dict[str, Any], kind: str
 ) -> PreTrainedModel:
     try:

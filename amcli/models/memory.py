@@ -67,6 +67,7 @@ class Preview:
 
     devices   where its layers will be, one or several
     made_for  positions it was trained for, in tokens; None when not said
+    notes     lines that a user should read besides
     """
 
     id: str
@@ -75,6 +76,7 @@ class Preview:
     need: Need
     made_for: int | None
     tokenizer: PreTrainedTokenizerBase
+    notes: tuple[str, ...] = ()
 
     def line(self) -> str:
         """All of it for people: `Qwen/Qwen3-4B in bfloat16 on cuda: 8.04 GB of 84.2 GB free; …`."""
@@ -127,13 +129,15 @@ def estimate(
     dtype: torch.dtype,
     devices: Sequence[torch.device],
     processes: int = 1,
+    numbers: int | None = None,
 ) -> Need:
     """What a process takes of the model at a folder or hub id, in `dtype`. Never raises.
 
     Weights and cache are divided among `processes`, as is the memory of a CPU, and spread over the
-    `devices` of this one.
+    `devices` of this one. `numbers` is how many its weights are, all loaded in `dtype`, where that
+    is known and not to be looked up.
     """
-    counts = _counts(location, revision)
+    counts = _counts(location, revision) if numbers is None else {_FLOATS[0]: numbers}
     parameters = None if counts is None else sum(counts.values())
     weights = None if counts is None else _bytes(counts, dtype) // processes
     per_token = cache_bytes(config, dtype)

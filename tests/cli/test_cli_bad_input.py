@@ -93,6 +93,13 @@ CASES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], int, str, str]] 
         "128 positions",
         "shorten",
     ),
+    "missing GGUF file": (
+        nothing,
+        ("prefill", "doc.txt", "--model", "no.gguf", *TO),
+        2,
+        "GGUF file no.gguf does not exist",
+        "--model",
+    ),
     "ratio below 1": (nothing, ("compact", "doc.txt", "--ratio", "0.5"), 2, "0.5 is below 1", "20"),
     "ratio above T": (
         nothing,
