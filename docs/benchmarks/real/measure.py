@@ -61,12 +61,23 @@ def main() -> None:
     parser.add_argument("--suite", choices=SUITES, default="qa")
     parser.add_argument("--ratio", default=RATIOS)
     parser.add_argument("--groups", type=int, default=len(GROUPS), help="only the first N of 3")
+    parser.add_argument("--docs", help="only the first N documents")
+    parser.add_argument("--without", default="", help="a document of qa to leave out, by its name")
     parser.add_argument("--jobs", default="1")
     parser.add_argument("-o", "--output", type=Path, default=Path())
     args = parser.parse_args()
     name, options = SUITES[args.suite]
     with tempfile.TemporaryDirectory() as folder:
         file = book(args.data, Path(folder)) if name is None else args.data / name
+        if args.without:
+            lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+            file = Path(folder) / file.name
+            file.write_text(
+                "".join(line for line in lines if json.loads(line)["name"] != args.without),
+                encoding="utf-8",
+            )
+        if args.docs:
+            options += ["--docs", args.docs]
         for methods in GROUPS[: args.groups]:
             command = [
                 *("amkv", "eval", str(file), *options, "--model", str(args.model)),
