@@ -197,3 +197,14 @@ def test_score_state_refuses_other_shapes_and_kinds() -> None:
         ScoreState(2, 19).update(h.Q, h.K, h.scale)
     with pytest.raises(ValueError, match="median"):
         ScoreState(2, 20).scores("median")  # type: ignore[arg-type]
+
+
+def test_a_query_without_weight_that_sees_nothing_counts_for_nothing() -> None:
+    g = torch.Generator().manual_seed(0)
+    K, Q = torch.randn(2, 6, 8, generator=g), torch.randn(2, 3, 8, generator=g)
+    limit, weights = torch.tensor([0, 4, 6]), torch.tensor([0.0, 0.5, 0.0]).expand(2, 3)
+    state, alone = ScoreState(2, 6), ScoreState(2, 6)
+    state.update(Q, K, 0.3, limit=limit, weights=weights)
+    alone.update(Q[:, 1:2], K, 0.3, limit=limit[1:2], weights=weights[:, 1:2])
+    torch.testing.assert_close(state.scores("max"), alone.scores("max"))
+    torch.testing.assert_close(state.scores("mean"), alone.scores("mean") / 3)
