@@ -296,8 +296,8 @@ class ScoreState:
             W = -torch.expm1((others - total[:, wanted]).clamp_max(0.0)).nan_to_num(0.0)
         if weights is not None:
             # Not by adding logarithms alone: a row that sees no key may also have no weight.
-            paid = weights.to(total.dtype)
-            total = torch.where(paid > 0, total - paid.log(), torch.inf)
+            given = weights.to(total.dtype)
+            total = torch.where(given > 0, total - given.log(), torch.inf)
             W = W * weights[:, wanted].to(W.dtype)
         paid = column_stats(Q, K, total, scale, softcap, limit, frozenset(self._kept), tile)
         for kind, found in paid.items():
