@@ -72,7 +72,35 @@ def record(result: Compaction, manifest: Mapping[str, Any]) -> dict[str, Any]:
         "most_entries": [h.record() for h in most_entries(heads)],
         "largest_errors": [h.record() for h in largest_errors(heads)],
         "fidelity": None if result.fidelity is None else result.fidelity.record(),
+        "warnings": list(warnings(result, manifest)),
     }
+
+
+def warnings(result: Compaction, manifest: Mapping[str, Any]) -> Iterator[str]:
+    """What of the receipt is bad, each with what to type."""
+    from amcli.pipeline.choices import HARMLESS, ROUNDING
+
+    worst = result.rounding
+    if worst is not None and not worst.error <= ROUNDING:
+        yield (
+            f"4 bits change the outputs of layer {worst.layer} by {worst.error:.0%}: "
+            "--store int8, or leave --store out"
+        )
+    known = fit_errors(manifest).get("output")
+    if known is not None and known["mean"] > HARMLESS:
+        less = _less(manifest["requested"])
+        yield (
+            f"error {known['mean']:.2f} of the outputs: above {HARMLESS:g} answers of real models "
+            f"changed{less}"
+        )
+
+
+def _less(requested: Mapping[str, Any]) -> str:
+    """How to keep twice as much; nothing where that would keep all."""
+    if "tokens" in requested:
+        return f"; try --tokens {2 * int(requested['tokens'])}"
+    ratio = float(requested.get("ratio", 1)) / 2
+    return f"; try --ratio {ratio:.3g}" if ratio > 1 else ""
 
 
 def lines(
@@ -110,6 +138,8 @@ def lines(
         means = ", ".join(f"{name} {_number(known[name]['mean'])}" for name in sorted(known)[::-1])
         yield f"error on {result.errors.count} held-out queries a head: {means} on average"
         yield from _table(heads)
+    for warning in warnings(result, manifest):
+        yield f"warning: {warning}"
 
 
 def _table(heads: Sequence[HeadFacts]) -> Iterator[str]:

@@ -17,7 +17,7 @@ from amcli.matching.methods import FUTURE, Method, ScoreContext
 from amcli.models.rotary import Rotary
 from amcli.pipeline import budget_file, early, heldout
 from amcli.pipeline.budget_file import BudgetFile
-from amcli.pipeline.choices import holds_every_key, store_by_error
+from amcli.pipeline.choices import Rounding, holds_every_key, store_by_error, worst_rounding
 from amcli.pipeline.clock import stopwatch
 from amcli.pipeline.contexts import Context, full_layers, live_keys, require_finite
 from amcli.pipeline.fitting import fit, scale_of
@@ -51,6 +51,7 @@ class Compaction:
     asked        questions that the model asked itself for them
     seconds      time of each stage
     errors       of the stored entries, on held-out queries; None: not measured
+    rounding     what 4 bits do to the worst layer, where the user asked for them
     fidelity     what a search for the ratio has found, if there was one
     file         the file that gave the budget, if it was one
     positions    per layer that was compacted the token each entry was taken from, `[N]` int32, to
@@ -66,6 +67,7 @@ class Compaction:
     asked: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     errors: Errors | None = None
+    rounding: Rounding | None = None
     fidelity: Reached | None = None
     file: BudgetFile | None = None
     positions: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -205,6 +207,7 @@ def compact(
     rotary = None
     if method.rope or method.rerotate:
         rotary = Rotary(context.loaded.model, context.loaded.geometry)
+    asked_for = options.store
     began = stopwatch(context.loaded.device)
     options = settled(context, method, options, passes, progress)
     settling = stopwatch(context.loaded.device) - began
@@ -233,7 +236,7 @@ def compact(
         positions=positions,
     )  # fmt: skip
     if errors:
-        measure(found, passes, progress)
+        measure(found, passes, progress, rounding=asked_for == "int4")
         seconds["errors"] += settling  # which asks the same queries, if it asks any
     return found
 
@@ -267,12 +270,15 @@ def _held_out(
     return held
 
 
-def measure(found: Compaction, passes: Passes, progress: Progress) -> None:
-    """Fills in the errors of a compaction on held-out queries, and the seconds that it took."""
+def measure(found: Compaction, passes: Passes, progress: Progress, rounding: bool = False) -> None:
+    """Fills in the errors of a compaction on held-out queries, and the seconds that it took; with
+    `rounding` also what 4 bits do."""
     context, seed = found.context, found.options.seed
     began = stopwatch(context.loaded.device)
     held = _held_out(context, seed, passes, progress)
     found.errors = heldout.measure(context, found.layers, held)
+    if rounding and held:
+        found.rounding = worst_rounding(context, held)
     found.seconds["errors"] = stopwatch(context.loaded.device) - began
 
 
