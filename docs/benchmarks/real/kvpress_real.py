@@ -119,10 +119,10 @@ PRESSES: dict[str, tuple[str, Callable[[float], Any]]] = {
 }
 # The three that lost least of eight on two documents with a 135M model: 2 to 4% of what no
 # context loses at 5×, where AdaKV and CriticalAdaKV around ExpectedAttention, SnapKV and Compactor
-# lost 43 to 57%. Those eight came from a look at one document's first 1,500 tokens at 10×, which
-# did not get to `tova` and to `expected-attention` without budgets for each head. Not to be had
-# without a network: FastKVzip, KVzap, DMS, RestoreKV,
-# QFilter, DuoAttention and LU-KV want gates, adapters, filters or curves made for one model.
+# lost 43 to 57%. The others were only looked at on 1,500 tokens of one document at 10×, where they
+# lost more than KVzip and KVgrad; `tova` and `expected-attention` with one budget for every head
+# were not tried. Not to be had without a network: FastKVzip, KVzap, DMS, RestoreKV, QFilter,
+# DuoAttention and LU-KV want gates, adapters, filters or curves made for one model.
 DEFAULT = ("kvzip", "kvzip+", "kvgrad")
 
 
