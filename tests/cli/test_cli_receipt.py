@@ -93,3 +93,31 @@ def test_methods_without_queries_have_a_receipt_too(amkv: Amkv, full: Path) -> N
     assert "error on 256 held-out queries a head" in done.err
     quiet = amkv("compact", full, "--method", "streaming", "--ratio", "3", "-q", "-f")
     assert (quiet.out, quiet.err) == ("doc.amkv\n", "")
+
+
+def test_a_bad_receipt_says_so_and_what_to_type(amkv: Amkv, full: Path) -> None:
+    words = ("compact", full, "--ratio", "150", "--queries", "repeat", *FAST)
+    done = amkv(*words)
+    [line] = [line for line in done.err.splitlines() if line.startswith("warning:")]
+    assert re.fullmatch(
+        r"warning: error \d\.\d\d of the outputs: above 0\.3 answers of real models changed; "
+        r"try --ratio 75",
+        line,
+    )
+    [said] = json.loads(amkv(*words, "--json", "--force").out)["warnings"]
+    assert f"warning: {said}" == line
+    good = json.loads(amkv("compact", full, "--ratio", "10", *FAST, "--json", "--force").out)
+    assert good["warnings"] == []
+
+
+def test_four_bits_that_spoil_a_layer_are_warned_of_where_they_were_asked_for(
+    amkv: Amkv, full: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("compact", full, "--ratio", "10", *FAST, "--json", "--force")
+    assert json.loads(amkv(*words, "--store", "int4").out)["warnings"] == []
+    monkeypatch.setattr("amcli.pipeline.choices.ROUNDING", 1e-4)
+    [said] = json.loads(amkv(*words, "--store", "int4").out)["warnings"]
+    assert re.fullmatch(
+        r"4 bits change the outputs of layer \d by \d+%: --store int8, or leave --store out", said
+    )
+    assert json.loads(amkv(*words).out)["warnings"] == []
