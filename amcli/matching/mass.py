@@ -10,7 +10,7 @@ from math import exp
 
 import torch
 
-from .tiles import TILE_ELEMENTS, key_scale, normal_equations, solve_dtype
+from .tiles import MOST, TILE_ELEMENTS, key_scale, normal_equations, solve_dtype
 
 BETA_RANGE = (-3.0, 3.0)
 """Bounds of a fitted beta. The lower one keeps every stored key alive, so that its value can
@@ -171,7 +171,7 @@ def fit_beta(
     W = torch.ones_like(lse_target) if weights is None else weights.to(lse_target)
     missing = torch.ones_like(lse_target)  # share of the mass that these keys have to give
     if rest is not None:
-        missing = missing - torch.exp(rest - lse_target)
+        missing = missing - torch.exp((rest - lse_target).clamp_max(MOST))
     target = (W * missing).unsqueeze(-1)
     G, b = normal_equations(Q, C_k, lse_target, W, target, scale, softcap, mask, tile)
     b = b.squeeze(-1)  # [H, t]

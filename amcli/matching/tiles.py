@@ -121,6 +121,12 @@ def gather_rows(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return torch.gather(x, 1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
+MOST = 12.0
+"""Logarithm of the most that one entry may give, relative to the mass of the whole document. A key
+of the document gives 1 at most; one that was rounded may give e^100, of which nothing finite could
+be solved. Far above what any fit reaches, so that such an entry still gets the least weight."""
+
+
 def normal_equations(
     Q: torch.Tensor,
     C: torch.Tensor,
@@ -135,6 +141,7 @@ def normal_equations(
     """`(AᵀA [H, t, t], AᵀF [H, t, c])` for `A = W·exp(q·c·scale - lse)`, streamed over rows.
 
     `C [H, t, d]` keys, `lse, W [H, n]`, `F [H, n, c]`, `mask [H, t]` (False: a zero column).
+    Exponents end at `MOST`.
     """
     H, n, _ = Q.shape
     t = C.shape[1]
@@ -143,7 +150,8 @@ def normal_equations(
     B = Q.new_zeros((H, t, F.shape[-1]), dtype=dtype)
     bias = None if mask is None else hide(None, mask, dtype)
     for r in spans(n, row_size(n, H * t, tile)):
-        A = logits(Q[:, r], C, scale, softcap, bias).sub_(lse[:, r].unsqueeze(-1)).exp_()
+        A = logits(Q[:, r], C, scale, softcap, bias).sub_(lse[:, r].unsqueeze(-1))
+        A = A.clamp_max_(MOST).exp_()
         A = A.mul_(W[:, r].to(dtype).unsqueeze(-1))  # [H, rows, t]
         G.baddbmm_(A.mT, A)
         B.baddbmm_(A.mT, F[:, r].to(dtype))

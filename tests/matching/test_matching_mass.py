@@ -187,3 +187,18 @@ def test_rest_is_fitted_around() -> None:
     beta = fit_beta(h.Q, h.K[:, :25], truth.lse, scale=h.scale, rest=rest.lse)
     assert float(beta.abs().max()) < 1e-2  # the other keys need no help
     assert float(mass_error(h, h.K[:, :25], beta, truth, rest=rest).max()) < 1e-4
+
+
+@pytest.mark.parametrize("factor", [3.0, 100.0])
+def test_keys_that_rounding_has_spoilt_get_finite_biases(factor: float) -> None:
+    """As 4 bits do to keys with a large constant part: logits far above all the mass there was."""
+    h = heads("mixed", H=2, T=60, n=80, d=16, dv=8, seed=1)
+    truth = attention_stats(h.Q, h.K, h.V, h.scale)
+    spoilt = h.K[:, :20] * factor
+    spoilt[:, 0] = h.K[:, 0] * 1000
+    rest = torch.logsumexp(h.Q @ (h.K[:, 20:] * factor).mT * h.scale, dim=2)
+    for others in (None, rest):
+        beta = fit_beta(h.Q, spoilt, truth.lse, scale=h.scale, rest=others)
+        assert beta.isfinite().all()
+        assert (beta >= BETA_RANGE[0] - 1e-6).all()
+        assert (beta <= BETA_RANGE[1] + 1e-6).all()
