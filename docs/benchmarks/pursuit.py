@@ -19,7 +19,8 @@ import torch
 
 from amcli.evaluation.results import today
 from amcli.evaluation.runner import hardware
-from amcli.matching import bucket, methods, recipes, selection
+from amcli.matching import bucket, methods, selection
+from amcli.matching import recipes as recipes  # registers the methods
 from amcli.models.loading import load
 from amcli.pipeline.compaction import Compaction, Options, compact
 from amcli.pipeline.contexts import prefill, tools
@@ -28,6 +29,9 @@ from amcli.pipeline.source import Source
 from amcli.pocket.documents import generate
 
 ALL = 1 << 20
+
+BASE = "omp-no-bias"
+"""The method that is changed: the default of the time when pursuit.json was made."""
 
 
 def few_queries(Q: Any, K: Any, lse: Any, scores: Any, lengths: Any, **more: Any) -> Any:
@@ -51,13 +55,13 @@ VARIANTS: dict[str, tuple[dict[str, Any], Any]] = {
     "pursuit below 1/8 of the keys": ({}, partial(patch.object, bucket, "PLENTY", 8)),
     "no pursuit": ({"selection": "top"}, None),
 }
-"""Fields of the default method, and what else differs."""
+"""Fields of the method that differ, and what else does."""
 
 
 def register() -> None:
     """Makes a method of each variant, of the same name."""
     for title, (fields, _) in VARIANTS.items():
-        methods.register(replace(methods.get(recipes.DEFAULT), name=title, **fields))
+        methods.register(replace(methods.get(BASE), name=title, **fields))
 
 
 def error(found: Compaction) -> float:

@@ -12,7 +12,8 @@ whole    everything after the prefill and all together, a model of Qwen3-4B's sh
 growth   the same at 4k to 128k tokens, with the peak of GPU memory.
 cpu      `amkv compact` of a document of 4,000 tokens by the model in the box, all stages.
 
-Every number is a median; how many runs it is of stands beside it.
+Every number is a median; how many runs it is of stands beside it. Results from before 2026-11-27
+have `omp-beta` for today's `omp`, and `omp` for today's `omp-no-bias`.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ def measure_fits(device: torch.device, repeats: int) -> dict[str, Any]:
         name: seconds(device, job, 1 if name == "paper OMP" else repeats)
         for name, job in jobs.items()
     }
-    for name in ("omp-beta", "omp", "highest-attention"):
+    for name in ("omp", "omp-no-bias", "highest-attention"):
         whole = seconds(device, lambda name=name: ours(name, Q, K, V, scale), repeats)
         found[f"{name}, all heads and chunks together"] = whole / (HEADS * CHUNKS)
     return {"heads": HEADS, "chunks": CHUNKS, "keys": KEYS, "queries": QUERIES, "dim": DIM,
@@ -194,10 +195,12 @@ def judged(name: str, device: torch.device, t: int = 100) -> dict[str, Any]:
         context, repeat_passages(context), max_queries=8192, kinds=("max",), progress=Silent()
     )
     held = heldout.queries(context, 0, Silent())
-    omp = methods.get("omp")
-    ours = {name: methods.get(name) for name in ("omp-beta", "omp", "highest-attention")}
-    ours["omp, one key a panel"] = replace(omp, panel=1)
-    ours["omp, one key a panel, all keys candidates"] = replace(omp, panel=1, candidates=KEYS)
+    unbiased = methods.get("omp-no-bias")
+    ours = {name: methods.get(name) for name in ("omp", "omp-no-bias", "highest-attention")}
+    ours["omp-no-bias, one key a panel"] = replace(unbiased, panel=1)
+    ours["omp-no-bias, one key a panel, all keys candidates"] = replace(
+        unbiased, panel=1, candidates=KEYS
+    )
     errors: dict[str, list[FitErrors]] = {}
 
     def judge(title: str, i: int, h: int, entry: Entry) -> None:
@@ -245,7 +248,7 @@ def measure_whole(progress: Progress, repeats: int) -> Iterator[dict[str, Any]]:
     cases = [
         Options(ratio=50, method="omp", queries="repeat", store="int4", max_queries=10_000),
         Options(ratio=50, method="highest-attention", queries="repeat", store="int4"),
-        Options(ratio=50, method="omp"),
+        Options(ratio=50, method="omp", queries="repeat+self-study"),
     ]
     for i, case in enumerate(cases):
         yield bench.measure(loaded, 60_000, case, repeats if i == 0 else 1, progress)
