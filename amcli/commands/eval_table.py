@@ -126,7 +126,7 @@ def _small(estimate: Row | None) -> str:
 
 
 def _interval(estimate: Row | None) -> str:
-    if estimate is None or estimate.get("low") is None:
+    if estimate is None or estimate.get("low") is None or estimate.get("high") is None:
         return _number(estimate)
     return f"{_number(estimate)} ({estimate['low']:.2f}–{estimate['high']:.2f})"
 

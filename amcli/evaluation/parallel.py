@@ -48,6 +48,12 @@ class _Job:
     threads: int
 
 
+def spread(spec: Spec, jobs: int) -> list[Spec]:
+    """How each process loads the model: on one GPU after another where no device is named."""
+    gpus = torch.cuda.device_count() if spec.device is None else 0
+    return [replace(spec, device=f"cuda:{k % gpus}") if gpus else spec for k in range(jobs)]
+
+
 def run(
     settings: Settings,
     loaded: LoadedModel,
@@ -69,7 +75,6 @@ def run(
         runner.run(settings, loaded, documents, results, listener, save)
         return
     threads = max(1, torch.get_num_threads() // jobs)
-    gpus = torch.cuda.device_count() if spec.device is None else 0
     if loaded.device.type == "cpu":
         results.hardware = f"{jobs} processes, {threads} CPU threads each, {platform.machine()}"
     listener.start(f"{jobs} at a time", sum(len(results.todo(index)) for index in todo))
@@ -78,10 +83,7 @@ def run(
     tasks, found = context.Queue(), context.Queue()
     for task in [*todo, *[None] * jobs]:
         tasks.put(task)
-    places = [f"cuda:{k % gpus}" if gpus else spec.device for k in range(jobs)]
-    jobs_of = [
-        _Job(replace(spec, device=place), settings, documents, results, threads) for place in places
-    ]
+    jobs_of = [_Job(s, settings, documents, results, threads) for s in spread(spec, jobs)]
     workers = [
         context.Process(target=_work, args=(job, tasks, found), daemon=True) for job in jobs_of
     ]

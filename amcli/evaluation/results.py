@@ -1,8 +1,8 @@
 """The file of a run: settings, cells as they are finished, rows at the end.
 
 A cell is one method at one ratio on one document. The file is replaced whole after each cell, so
-a run that was stopped goes on where it was. Everything but `seconds` and `date` is a function of
-the settings: two runs on the same hardware and versions differ in nothing else.
+a run that was stopped goes on where it was. Everything but `seconds`, `prefills` and `date` is a
+function of the settings: two runs on the same hardware and versions differ in nothing else.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from amcli.cli import main
 SOURCES = [str(Path(str(module.__file__)).parents[1]) for module in (amcli, amkv_format)]
 SMALL = ("eval", "--docs", "1", "--questions", "2", "--tokens", "200", "--model", "pocket")
 METHODS = "omp,am-omp,kvzip,summary,shuffled,random"
-TIMES = re.compile(rb'"seconds": \{[^{}]*\}|"date": "\d{4}-\d\d-\d\d"')
+TIMES = re.compile(rb'"seconds": \{[^{}]*\}|"prefills": [\d.null]+|"date": "\d{4}-\d\d-\d\d"')
 
 
 def started(folder: Path, hash_seed: int) -> subprocess.Popen[bytes]:

@@ -54,9 +54,10 @@ def run(path: Path | None = None, cells: int = 10**6, **more: Any) -> Results:
 
 
 def timeless(record: Any) -> Any:
-    """Without seconds: all that two runs may differ in."""
+    """Without times: all that two runs may differ in."""
     if isinstance(record, dict):
-        return {key: timeless(value) for key, value in record.items() if key != "seconds"}
+        times = ("seconds", "prefills")
+        return {key: timeless(value) for key, value in record.items() if key not in times}
     return [timeless(value) for value in record] if isinstance(record, list) else record
 
 

@@ -11,6 +11,7 @@ without an answer is measured on what the whole document answers.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from amcli.errors import UsageError
 from amcli.evaluation.suites.base import Document, Question, Request, Suite, register
 from amcli.files import looks_like_artifact, read_text
 from amcli.pipeline.questions import asked, from_file, json_lines
-from amcli.pipeline.source import read_source
+from amcli.pipeline.source import STDIN, Source, read_source
 
 KIND = "question"
 """The kind of a question that names none."""
@@ -46,9 +47,13 @@ def documents(request: Request) -> Iterator[Document]:
 
 def _one(path: Path, questions: Path, most: int | None) -> Document:
     """A document of a file of its own."""
+    if STDIN in (str(path), str(questions)):  # a run that goes on reads both again
+        raise UsageError("amkv eval reads files, not standard input", "name a file in place of -")
     source = read_source(str(path))
-    found = [_question(str(questions), q.text, q.given or {}) for q in from_file(questions)]
-    return Document(source.name, source.text, tuple(found[:most]))
+    found = []
+    for number, q in enumerate(from_file(questions)[:most], 1):
+        found.append(_question(f"question {number} of {questions}", q.text, q.given))
+    return Document(source.name, source.text, tuple(found))
 
 
 def _document(where: str, row: Any, folder: Path, most: int | None) -> Document:
@@ -62,7 +67,7 @@ def _document(where: str, row: Any, folder: Path, most: int | None) -> Document:
         which = "neither text nor path" if text is None else "both text and path"
         raise UsageError(f"{where} has {which}", _FORM)
     if path is not None:
-        source = read_source(str(folder / path))
+        source = _read(where, folder, path)
         name, text = name or source.name, source.text
     if not text or not text.strip():
         raise UsageError(f"{where}: the text is empty", _FORM)
@@ -71,9 +76,17 @@ def _document(where: str, row: Any, folder: Path, most: int | None) -> Document:
         raise UsageError(f"{where} has no questions", _FORM)
     found = []
     for number, value in enumerate(questions[:most], 1):
-        place = f"{where}, question {number},"
+        place = f"{where}: question {number}"
         found.append(_question(place, asked(place, value).text, value))
     return Document(name or where.partition(" of ")[0], text, tuple(found))
+
+
+def _read(where: str, folder: Path, path: str) -> Source:
+    """The document at a path relative to the file's folder."""
+    try:
+        return read_source(os.path.join(folder, path))  # a plain `-` is a file's name here
+    except UsageError as error:
+        raise UsageError(f"{where}: {error.message}", error.hint) from error
 
 
 def _question(where: str, text: str, given: Any) -> Question:
@@ -82,7 +95,7 @@ def _question(where: str, text: str, given: Any) -> Question:
     answer, kind = given.get("answer"), given.get("kind")
     for field, value in (("answer", answer), ("kind", kind)):
         if not isinstance(value, str | None):
-            raise UsageError(f"{where}: {field} is no string: {value!r:.40}", _FORM)
+            raise UsageError(f"{where}: its {field} is no string: {value!r:.40}", _FORM)
     return Question(text, (answer or "").strip(), kind or KIND)
 
 
