@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from amcli.commands import completion
 from amcli.commands import options as opt
 from amcli.commands.eval_table import LiveTable, Notes, table_text
 from amcli.commands.shared import choose_model, load, work
-from amcli.console import Console, animated
+from amcli.console import Console, animated, columns, is_terminal
 from amcli.errors import UsageError
 from amcli.files import require_writable
 from amcli.processes import require_one
@@ -162,8 +163,8 @@ def evaluate(
             "-j",
             metavar="N",
             parser=opt.whole("--jobs", "2", least=1),
-            help="Documents at a time, each in a process with its own copy of the model: faster "
-            "with small models on a CPU.",
+            help="Documents at a time, each in a process with its own copy of the model, over all "
+            "GPUs: faster with small models.",
         ),
     ] = 1,
     model: opt.Model = None,
@@ -274,9 +275,10 @@ def _summary(results: Results) -> str:
     questions = sum(map(len, results.questions))
     lengths = [document["tokens"] for document in results.documents]
     stored = "" if settings["store"] is None else f", entries in {settings['store']}"
+    width = columns(sys.stdout) if is_terminal(sys.stdout) else None
     length = " to ".join(f"{n:,}" for n in sorted({min(lengths), max(lengths)}))
     return (
-        f"{table_text(results.rows())}\n\n"
+        f"{table_text(results.rows(), width)}\n\n"
         f"{settings['suite']}: {plural(len(lengths), 'document')} of {length} tokens, "
         f"{plural(questions, 'question')}, {settings['model']}, "
         f"{settings['dtype']}{stored}, seed {settings['seed']}"

@@ -21,13 +21,22 @@ _NAMES = {"full": "full context", "none": "no context"}
 _KINDS = 5
 """Kinds of question that have columns of their own; with more, only `--json` has them."""
 
-_WIDE = 110
+_WIDE = 120
 """Columns of a terminal from which on the live table has all its own."""
 
 
-def table_text(rows: Sequence[Row]) -> str:
-    """The final table: a row for each method and ratio, a line of column heads first."""
-    columns = _columns(rows)
+def table_text(rows: Sequence[Row], width: int | None = None) -> str:
+    """The final table: a row for each method and ratio, a line of column heads first.
+
+    What does not fit into `width` columns is done without, where that helps.
+    """
+    text = _text(rows, _columns(rows))
+    if width is None or max(map(len, text.splitlines())) <= width:
+        return text
+    return _text(rows, [column for column in _columns(rows) if not column.wide])
+
+
+def _text(rows: Sequence[Row], columns: Sequence[_Column]) -> str:
     lines = [[column.head for column in columns], *_cells(rows, columns)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
@@ -74,9 +83,9 @@ def _columns(rows: Sequence[Row]) -> list[_Column]:
     metric("lost", "lost", _interval if of_kinds == "lost" else _number)
     columns += map(of_kind, _kinds(rows))
     metric("same", "same", _number)
-    metric("F1", "f1", _number)
-    metric("contains", "contains", _number)
-    metric("NLL", "nll", _number)
+    metric("F1", "f1", _number, wide=True)
+    metric("contains", "contains", _number, wide=True)
+    metric("NLL", "nll", _number, wide=True)
     metric("KL", "kl", _small)
     metric("top-1", "agreement", _number)
     columns.append(_Column("seconds", _seconds))

@@ -366,7 +366,7 @@ def main() -> None:
     if args.take:
         take(args.take)
     draw()
-    text = (HERE / "real-notes.md").read_text(encoding="utf-8")
+    text = (HERE / "template.txt").read_text(encoding="utf-8")
     for name, section in (
         ("QA", qa_section), ("ANSWERS", answers_section), ("CHOICE", choice_section),
         ("KVPRESS", kvpress_section), ("OTHERS", others_section), ("PAPER", paper_section),
