@@ -191,13 +191,18 @@ def test_the_live_table_shows_rows_as_they_come(monkeypatch: pytest.MonkeyPatch)
     from rich.console import Console
 
     class Fake:
+        documents = ({"tokens": 100}, {"tokens": 100}, {"tokens": 100})
         questions = (["a"], ["b"])
+        cells = ()
+
+        def todo(self, document: int) -> list[Any]:
+            return [("omp", 2.0)]
 
         def row(self, method: str, ratio: float | None, kind: str, resamples: int) -> Any:
             assert resamples == 0
             return row(method, ratio, kind)
 
-    table = LiveTable(3)
+    table = LiveTable(Fake())  # type: ignore[arg-type]
     table.document(1, "register 1", 2000)
     table.start("compact", 4)
     table.advance(3)
