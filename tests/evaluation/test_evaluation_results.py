@@ -11,7 +11,7 @@ import boxes
 import pytest
 
 from amcli.commands.eval_table import Notes, Pace, table_text
-from amcli.console import Console, switches
+from amcli.console import Console, Switches
 from amcli.errors import UsageError
 from amcli.evaluation import parallel, runner, suites  # noqa: F401 - registers the suites
 from amcli.evaluation.forcing import Outcome
@@ -142,7 +142,7 @@ def test_another_text_under_the_same_name_is_refused(tmp_path: Path) -> None:
     _, again = runner.prepare(settings, loaded)
     again.resume(tmp_path / "r.json")
 
-    (tmp_path / "doc.txt").write_text("The dog is red.", encoding="utf-8")
+    (tmp_path / "doc.txt").write_text("The cat is red.", encoding="utf-8")
     _, other = runner.prepare(settings, loaded)
     assert other.documents[0]["tokens"] == first.documents[0]["tokens"]
     with pytest.raises(UsageError, match="other settings: the documents and questions"):
@@ -199,7 +199,7 @@ def test_cells_that_were_there_took_no_time_of_this_run(clock: list[float]) -> N
 def test_notes_say_what_is_left_from_the_second_document_on(
     clock: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(switches, "quiet", False)
+    monkeypatch.setattr("amcli.console.switches", Switches())
     found = results(2)
     with Notes(Console(), found) as notes:
         notes.document(0, "d0", 100)
