@@ -96,5 +96,5 @@ class RaggedHeads:
     @classmethod
     def dense(cls, keys: torch.Tensor, values: torch.Tensor) -> RaggedHeads:
         """Every head with all its keys: `keys [H, n, d]`, `values [H, n, dv]`, no beta."""
-        H, n, _ = keys.shape
-        return cls(keys.reshape(H * n, -1), values.reshape(H * n, -1), None, (n,) * H)
+        H, n, d = keys.shape
+        return cls(keys.reshape(H * n, d), values.reshape(H * n, values.shape[2]), None, (n,) * H)

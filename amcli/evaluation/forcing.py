@@ -212,7 +212,7 @@ class _Piece:
             begin = len(q.prompt) - 1  # the column that predicts target 0
             for c in range(max(first, begin), min(first + logits.shape[1], q.length)):
                 found.append((i, c - first, q.targets[c - begin], c - begin))
-        table = torch.tensor(found, dtype=torch.int64).view(len(found), 4).to(logits.device)
+        table = torch.tensor(found, dtype=torch.int64).view(-1, 4).to(logits.device)
         row, column, target, place = table.unbind(1)
         return cls(logits[row, column].float().log_softmax(-1), row, target, place)
 

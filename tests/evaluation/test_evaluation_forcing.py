@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from amcli.evaluation import makers
-from amcli.evaluation.forcing import Forced, Limits, Teacher, end_token, tokenize
+from amcli.evaluation.forcing import Forced, Limits, Teacher, as_replied, end_token, tokenize
 from amcli.evaluation.scorers import chosen_letter, score
 from amcli.evaluation.suites.base import Question
 from amcli.models.generate import stream
 from amcli.models.loading import LoadedModel
 from amcli.pipeline.contexts import Context, prefill
-from amcli.pipeline.replies import answers
+from amcli.pipeline.replies import Reply, answers, replies
 
 QUESTIONS = [
     Question("Where is it?", "a very long answer that nobody gives", "x"),
@@ -106,6 +106,37 @@ def test_the_end_of_an_answer_is_a_token_where_the_model_has_a_template() -> Non
     assert not text.ends
     ids = loaded.tokenizer("some more text", add_special_tokens=False)["input_ids"]
     assert text.prompt + text.targets == ids
+
+
+def test_a_reply_has_its_end_only_where_it_ended() -> None:
+    loaded = boxes.model("pocket")
+    ids, end = loaded.chat.answer_ids("a red fox"), end_token(loaded)
+    prompt = loaded.chat.first_turn(QUESTIONS[0].text)
+    ended = as_replied(loaded, QUESTIONS[0], Reply(ids, True, "a red fox"))
+    assert (ended.prompt, ended.targets, ended.ends) == (prompt, [*ids, end], True)
+    cut = as_replied(loaded, QUESTIONS[0], Reply(ids, False, "a red fox"))
+    assert (cut.prompt, cut.targets, cut.ends) == (prompt, ids, False)
+    empty = as_replied(loaded, QUESTIONS[0], Reply([], True, ""))
+    assert (empty.targets, empty.ends) == ([end], True)
+    raw = boxes.model(boxes.RAW)  # no token of a template ends its answers
+    ended = as_replied(raw, QUESTIONS[0], Reply([5, 6], True, "x"))
+    assert (ended.targets, ended.ends) == ([5, 6], False)
+    empty = as_replied(raw, QUESTIONS[0], Reply([], True, ""))
+    assert empty.targets[0] in raw.chat.stop_ids
+    assert (len(empty.targets), empty.ends) == (1, True)
+
+
+def test_a_reply_is_forced_as_it_was_generated() -> None:
+    context = prefill(boxes.model("pocket"), boxes.source(150))
+    loaded, full = context.loaded, makers.whole(context).cache
+    prompts = [loaded.chat.first_turn(question.text) for question in QUESTIONS]
+    for most in (64, 2):
+        said = replies(loaded, full, prompts, [most] * len(prompts))
+        assert {reply.ended for reply in said} == {most == 64}
+        assert most == 64 or {len(reply.ids) for reply in said} == {2}
+        forced = [as_replied(loaded, q, reply) for q, reply in zip(QUESTIONS, said, strict=True)]
+        outcomes = Teacher(loaded, forced, full, Limits()).measure(full)
+        assert all(outcome.exact for outcome in outcomes)
 
 
 def test_substrings_count_by_share_and_in_any_case() -> None:
