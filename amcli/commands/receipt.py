@@ -82,17 +82,11 @@ def warnings(result: Compaction, manifest: Mapping[str, Any]) -> Iterator[str]:
 
     worst = result.rounding
     if worst is not None and not worst.error <= ROUNDING:
-        yield (
-            f"4 bits change the outputs of layer {worst.layer} by {worst.error:.0%}: "
-            "--store int8, or leave --store out"
-        )
+        yield f"4 bits change layer {worst.layer}'s output by {worst.error:.0%}; try --store int8"
     known = fit_errors(manifest).get("output")
     if known is not None and known["mean"] > HARMLESS:
         less = _less(manifest["requested"])
-        yield (
-            f"error {known['mean']:.2f} of the outputs: above {HARMLESS:g} answers of real models "
-            f"changed{less}"
-        )
+        yield f"output error {known['mean']:.2f}: above {HARMLESS:g} answers change{less}"
 
 
 def _less(requested: Mapping[str, Any]) -> str:
