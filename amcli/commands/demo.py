@@ -234,8 +234,8 @@ def _end(record: dict[str, Any]) -> Iterator[str]:
         f"{seconds_text(record['seconds']['total'])} in all"
     )
     yield ""
-    yield "Pocket was made for this demonstration. A real model of 1.5B parameters keeps 99%,"
-    yield "96% and 86% of what a real document does to its answers at 5×, 10× and 20×:"
+    yield "Pocket was made for this demonstration. A real model of 1.5B parameters keeps"
+    yield "99%, 96% and 86% of what a real document does to its answers at 5×, 10×, 20×:"
     yield "docs/benchmarks/real/real.md"
 
 
