@@ -9,7 +9,9 @@ from typing import Any
 import tinymodels as tiny
 import tinytokenizer as tt
 import torch
-from families import LINEAR, LOCAL, MAMBA, VOCAB, WINDOWED
+import transformers
+from families import LINEAR, LOCAL, MAMBA, VOCAB, WINDOWED, known
+from packaging.version import Version
 from transformers import AutoConfig, AutoModelForCausalLM
 
 
@@ -18,11 +20,14 @@ class Refusal:
     """A family that cannot work: why, what the message says, and options of a tiny model.
 
     Where `options` is None, the default configuration is enough to refuse it: no weights needed.
+    From version `until` of transformers on the family is written so that it may work, and nothing
+    is said of it.
     """
 
     why: str
     says: str
     options: dict[str, Any] | None = None
+    until: str = ""
 
 
 MLA = Refusal("multi-head latent attention caches latents, not keys and values", "(MLA)")
@@ -38,9 +43,16 @@ def forgetful(**options: Any) -> Refusal:
     return Refusal(why, "forgets its state", options)
 
 
-def own(**options: Any) -> Refusal:
+def own(until: str = "", **options: Any) -> Refusal:
     says = "its attention does not go through transformers' AttentionInterface"
-    return Refusal("attention or state of its own, not `AttentionInterface`", says, options)
+    why = "attention or state of its own, not `AttentionInterface`"
+    return Refusal(f"{why}, before transformers {until}" if until else why, says, options, until)
+
+
+def refused() -> list[str]:
+    """Families that the installed transformers has, and that amkv refuses with it."""
+    installed = Version(transformers.__version__)
+    return [n for n in known(REFUSED) if not (u := REFUSED[n].until) or installed < Version(u)]
 
 
 REFUSED: dict[str, Refusal] = {
@@ -48,7 +60,7 @@ REFUSED: dict[str, Refusal] = {
     "bart": TWO,
     "bert": Refusal("attention that sees what comes after", "causal and sliding-window", {}),
     "bloom": own(),
-    "codegen": own(rotary_dim=4),
+    "codegen": own(until="5.24", rotary_dim=4),
     "deepseek_v2": MLA,
     "deepseek_v3": MLA,
     "deepseek_v32": MLA,
@@ -63,7 +75,7 @@ REFUSED: dict[str, Refusal] = {
     "glm4_moe_lite": MLA,
     "glm_moe_dsa": MLA,
     "gpt_neo": own(attention_types=[[["global", "local", "global"], 1]]),
-    "gptj": own(rotary_dim=4),
+    "gptj": own(until="5.24", rotary_dim=4),
     "jamba": forgetful(
         attn_layer_period=3, attn_layer_offset=1, num_experts=2, mamba_d_state=4, mamba_dt_rank=4
     ),

@@ -77,7 +77,7 @@ def test_a_family(name: str, tmp_path: Path) -> None:
     assert session.turns == 1
 
 
-@pytest.mark.parametrize("name", families.known(refusals.REFUSED))
+@pytest.mark.parametrize("name", refusals.refused())
 def test_what_cannot_work_is_refused_by_name(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         load(str(refusals.refused_folder(name, tmp_path)), device="cpu", dtype="float32")
