@@ -4,7 +4,7 @@
 
 FOLDER holds `qa.jsonl`, `quality.jsonl` and `tpo.jsonl` (real.md says where they come from). A text
 for the perplexity is made of the articles. Results are `amkv eval`'s own files, RESULTS/MODEL-SUITE
-.json; what is there is not measured again. Methods come in three groups, so that what is stopped
+.json; what is there, or beside this script, is not measured again. Methods come in three groups, so that what is stopped
 early has the first one whole. `python docs/benchmarks/real/tables.py` makes tables of them.
 """
 
@@ -40,6 +40,15 @@ SUITES = {
     "tpo": ("tpo.jsonl", ["--suite", "quality"]),
     "perplexity": (None, ["--suite", "perplexity", "--tokens", "7000", "--docs", "6"]),
 }
+
+
+def published(name: str, model: Path, target: Path) -> None:
+    """Goes on from results beside this script, which know a model by the name of its folder."""
+    source = Path(__file__).parent / name
+    if source.exists() and not target.exists():
+        record = json.loads(source.read_text(encoding="utf-8"))
+        record["settings"]["model"] = str(model.resolve())
+        target.write_text(json.dumps(record), encoding="utf-8")
 
 
 def book(data: Path, folder: Path) -> Path:
@@ -78,11 +87,13 @@ def main() -> None:
             )
         if args.docs:
             options += ["--docs", args.docs]
+        result = f"{args.model.name}-{args.suite}.json"
+        published(result, args.model, args.output / result)
         for methods in GROUPS[: args.groups]:
             command = [
                 *("amkv", "eval", str(file), *options, "--model", str(args.model)),
                 *("--method", ",".join(methods), "--ratio", args.ratio, "--jobs", args.jobs),
-                *("-o", str(args.output / f"{args.model.name}-{args.suite}.json"), "-q"),
+                *("-o", str(args.output / result), "-q"),
             ]
             print(" ".join(command), flush=True)
             subprocess.run([sys.executable, "-m", "amcli", *command[1:]], check=True)
