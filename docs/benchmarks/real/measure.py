@@ -4,8 +4,9 @@
 
 FOLDER holds `qa.jsonl`, `quality.jsonl` and `tpo.jsonl` (real.md says where they come from). A text
 for the perplexity is made of the articles. Results are `amkv eval`'s own files, RESULTS/MODEL-SUITE
-.json; what is there, or beside this script, is not measured again. Methods come in three groups, so that what is stopped
-early has the first one whole. `python docs/benchmarks/real/tables.py` makes tables of them.
+.json; what is there, or beside this script, is not measured again. Methods come in three groups,
+so that what is stopped early has the first one whole. `python docs/benchmarks/real/tables.py` makes
+tables of them.
 """
 
 from __future__ import annotations
