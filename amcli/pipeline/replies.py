@@ -36,18 +36,10 @@ def answers(
     cache: CompactCache,
     prompts: Sequence[Sequence[int]],
     max_tokens: Sequence[int],
-    *,
-    temperature: float = 0.0,
-    seed: int = 0,
-    rows: int = ROWS,
-    advance: Callable[[int], None] = lambda prompts: None,
+    **options: Any,
 ) -> list[str]:
-    """The text of each reply, as `replies` finds them."""
-    found = replies(
-        loaded, cache, prompts, max_tokens,
-        temperature=temperature, seed=seed, rows=rows, advance=advance,
-    )  # fmt: skip
-    return [reply.text for reply in found]
+    """The text of each reply; arguments and `options` as `replies` has them."""
+    return [reply.text for reply in replies(loaded, cache, prompts, max_tokens, **options)]
 
 
 def replies(
