@@ -24,11 +24,11 @@ from amcli.commands.shared import (
     warn_of_length,
     work,
 )
-from amcli.commands.summary import stored_range
 from amcli.console import Console
 from amcli.errors import UsageError
 from amcli.files import EXTENSION, looks_like_artifact, open_artifact, read_ahead, require_writable
 from amcli.pipeline.source import STDIN, Source
+from amcli.pipeline.summary import stored_range
 
 if TYPE_CHECKING:
     from amcli.pipeline.compaction import Compaction

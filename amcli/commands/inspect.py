@@ -15,10 +15,10 @@ import typer
 from amcli.commands import completion, picture
 from amcli.commands import options as opt
 from amcli.commands.heads import HeadMap, draw, kept_from, maps, strip
-from amcli.commands.summary import fit_errors, stored_range
 from amcli.console import Console, bytes_text, coloured, columns, printable
 from amcli.errors import ArtifactError
 from amcli.files import open_artifact
+from amcli.pipeline.summary import fit_errors, stored_range
 from amkv_format import TOKEN_IDS, AmkvFile, FormatError, state_tensor
 
 STRIP = 64

@@ -9,8 +9,8 @@ from itertools import zip_longest
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from amcli.commands.summary import fit_errors
 from amcli.console import bytes_text, seconds_text
+from amcli.pipeline.summary import fit_errors
 
 if TYPE_CHECKING:
     from amcli.pipeline.compaction import Compaction

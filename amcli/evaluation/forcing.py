@@ -109,13 +109,12 @@ def as_replied(loaded: LoadedModel, question: Question, reply: Reply) -> Forced:
 
     A reply that says nothing is one end token.
     """
-    stops = loaded.chat.stop_ids
-    end = end_token(loaded)
-    ends = reply.ended and end is not None
-    targets = [*reply.ids, end] if ends and end is not None else list(reply.ids)
+    prompt = loaded.chat.first_turn(question.text)
+    end = end_token(loaded) if reply.ended else None
+    targets = list(reply.ids) if end is None else [*reply.ids, end]
     if not targets:
-        return Forced(loaded.chat.first_turn(question.text), [min(stops)], ends=True)
-    return Forced(loaded.chat.first_turn(question.text), targets, ends)
+        return Forced(prompt, [min(loaded.chat.stop_ids)], ends=True)
+    return Forced(prompt, targets, end is not None)
 
 
 @dataclass

@@ -25,6 +25,7 @@ from amcli.pipeline.options import AUTO
 from amcli.pipeline.passes import Passes
 from amcli.pipeline.progress import Progress
 from amcli.pipeline.source import Source
+from amcli.pipeline.summary import fit_errors
 from amcli.quantize import NATIVE, Entries, quantizer_of
 from amcli.ragged import RaggedHeads
 
@@ -82,7 +83,7 @@ def compacted(
     seconds = {name: spent for name, spent in found.seconds.items() if name != "errors"}
     made = Made(
         shared(context, found.layers), found.stored_bytes, found.full_bytes, found.budget, seconds,
-        found.errors.mean_output if found.errors else None,
+        fit_errors(found.errors.record()).get("output", {}).get("mean") if found.errors else None,
     )  # fmt: skip
     return made, found.layers
 

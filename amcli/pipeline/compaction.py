@@ -126,8 +126,7 @@ class Compaction:
         if self.asked:
             manifest["queries"] |= {"asked": self.asked, "temperature": TEMPERATURE}
         if self.errors is not None:
-            manifest["fit_errors"] = {"mass": self.errors.mass, "output": self.errors.output}
-            manifest["attention"] = self.errors.attention
+            manifest |= self.errors.record()
             manifest["queries"]["held_out"] = self.errors.count
         if self.fidelity is not None:
             manifest["fidelity"] = self.fidelity.record()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -52,16 +53,12 @@ class Errors:
     output: list[list[float]] = field(default_factory=list)
     attention: list[list[float]] = field(default_factory=list)
 
-    @property
-    def mean_output(self) -> float | None:
-        """Mean error of the outputs, heads by their attention; None where it is not known."""
-        pairs = [
-            (weight, error)
-            for weights, errors in zip(self.attention, self.output, strict=True)
-            for weight, error in zip(weights, errors, strict=False)
-        ]
-        total = sum(weight for weight, _ in pairs)
-        return sum(weight * error for weight, error in pairs) / total if total else None
+    def record(self) -> dict[str, Any]:
+        """The fields of a manifest that hold them."""
+        return {
+            "fit_errors": {"mass": self.mass, "output": self.output},
+            "attention": self.attention,
+        }
 
 
 def parts(context: Context, size: int, most: int, seed: int) -> list[Passage]:
