@@ -2,7 +2,7 @@
 
 import sys
 
-from amcli.cli import main
+from amcli.commands.app import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from amcli.artifacts import Artifact
 from amcli.models.adopted import adopt, release
-from amcli.pipeline import contexts
-from amcli.pipeline.contexts import Context
-from amcli.pipeline.session import DEFAULT_MAX_TOKENS, Session
+from amcli.pipeline.contexts import opening
+from amcli.pipeline.contexts.context import Context
+from amcli.pipeline.talk.session import DEFAULT_MAX_TOKENS, Session
+from amcli.storage.artifacts import Artifact
 
 
 class Document:
@@ -73,7 +73,7 @@ class Document:
         """
         loaded = adopt(model, tokenizer)
         try:
-            return Attached(contexts.restore(self._artifact, loaded))
+            return Attached(opening.restore(self._artifact, loaded))
         except BaseException:
             release(model)
             raise

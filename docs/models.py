@@ -21,9 +21,10 @@ import families  # noqa: E402
 from families import DOCUMENT, FAMILIES, QUESTION  # noqa: E402
 from refusals import REFUSED  # noqa: E402
 
-from amcli.artifacts import Artifact  # noqa: E402
-from amcli.pipeline.compaction import Options, compact  # noqa: E402
-from amcli.pipeline.contexts import prefill, restore  # noqa: E402
+from amcli.pipeline.compaction.compacting import Options, compact  # noqa: E402
+from amcli.pipeline.contexts.opening import restore  # noqa: E402
+from amcli.pipeline.contexts.reading import prefill  # noqa: E402
+from amcli.storage.artifacts import Artifact  # noqa: E402
 
 PAGE = HERE / "models.md"
 

@@ -9,11 +9,12 @@ import typer
 
 from amcli.commands import options as opt
 from amcli.commands.compact import Method, Queries, Ratio
+from amcli.commands.screen.console import Console
 from amcli.commands.shared import load, work
-from amcli.console import Console, bytes_text
 from amcli.errors import UsageError
-from amcli.files import require_writable, write_json
-from amcli.processes import require_one
+from amcli.system.files import require_writable, write_json
+from amcli.system.processes import require_one
+from amcli.system.units import bytes_text
 
 Shape = Annotated[
     str | None,
@@ -98,7 +99,7 @@ def bench(
     with work(console) as progress:
         from amcli.evaluation import bench as measuring
         from amcli.models.shapes import shaped
-        from amcli.pipeline.compaction import Options, check
+        from amcli.pipeline.compaction.compacting import Options, check
 
         wanted: dict[str, Any] = {"ratio": ratio, "method": method, "queries": queries}
         wanted |= {"store": store, "seed": seed}

@@ -15,17 +15,17 @@ from amcli.commands import options as opt
 from amcli.commands.comparison import Whole
 from amcli.commands.conversation import Conversation, after_thoughts, answer, show
 from amcli.commands.questions import lines, prompts
+from amcli.commands.screen.console import Console, is_terminal
 from amcli.commands.shared import open_contexts, warn_of_length, work
-from amcli.console import Console, is_terminal
 from amcli.errors import UsageError
-from amcli.files import open_artifact, read_ahead
-from amcli.pipeline.questions import Asked, from_file
-from amcli.pipeline.source import STDIN
-from amcli.processes import require_one
+from amcli.pipeline.contexts.source import STDIN
+from amcli.pipeline.talk.questions import Asked, from_file
+from amcli.system.files import open_artifact, read_ahead
+from amcli.system.processes import require_one
 
 if TYPE_CHECKING:
-    from amcli.pipeline.progress import Progress
-    from amcli.pipeline.session import Session, Turn
+    from amcli.pipeline.talk.session import Session, Turn
+    from amcli.system.progress import Progress
 
 Contexts = Annotated[
     list[Path] | None,
@@ -161,7 +161,7 @@ def chat(
     with work(console) as progress:
         found = open_contexts(progress, paths, model, device, dtype, trust=trust_remote_code)
         from amcli.models import failures
-        from amcli.pipeline.session import Session
+        from amcli.pipeline.talk.session import Session
 
         session = Session(found, max_tokens, temperature, seed, system, think)
         loading = time.perf_counter() - began
@@ -204,8 +204,8 @@ def _asked(given: list[str] | None, file: Path | None) -> list[Asked] | None:
 
 def _whole(session: Session, progress: Progress) -> Whole:
     """The other side of --compare."""
-    from amcli.pipeline.contexts import reread
-    from amcli.pipeline.session import Session as Another
+    from amcli.pipeline.contexts.reading import reread
+    from amcli.pipeline.talk.session import Session as Another
 
     began = time.perf_counter()
     context = reread(session.context, progress=progress)

@@ -11,11 +11,11 @@ import typer
 
 from amcli.commands import completion, receipt
 from amcli.commands import options as opt
+from amcli.commands.screen.console import Console
 from amcli.commands.shared import (
     PREFILL_ENDING,
     Stopwatch,
     choose_model,
-    last_prefill,
     load,
     open_contexts,
     read_document,
@@ -24,14 +24,20 @@ from amcli.commands.shared import (
     warn_of_length,
     work,
 )
-from amcli.console import Console
 from amcli.errors import UsageError
-from amcli.files import EXTENSION, looks_like_artifact, open_artifact, read_ahead, require_writable
-from amcli.pipeline.source import STDIN, Source
-from amcli.pipeline.summary import stored_range
+from amcli.pipeline.contexts.source import STDIN, Source
+from amcli.storage.summary import stored_range
+from amcli.system.files import (
+    EXTENSION,
+    looks_like_artifact,
+    open_artifact,
+    read_ahead,
+    require_writable,
+)
+from amcli.system.memory import last_prefill
 
 if TYPE_CHECKING:
-    from amcli.pipeline.compaction import Compaction
+    from amcli.pipeline.compaction.compacting import Compaction
 
 Ratio = Annotated[
     float | None,
@@ -194,10 +200,11 @@ def compact(
     if isinstance(given.content, Path):
         read_ahead(given.content)
     with work(console) as progress:
-        from amcli.artifacts import NewArtifact
         from amcli.matching import recipes  # noqa: F401 - registers the methods
-        from amcli.pipeline import compaction, contexts
-        from amcli.pipeline import fidelity as search
+        from amcli.pipeline.compaction import compacting as compaction
+        from amcli.pipeline.compaction import fidelity as search
+        from amcli.pipeline.contexts import reading
+        from amcli.storage.artifacts import NewArtifact
 
         wanted: dict[str, Any] = {"ratio": ratio, "tokens": tokens, "method": method, "seed": seed}
         wanted |= {"budget": budget, "queries": queries, "store": store, "positions": positions}
@@ -219,7 +226,7 @@ def compact(
                     source=given.content,
                 )
             with watch.stage("prefill"):
-                context = contexts.prefill(loaded, given.content, progress=progress)
+                context = reading.prefill(loaded, given.content, progress=progress)
         else:
             with watch.stage("load"):
                 context = open_contexts(

@@ -6,10 +6,11 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from amcli.console import Console, bytes_text, printable, seconds_text, styled
+from amcli.commands.screen.console import Console, printable, styled
+from amcli.system.units import bytes_text, seconds_text
 
 if TYPE_CHECKING:
-    from amcli.pipeline.session import Session, Turn
+    from amcli.pipeline.talk.session import Session, Turn
 
 _WIDEST = 120
 

@@ -10,13 +10,11 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amcli import console as output
-from amcli.commands.keyboard import Keyboard
-from amcli.commands.slash import Slash, known
-from amcli.console import (
+from amcli.commands.failures import as_amkv_error
+from amcli.commands.screen import console as output
+from amcli.commands.screen.console import (
     Console,
     ReaderGoneError,
-    bytes_text,
     is_terminal,
     paint,
     printable,
@@ -24,14 +22,17 @@ from amcli.console import (
     report,
     styled,
 )
+from amcli.commands.screen.keyboard import Keyboard
+from amcli.commands.slash import Slash, known
 from amcli.errors import did_you_mean
-from amcli.files import open_artifact
+from amcli.system.files import open_artifact
+from amcli.system.units import bytes_text
 
 if TYPE_CHECKING:
     from rich.panel import Panel
 
     from amcli.commands.comparison import Whole
-    from amcli.pipeline.session import Session, Turn
+    from amcli.pipeline.talk.session import Session, Turn
 
 _WIDTH = 80
 
@@ -109,8 +110,6 @@ class Conversation:
         except ReaderGoneError:
             raise
         except Exception as error:  # a conversation is worth more than one answer
-            from amcli.cli import as_amkv_error
-
             if output.switches.debug:
                 traceback.print_exception(error)
             report(as_amkv_error(error))
@@ -203,7 +202,7 @@ def after_thoughts(pieces: Iterator[str], session: Session) -> Iterator[str]:
 def show(console: Console, pieces: Iterator[str]) -> None:
     """An answer on standard output: markdown on a terminal, and the bare text elsewhere."""
     if styled(sys.stdout):
-        from amcli.commands.streaming import StreamedMarkdown
+        from amcli.commands.screen.streaming import StreamedMarkdown
 
         StreamedMarkdown().show(pieces)
         return

@@ -14,17 +14,18 @@ import typer
 
 from amcli.commands import options as opt
 from amcli.commands.conversation import answer
+from amcli.commands.screen.console import Console, printable
 from amcli.commands.shared import POCKET, PREFILL_ENDING, Stopwatch, load, typed, work
-from amcli.console import Console, bytes_text, printable, seconds_text
 from amcli.errors import UsageError
-from amcli.files import EXTENSION, output_errors
-from amcli.processes import require_one
+from amcli.system.files import EXTENSION, output_errors
+from amcli.system.processes import require_one
+from amcli.system.units import bytes_text, seconds_text
 
 if TYPE_CHECKING:
+    from amcli.generator.dialogues import Question
     from amcli.models.loading import LoadedModel
-    from amcli.pipeline.contexts import Context
-    from amcli.pipeline.progress import Progress
-    from amcli.pocket.dialogues import Question
+    from amcli.pipeline.contexts.context import Context
+    from amcli.system.progress import Progress
 
 _NAME = "handbook"
 _ENDINGS = (".txt", PREFILL_ENDING, EXTENSION)
@@ -119,10 +120,11 @@ class _Demo:
         text, prefill, compact = (self.folder / f"{_NAME}{ending}" for ending in _ENDINGS)
         record: dict[str, Any] = {"document": text.name}
         with work(self.console) as progress:
+            from amcli.generator import example
             from amcli.matching import recipes  # noqa: F401 - registers the methods
-            from amcli.pipeline import compaction, contexts
-            from amcli.pipeline.source import read_source
-            from amcli.pocket import example
+            from amcli.pipeline.compaction import compacting as compaction
+            from amcli.pipeline.contexts import reading
+            from amcli.pipeline.contexts.source import read_source
 
             options = compaction.Options(ratio=self.ratio)
             compaction.check(options)
@@ -132,8 +134,8 @@ class _Demo:
             with self.watch.stage("load"):
                 loaded = load(progress, POCKET, None, None)
             with self.watch.stage("prefill"):
-                read = contexts.prefill(loaded, read_source(str(text)), progress=progress)
-                contexts.save_prefill(read, prefill, overwrite=False)
+                read = reading.prefill(loaded, read_source(str(text)), progress=progress)
+                reading.save_prefill(read, prefill, overwrite=False)
             with self.watch.stage("ask_full"):
                 context = _open(prefill, loaded)
                 full = self._ask(context, questions, progress)
@@ -169,7 +171,7 @@ class _Demo:
 
     def _ask(self, context: Context, questions: list[Question], progress: Progress) -> list[str]:
         """Each question in a conversation of its own."""
-        from amcli.pipeline.session import Session
+        from amcli.pipeline.talk.session import Session
 
         session = Session(context, max_tokens=64)
         progress.start("ask", len(questions))
@@ -182,8 +184,8 @@ class _Demo:
 
 
 def _open(path: Path, loaded: LoadedModel) -> Context:
-    from amcli.artifacts import Artifact
-    from amcli.pipeline.contexts import restore
+    from amcli.pipeline.contexts.opening import restore
+    from amcli.storage.artifacts import Artifact
 
     with Artifact.open(path) as artifact:
         return restore(artifact, loaded)

@@ -12,8 +12,9 @@ import typer
 from amcli.commands import completion
 from amcli.commands import options as opt
 from amcli.commands.inspect import describe
-from amcli.console import Console, bytes_text, paint, printable
-from amcli.files import open_artifact
+from amcli.commands.screen.console import Console, paint, printable
+from amcli.system.files import open_artifact
+from amcli.system.units import bytes_text
 
 _WIDEST = 26
 """Columns of a value: two of them and the name of a field make 80."""

@@ -13,11 +13,11 @@ import typer
 from amcli.commands import completion
 from amcli.commands import options as opt
 from amcli.commands.eval_table import LiveTable, Notes, table_text
+from amcli.commands.screen.console import Console, animated, columns, is_terminal
 from amcli.commands.shared import choose_model, load, work
-from amcli.console import Console, animated, columns, is_terminal
 from amcli.errors import UsageError
-from amcli.files import require_writable
-from amcli.processes import require_one
+from amcli.system.files import require_writable
+from amcli.system.processes import require_one
 
 if TYPE_CHECKING:
     from amcli.evaluation.results import Results

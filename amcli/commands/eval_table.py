@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from amcli.console import Console, bytes_text, seconds_text
+from amcli.commands.screen.console import Console
+from amcli.system.units import bytes_text, seconds_text
 
 if TYPE_CHECKING:
     from amcli.evaluation.results import Results

@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from amcli.commands import options as opt
+from amcli.commands.screen.console import Console
 from amcli.commands.shared import work
-from amcli.console import Console, bytes_text
 from amcli.errors import UsageError
-from amcli.files import open_artifact, require_new_folder
+from amcli.system.files import open_artifact, require_new_folder
+from amcli.system.units import bytes_text
 
 FORMS = ("transformers",)
 
@@ -56,8 +57,8 @@ def export(
     folder = output or Path(f"{file.stem}.transformers")
     require_new_folder(folder)
     with work(console) as progress:
-        from amcli.artifacts import Artifact
         from amcli.conversions.exporting import export as write
+        from amcli.storage.artifacts import Artifact
 
         with Artifact.open(file) as artifact:
             made = write(artifact, folder, progress)

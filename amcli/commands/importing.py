@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from amcli.commands import options as opt
+from amcli.commands.screen.console import Console
 from amcli.commands.shared import PREFILL_ENDING, load, read_document, refuse_same, typed, work
-from amcli.console import Console, bytes_text
 from amcli.errors import UsageError
-from amcli.files import require_writable
-from amcli.processes import require_one
+from amcli.system.files import require_writable
+from amcli.system.processes import require_one
+from amcli.system.units import bytes_text
 
 
 def import_(
@@ -73,16 +74,17 @@ def import_(
     require_writable(path, force)
     with work(console) as progress:
         from amcli.conversions.importing import SavedCache, context_of, read_ids
-        from amcli.pipeline import contexts
+        from amcli.pipeline.contexts import reading
+        from amcli.pipeline.contexts.context import require_finite
 
         progress.start("read the cache", 0)
         saved = SavedCache.read(cache)
         given = None if ids is None else read_ids(ids)
         loaded = load(progress, model, device, dtype)
         context = context_of(saved, loaded, source, given)
-        contexts.require_finite(context)
+        require_finite(context)
         progress.start("write", 0)
-        contexts.save_prefill(context, path, force)
+        reading.save_prefill(context, path, force)
     record = {
         "file": str(path),
         "kind": "prefill",

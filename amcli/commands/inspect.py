@@ -12,13 +12,15 @@ from typing import Annotated, Any
 
 import typer
 
-from amcli.commands import completion, picture
+from amcli.commands import completion
 from amcli.commands import options as opt
 from amcli.commands.heads import HeadMap, draw, kept_from, maps, strip
-from amcli.console import Console, bytes_text, coloured, columns, printable
+from amcli.commands.screen import picture
+from amcli.commands.screen.console import Console, coloured, columns, printable
 from amcli.errors import ArtifactError
-from amcli.files import open_artifact
-from amcli.pipeline.summary import fit_errors, stored_range
+from amcli.storage.summary import fit_errors, stored_range
+from amcli.system.files import open_artifact
+from amcli.system.units import bytes_text
 from amkv_format import TOKEN_IDS, AmkvFile, FormatError, state_tensor
 
 STRIP = 64

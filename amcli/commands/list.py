@@ -12,9 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from amcli.commands import options as opt
-from amcli.console import Console, bytes_text, columns, is_terminal, paint, printable
+from amcli.commands.screen.console import Console, columns, is_terminal, paint, printable
 from amcli.errors import AmkvError, UsageError
-from amcli.files import EXTENSION, open_artifact
+from amcli.system.files import EXTENSION, open_artifact
+from amcli.system.units import bytes_text
 
 _HEADING = ("name", "model", "document", "tokens", "ratio", "size", "age")
 _RIGHT = (3, 4, 5, 6)

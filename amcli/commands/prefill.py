@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from amcli.commands import options as opt
+from amcli.commands.screen.console import Console
 from amcli.commands.shared import (
     PREFILL_ENDING,
     Stopwatch,
@@ -15,14 +16,14 @@ from amcli.commands.shared import (
     load,
     read_document,
     refuse_same,
-    remember,
     typed,
     warn_of_length,
     work,
 )
-from amcli.console import Console, bytes_text, seconds_text
-from amcli.files import require_writable
-from amcli.pipeline.source import STDIN
+from amcli.pipeline.contexts.source import STDIN
+from amcli.system.files import require_writable
+from amcli.system.memory import remember
+from amcli.system.units import bytes_text, seconds_text
 
 
 def prefill(
@@ -74,7 +75,7 @@ def prefill(
     require_writable(path, force)
     spec = choose_model(console, model, "prefill")
     with work(console) as progress:
-        from amcli.pipeline import contexts
+        from amcli.pipeline.contexts import reading
 
         with watch.stage("load"):
             loaded = load(
@@ -87,10 +88,10 @@ def prefill(
                 source=source,
             )
         with watch.stage("prefill"):
-            context = contexts.prefill(loaded, source, system=system, progress=progress)
+            context = reading.prefill(loaded, source, system=system, progress=progress)
         with watch.stage("write"):
             progress.start("write", 0)
-            contexts.save_prefill(context, path, force)
+            reading.save_prefill(context, path, force)
     warn_of_length(console, context)
     known = remember(path)
     size = path.stat().st_size

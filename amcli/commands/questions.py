@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 
-from amcli.console import is_terminal, remark
+from amcli.commands.screen.console import is_terminal, remark
 from amcli.errors import UsageError
-from amcli.pipeline.questions import Asked
-from amcli.pipeline.source import STDIN
+from amcli.pipeline.contexts.source import STDIN
+from amcli.pipeline.talk.questions import Asked
 
 
 def prompts(given: Sequence[str]) -> list[Asked]:

@@ -9,11 +9,11 @@ from itertools import zip_longest
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from amcli.console import bytes_text, seconds_text
-from amcli.pipeline.summary import fit_errors
+from amcli.storage.summary import fit_errors
+from amcli.system.units import bytes_text, seconds_text
 
 if TYPE_CHECKING:
-    from amcli.pipeline.compaction import Compaction
+    from amcli.pipeline.compaction.compacting import Compaction
 
 SHOWN = 5
 """Heads that each of the two tables shows."""
@@ -40,7 +40,7 @@ class HeadFacts:
 
 def facts(result: Compaction) -> list[HeadFacts]:
     """All heads of the layers that were compacted, in order."""
-    from amcli.pipeline.contexts import full_layers
+    from amcli.pipeline.contexts.context import full_layers
 
     found = []
     for layer in full_layers(result.context):
@@ -78,7 +78,7 @@ def record(result: Compaction, manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def warnings(result: Compaction, manifest: Mapping[str, Any]) -> Iterator[str]:
     """What of the receipt is bad, each with what to type."""
-    from amcli.pipeline.choices import HARMLESS, ROUNDING
+    from amcli.pipeline.compaction.choices import HARMLESS, ROUNDING
 
     worst = result.rounding
     if worst is not None and not worst.error <= ROUNDING:

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amcli import settings
-from amcli.console import Console, is_terminal, printable
+from amcli.commands.screen.console import Console, is_terminal, printable
 from amcli.errors import UsageError
-from amcli.files import looks_like_artifact
-from amcli.pipeline.progress import Progress
-from amcli.pipeline.source import STDIN, Source, read_source
-from amcli.processes import require_one
+from amcli.pipeline.contexts.source import STDIN, Source, read_source
+from amcli.system import settings
+from amcli.system.files import looks_like_artifact
+from amcli.system.processes import require_one
+from amcli.system.progress import Progress
 
 if TYPE_CHECKING:
     from amcli.models.loading import LoadedModel
-    from amcli.pipeline.contexts import Context
+    from amcli.models.memory import Preview
+    from amcli.pipeline.contexts.context import Context
 
 POCKET = "pocket"
 PREFILL_ENDING = ".prefill.amkv"
@@ -91,8 +91,16 @@ def load(
     A `source` that cannot fit is refused before the weights are read. See `models.loading.load`
     for what it raises.
     """
-    from amcli.models import loading
-    from amcli.models.memory import Preview
+    from amcli.pipeline.contexts import opening
+
+    look = _told(console, source)
+    return opening.load_model(
+        spec, device=device, dtype=dtype, trust=trust, look=look, progress=progress
+    )
+
+
+def _told(console: Console | None, source: Source | None = None) -> Callable[[Preview], None]:
+    """Tells the console of a model, and refuses a document that cannot fit."""
 
     def look(preview: Preview) -> None:
         if console is not None and preview.id != POCKET:
@@ -102,8 +110,7 @@ def load(
         if source is not None:
             preview.require_document(source.name, source.text)
 
-    progress.start("load the model", 0)
-    return loading.load(spec, device=device, dtype=dtype, trust_remote_code=trust, look=look)
+    return look
 
 
 def open_contexts(
@@ -116,21 +123,18 @@ def open_contexts(
     trust: bool = False,
     console: Console | None = None,
 ) -> Context:
-    """The contexts of artifacts, one after another, in the first one's model or the one named.
+    """`opening.open_contexts`, telling the console what model it is."""
+    from amcli.pipeline.contexts import opening
 
-    Raises ArtifactError, ModelMismatchError, and what `load` and `joining.join` raise.
-    """
-    from amcli.artifacts import Artifact
-    from amcli.pipeline import contexts, joining
-
-    found: list[Context] = []
-    for path in paths:
-        with Artifact.open(path) as artifact:
-            if not found:
-                spec = model or contexts.model_of(artifact)
-                loaded = load(progress, spec, device, dtype, trust=trust, console=console)
-            found.append(contexts.restore(artifact, loaded))
-    return joining.join(found)
+    return opening.open_contexts(
+        paths,
+        model=model,
+        device=device,
+        dtype=dtype,
+        trust=trust,
+        look=_told(console),
+        progress=progress,
+    )
 
 
 def warn_of_length(console: Console, context: Context) -> None:
@@ -176,48 +180,3 @@ def refuse_same(output: Path, source: Path) -> None:
 def typed(*words: str | Path) -> str:
     """A command line as one would type it."""
     return shlex.join(str(word) for word in words)
-
-
-# ---- the last prefill ------------------------------------------------------------------------
-
-
-def state_folder() -> Path:
-    """Where what is remembered from one command to the next is kept; it need not be there."""
-    base = os.environ.get("XDG_STATE_HOME", "")
-    # The specification wants relative paths ignored.
-    folder = Path(base) if os.path.isabs(base) else Path("~/.local/state").expanduser()
-    return folder / "amkv"
-
-
-def _memory() -> Path:
-    return state_folder() / "last-prefill"
-
-
-def remember(artifact: Path) -> bool:
-    """Keeps the path of a prefill for `compact`; False where that is not possible."""
-    try:
-        memory = _memory()
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        memory.write_bytes(os.fsencode(artifact.absolute()) + b"\n")
-    except (OSError, RuntimeError):  # no home folder, or one that cannot be written to
-        return False
-    return True
-
-
-def last_prefill() -> Path:
-    """The path kept by `remember`; raises UsageError when there is none, or no file at it."""
-    try:
-        kept = _memory().read_bytes().removesuffix(b"\n")
-    except (OSError, RuntimeError):
-        kept = b""
-    if not kept:
-        raise UsageError(
-            "nothing to compact: no document was prefilled yet",
-            "name a document, or prefill one first: amkv prefill doc.txt",
-        )
-    path = Path(os.fsdecode(kept))
-    if not path.exists():
-        raise UsageError(
-            f"the last prefill, {path}, is gone", "name a document or another artifact"
-        )
-    return path

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 from amcli.commands import options as opt
 from amcli.commands import transcript
-from amcli.console import Console, bytes_text, remark, seconds_text
+from amcli.commands.screen.console import Console, remark
 from amcli.errors import UsageError
-from amcli.files import EXTENSION, require_writable
+from amcli.system.files import EXTENSION, require_writable
+from amcli.system.units import bytes_text, seconds_text
 
 if TYPE_CHECKING:
-    from amcli.pipeline.session import Session
+    from amcli.pipeline.talk.session import Session
 
 _HELP = {
     "/help": ("", "this list"),
@@ -109,7 +110,7 @@ class Slash:
         self.console.note(f"(temperature {self.session.temperature:g})")
 
     def _compact(self, text: str) -> None:
-        from amcli.pipeline import growing
+        from amcli.pipeline.talk import growing
 
         ratio = growing.RATIO
         if text:
@@ -117,7 +118,7 @@ class Slash:
         self._grow(ratio)
 
     def _grow(self, ratio: float) -> None:
-        from amcli.pipeline import growing
+        from amcli.pipeline.talk import growing
 
         began = time.perf_counter()
         with self.console.progress() as progress:
@@ -139,7 +140,7 @@ class Slash:
         self.console.note(f"(saved {target})")
 
     def _save_context(self, target: Path, force: bool) -> None:
-        from amcli.pipeline import growing
+        from amcli.pipeline.talk import growing
 
         if not self.session.history:
             raise UsageError(

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amcli.errors import UsageError
-from amcli.files import write_whole
+from amcli.system.files import write_whole
 
 if TYPE_CHECKING:
-    from amcli.pipeline.session import Session
+    from amcli.pipeline.talk.session import Session
 
 FORM = 1
 """Version of the JSON."""

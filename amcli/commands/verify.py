@@ -10,10 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from amcli.commands import options as opt
+from amcli.commands.screen.console import Console, printable
 from amcli.commands.shared import load, work
-from amcli.console import Console, bytes_text, printable
 from amcli.errors import AmkvError, ArtifactError, ModelMismatchError, UsageError
-from amcli.files import looks_like_artifact
+from amcli.system.files import looks_like_artifact
+from amcli.system.units import bytes_text
 from amkv_format import AmkvFile, FormatError
 
 VALID, INVALID, UNREADABLE, MISFIT = "valid", "invalid", "unreadable", "misfit"
@@ -128,8 +129,8 @@ def _compare(
 ) -> None:
     """Fills in whether the valid files fit a model."""
     with work(console) as progress:
-        from amcli.artifacts import Artifact
-        from amcli.pipeline.contexts import misfits
+        from amcli.pipeline.contexts.opening import misfits
+        from amcli.storage.artifacts import Artifact
 
         loaded = load(progress, model, device, dtype)
         for one in found:

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from amcli.artifacts import Artifact
+from amcli.entries.ragged import RaggedHeads
 from amcli.errors import UsageError
-from amcli.files import output_errors, require_new_folder
-from amcli.pipeline.progress import Progress, Silent
-from amcli.ragged import RaggedHeads
+from amcli.storage.artifacts import Artifact
+from amcli.system.files import output_errors, require_new_folder
+from amcli.system.progress import Progress, Silent
 
 CACHE, ABOUT, LOADER = "cache.safetensors", "context.json", "loader.py"
 

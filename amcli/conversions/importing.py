@@ -23,8 +23,9 @@ from amcli.models.generate import absorb
 from amcli.models.geometry import LayerGeometry
 from amcli.models.lengths import for_context
 from amcli.models.loading import LoadedModel
-from amcli.pipeline.contexts import POSITIONS_FOR_ANSWERS, Context
-from amcli.pipeline.source import Source
+from amcli.pipeline.contexts.context import Context
+from amcli.pipeline.contexts.reading import POSITIONS_FOR_ANSWERS
+from amcli.pipeline.contexts.source import Source
 
 CHECKED = 32
 """First tokens that are run through the model to compare."""

@@ -19,20 +19,22 @@ from typing import Any
 
 import torch
 
-from amcli.artifacts import Artifact
 from amcli.evaluation.results import today
 from amcli.evaluation.runner import hardware
+from amcli.generator.documents import generate
 from amcli.matching import recipes as recipes  # registers the methods
 from amcli.matching.bucket import FIT_LIMIT, PLENTY
 from amcli.matching.selection import PURSUIT, screened
 from amcli.models.geometry import decoder_of
 from amcli.models.loading import LoadedModel
-from amcli.pipeline.clock import stopwatch
-from amcli.pipeline.compaction import Compaction, Options, compact
-from amcli.pipeline.contexts import Context, full_layers, prefill, restore, tools
-from amcli.pipeline.progress import Progress
-from amcli.pipeline.source import Source
-from amcli.pocket.documents import generate
+from amcli.pipeline.compaction.compacting import Compaction, Options, compact
+from amcli.pipeline.contexts.context import Context, full_layers, tools
+from amcli.pipeline.contexts.opening import restore
+from amcli.pipeline.contexts.reading import prefill
+from amcli.pipeline.contexts.source import Source
+from amcli.storage.artifacts import Artifact
+from amcli.system.clock import stopwatch
+from amcli.system.progress import Progress
 
 STAGES = ("prefill", "self-study", "reference", "compact", "errors", "write", "load")
 """In the order in which they run; `reference` includes what every query pays to every key, `errors`

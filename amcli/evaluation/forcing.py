@@ -22,7 +22,7 @@ from amcli.evaluation.suites.base import Question
 from amcli.models.cache import CompactCache
 from amcli.models.generate import CHUNK
 from amcli.models.loading import LoadedModel
-from amcli.pipeline.replies import Reply
+from amcli.models.replies import Reply
 
 
 @dataclass(frozen=True)

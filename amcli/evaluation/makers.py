@@ -11,23 +11,23 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from amcli.entries.quantize import NATIVE, Entries, quantizer_of
+from amcli.entries.ragged import RaggedHeads
 from amcli.errors import UsageError
 from amcli.matching import methods
 from amcli.matching import recipes as recipes  # registers the methods
 from amcli.models.cache import CompactCache
 from amcli.models.generate import stream
 from amcli.models.loading import LoadedModel
-from amcli.pipeline import contexts
-from amcli.pipeline.clock import stopwatch
-from amcli.pipeline.compaction import Options, check, compact, shapes
-from amcli.pipeline.contexts import Context, full_layers, shared
-from amcli.pipeline.options import AUTO
-from amcli.pipeline.passes import Passes
-from amcli.pipeline.progress import Progress
-from amcli.pipeline.source import Source
-from amcli.pipeline.summary import fit_errors
-from amcli.quantize import NATIVE, Entries, quantizer_of
-from amcli.ragged import RaggedHeads
+from amcli.pipeline.compaction.compacting import Options, check, compact, shapes
+from amcli.pipeline.compaction.options import AUTO
+from amcli.pipeline.contexts import reading
+from amcli.pipeline.contexts.context import Context, dense, full_layers, shared
+from amcli.pipeline.contexts.source import Source
+from amcli.pipeline.queries.passes import Passes
+from amcli.storage.summary import fit_errors
+from amcli.system.clock import stopwatch
+from amcli.system.progress import Progress
 
 FULL, NONE = "full", "none"
 """The two anchors: the whole document, and an empty one."""
@@ -64,7 +64,7 @@ def whole(context: Context) -> Made:
 
 def nothing(loaded: LoadedModel, full_bytes: int) -> Made:
     """An empty document: what the model knows by itself, or guesses."""
-    context = contexts.prefill(loaded, Source("nothing", ""))
+    context = reading.prefill(loaded, Source("nothing", ""))
     return Made(shared(context), 0, full_bytes)
 
 
@@ -122,7 +122,7 @@ def summary(context: Context, options: Options, passes: Passes, progress: Progre
             ids.append(token)
             progress.advance()
     text = _that_fits(loaded, ids, tokens)
-    brief = contexts.prefill(loaded, Source("summary", text))
+    brief = reading.prefill(loaded, Source("summary", text))
     layers = _stored(brief, store)
     stored = sum(layers[i].nbytes for i in full_layers(brief))
     seconds = {"reference": 0.0, "compact": stopwatch(loaded.device) - began}
@@ -134,7 +134,7 @@ def _stored(context: Context, store: str) -> list[Entries]:
     quantizer, full = quantizer_of(store), set(full_layers(context))
     layers: list[Entries] = []
     for i in range(len(context.loaded.geometry.layers)):
-        heads = contexts.dense(context.cache, i)
+        heads = dense(context.cache, i)
         layers.append(heads if quantizer is None or i not in full else quantizer.pack(heads))
     return layers
 

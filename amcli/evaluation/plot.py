@@ -15,7 +15,7 @@ from typing import Any
 from amcli.errors import UsageError
 from amcli.evaluation.makers import FULL, NONE
 from amcli.evaluation.results import Results, plural
-from amcli.files import output_errors
+from amcli.system.files import output_errors
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")

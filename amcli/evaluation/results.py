@@ -18,7 +18,7 @@ from typing import Any
 from amcli.errors import UsageError
 from amcli.evaluation.makers import FULL, NONE
 from amcli.evaluation.metrics import METRICS, RESAMPLES, Record, estimates
-from amcli.files import write_json
+from amcli.system.files import write_json
 
 VERSION = 1
 

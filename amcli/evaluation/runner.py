@@ -18,14 +18,14 @@ from amcli.evaluation.makers import FULL, NONE, Made
 from amcli.evaluation.results import Results, finite
 from amcli.evaluation.suites.base import Document, Measure, Question, Request, Scorer, Suite
 from amcli.models.loading import LoadedModel
-from amcli.pipeline import contexts
-from amcli.pipeline.clock import stopwatch
-from amcli.pipeline.compaction import Options
-from amcli.pipeline.contexts import Context
-from amcli.pipeline.passes import Passes
-from amcli.pipeline.progress import Progress
-from amcli.pipeline.replies import Reply, answers, replies
-from amcli.pipeline.source import Source
+from amcli.models.replies import Reply, answers, replies
+from amcli.pipeline.compaction.compacting import Options
+from amcli.pipeline.contexts import reading
+from amcli.pipeline.contexts.context import Context, tools
+from amcli.pipeline.contexts.source import Source
+from amcli.pipeline.queries.passes import Passes
+from amcli.system.clock import stopwatch
+from amcli.system.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def prepare(settings: Settings, loaded: LoadedModel) -> tuple[list[Document], Re
     results = Results(
         settings=settings.record(loaded),
         hardware=hardware(loaded.device),
-        tools=contexts.tools(),
+        tools=tools(),
         documents=entries,
         questions=[[question.kind for question in d.questions] for d in documents],
     )
@@ -220,7 +220,7 @@ def run(
     """Measures the cells that `results` do not have yet; `save` is called after each."""
     if loaded.device.type == "cuda" and documents:
         # What is compiled and looked up at the first call is no document's time.
-        contexts.prefill(loaded, Source("", documents[0].text))
+        reading.prefill(loaded, Source("", documents[0].text))
     for index in range(len(documents)):
         # In a function of its own: a document's caches go before the next one's come.
         measure(settings, loaded, documents, index, results, listener, save)
@@ -274,7 +274,7 @@ class _Bench:
     ) -> _Bench:
         """Prefills the document and lets the full context answer: it is the reference."""
         began = stopwatch(loaded.device)
-        context = contexts.prefill(loaded, Source(document.name, document.text), progress=listener)
+        context = reading.prefill(loaded, Source(document.name, document.text), progress=listener)
         seconds = stopwatch(loaded.device) - began
         full = makers.whole(context)
         own: list[Reply] = []

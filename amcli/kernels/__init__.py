@@ -1,5 +1,8 @@
-"""Kernels that more than one room uses; `amcli.fused` decides whether those of Triton run."""
+"""Triton kernels, and what stands in for them where they cannot run; see `fused`.
 
-from amcli.fused import Fused
+Knows torch and the entries of layers; knows nothing of models, files or methods.
+"""
+
+from amcli.kernels.fused import Fused
 
 STATISTICS = Fused("statistics", "amcli.kernels.statistics")

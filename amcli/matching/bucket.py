@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .errors import FitErrors, fit_errors
+from amcli.matching.fit_errors import FitErrors, fit_errors
+
 from .known import Known, orders
 from .mass import fit_beta
 from .methods import LAMBDA_OF, Method, Rounding

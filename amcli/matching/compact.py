@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from amcli.ragged import RaggedHeads
+from amcli.entries.ragged import RaggedHeads
 
 from .bucket import (
     FIT_LIMIT,

@@ -10,12 +10,12 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from amcli.errors import UsageError
 from amcli.models import identity
 from amcli.models.attention import NAME, register
-from amcli.models.chat import ChatTemplate
 from amcli.models.failures import quiet
 from amcli.models.geometry import ModelGeometry, refuse_unsupported
 from amcli.models.lengths import forget_lengths
 from amcli.models.loading import LoadedModel
 from amcli.models.probe import probe
+from amcli.models.template import ChatTemplate
 
 _before: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
 """The attention that a model had."""

@@ -5,7 +5,7 @@
 Knows torch and the ragged data structure; knows neither transformers nor caches. What is written
 here is the definition, in plain PyTorch: memory stays bounded, query rows are taken in tiles, and
 no step holds more than about `MAX_SCORES` scores. `attend` is also the one place that chooses: on
-CUDA a prefix goes to the kernels of `amcli.models.kernels` where they can take it.
+CUDA a prefix goes to the kernels of `amcli.kernels.attention` where they can take it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import torch
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
-from amcli.batched import BatchedPrefix
-from amcli.fused import Fused
+from amcli.entries.batched import BatchedPrefix
+from amcli.entries.quantize import Entries, hadamard
 from amcli.kernels import STATISTICS, cpu
-from amcli.quantize import Entries, hadamard
+from amcli.kernels.fused import Fused
 
 MAX_SCORES = 64 * 2**20
 """Score elements a tile may hold: 256 MiB in float32."""
@@ -132,7 +132,7 @@ def attend_with_mass(
     return out.permute(0, 3, 1, 2, 4).reshape(B, m, Hq, -1), mass
 
 
-KERNELS = Fused("attention", "amcli.models.kernels.launch")
+KERNELS = Fused("attention", "amcli.kernels.attention.launch")
 
 _STREAM_PROGRAMS = 64
 """Blocks of 64 queries, over all heads, from which on a GPU is busy with one program for each."""

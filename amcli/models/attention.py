@@ -18,7 +18,7 @@ import torch
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from amcli.batched import BatchedPrefix
+from amcli.entries.batched import BatchedPrefix
 from amcli.errors import UsageError
 from amcli.models.attend import attend_with_mass
 from amcli.models.layer import LINK, After, CompactLayer

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache
 
-from amcli.batched import BatchedPrefix, device_of
+from amcli.entries.batched import BatchedPrefix, device_of
+from amcli.entries.quantize import Entries
 from amcli.errors import ModelMismatchError
 from amcli.models.geometry import ModelGeometry
 from amcli.models.layer import CompactLayer, Observer, crop_target
 from amcli.models.state import StateLayer
-from amcli.quantize import Entries
 
 
 @dataclass(frozen=True)

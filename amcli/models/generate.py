@@ -15,10 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from amcli.errors import OutOfMemoryError
 from amcli.models.cache import CompactCache
-from amcli.models.chat import control_ids
 from amcli.models.failures import out_of_memory
 from amcli.models.geometry import decoder_of
 from amcli.models.loading import LoadedModel
+from amcli.models.template import control_ids
 
 CHUNK = 2048
 """Tokens a forward pass takes: enough to keep a GPU busy, few enough to bound its memory."""

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
-from amcli.batched import BatchedPrefix
+from amcli.entries.batched import BatchedPrefix
+from amcli.entries.quantize import Entries
 from amcli.models.geometry import LayerGeometry
-from amcli.quantize import Entries
 
 LINK = "_amkv_layer"
 """Attribute on the returned keys by which the attention function finds the layer."""

@@ -31,7 +31,6 @@ from transformers.utils.import_utils import is_accelerate_available
 from amcli.errors import AmkvError, UsageError
 from amcli.models import gguf, identity, memory
 from amcli.models.attention import NAME, register
-from amcli.models.chat import ChatTemplate
 from amcli.models.failures import explain, quiet
 from amcli.models.geometry import ModelGeometry, refuse_attention, refuse_unsupported
 from amcli.models.gguf import GgufModel
@@ -39,7 +38,8 @@ from amcli.models.lengths import forget_lengths, trained_length
 from amcli.models.memory import Preview
 from amcli.models.probe import probe
 from amcli.models.sharding import Shard, here, leave_at_exit
-from amcli.processes import launched
+from amcli.models.template import ChatTemplate
+from amcli.system.processes import launched
 
 POCKET = "pocket"
 

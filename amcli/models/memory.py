@@ -18,9 +18,9 @@ from huggingface_hub import get_safetensors_metadata, try_to_load_from_cache
 from safetensors import safe_open
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from amcli.console import bytes_text
 from amcli.errors import OutOfMemoryError
 from amcli.models.state import EMPTY, KINDS
+from amcli.system.units import bytes_text
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 

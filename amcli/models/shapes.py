@@ -14,10 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from amcli.errors import UsageError, did_you_mean
 from amcli.models import identity
 from amcli.models.attention import NAME, register
-from amcli.models.chat import ChatTemplate
 from amcli.models.failures import quiet
 from amcli.models.loading import DTYPES, LoadedModel, _device
 from amcli.models.probe import probe
+from amcli.models.template import ChatTemplate
 
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-4b": (

@@ -19,10 +19,10 @@ import torch
 from torch import distributed
 from transformers import PreTrainedConfig
 
+from amcli.entries.quantize import Entries, Packed, QuantizedHeads
+from amcli.entries.ragged import RaggedHeads
 from amcli.errors import UsageError
-from amcli.processes import launched
-from amcli.quantize import Entries, Packed, QuantizedHeads
-from amcli.ragged import RaggedHeads
+from amcli.system.processes import launched
 
 Found = TypeVar("Found")
 

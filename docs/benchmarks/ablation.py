@@ -26,13 +26,16 @@ from amcli.matching.scores import SCORE_KINDS, attention_stats
 from amcli.matching.selection import PURSUIT, omp
 from amcli.models.generate import absorb
 from amcli.models.loading import load
-from amcli.pipeline import compaction, contexts, reference
-from amcli.pipeline.compaction import Options
-from amcli.pipeline.passages import SOURCES, Passage, QuerySource, repeat_passages, sources
-from amcli.pipeline.passes import Passes
-from amcli.pipeline.progress import Silent
-from amcli.pipeline.self_study import Exchange, dialogues
-from amcli.pipeline.source import Source
+from amcli.pipeline.compaction import compacting as compaction
+from amcli.pipeline.compaction.compacting import Options
+from amcli.pipeline.contexts import reading
+from amcli.pipeline.contexts.context import Context, full_layers, live_keys
+from amcli.pipeline.contexts.source import Source
+from amcli.pipeline.queries import reference
+from amcli.pipeline.queries.passages import SOURCES, Passage, QuerySource, repeat_passages, sources
+from amcli.pipeline.queries.passes import Passes
+from amcli.pipeline.queries.self_study import Exchange, dialogues
+from amcli.system.progress import Silent
 
 HERE = Path(__file__).parent
 
@@ -108,7 +111,7 @@ class Bench:
     """One document in the model, with its questions."""
 
     def __init__(self, loaded: Any, document: base.Document):
-        self.context = contexts.prefill(loaded, Source(document.name, document.text))
+        self.context = reading.prefill(loaded, Source(document.name, document.text))
         self.questions = document.questions
         full = makers.whole(self.context).cache
         forced = [tokenize(loaded, question) for question in document.questions]
@@ -129,8 +132,8 @@ class Bench:
         method = methods.get(options.method)
         found, _ = compaction.references(self.context, method, options, None, self.passes, Silent())
         gains = []
-        for layer in contexts.full_layers(self.context):
-            r, (K, V) = found[layer], contexts.live_keys(self.context, layer)
+        for layer in full_layers(self.context):
+            r, (K, V) = found[layer], live_keys(self.context, layer)
             H, T, _ = K.shape
             truth = attention_stats(r.Q, K, V, r.scale, softcap=r.softcap)
             curve = omp(
@@ -215,7 +218,7 @@ def compare_sources() -> None:
 def reveal(benches: list[Bench]) -> None:
     """Makes the test's questions a source of reference queries: an upper bound, not a method."""
 
-    def passages(context: contexts.Context, seed: int, progress: Any) -> list[Passage]:
+    def passages(context: Context, seed: int, progress: Any) -> list[Passage]:
         bench = next(b for b in benches if b.context is context)
         known = [Exchange(q.text, q.answer) for q in bench.questions]
         whole = slice(0, context.T)

@@ -18,15 +18,15 @@ from typing import Any
 
 from record import about
 
+from amcli.generator.dialogues import KINDS, Question, Questioner
+from amcli.generator.documents import Document, generate
 from amcli.models.loading import LoadedModel, load
-from amcli.pipeline.compaction import Options, compact
-from amcli.pipeline.contexts import prefill
-from amcli.pipeline.growing import grow
-from amcli.pipeline.progress import Silent
-from amcli.pipeline.session import Session
-from amcli.pipeline.source import Source
-from amcli.pocket.dialogues import KINDS, Question, Questioner
-from amcli.pocket.documents import Document, generate
+from amcli.pipeline.compaction.compacting import Options, compact
+from amcli.pipeline.contexts.reading import prefill
+from amcli.pipeline.contexts.source import Source
+from amcli.pipeline.talk.growing import grow
+from amcli.pipeline.talk.session import Session
+from amcli.system.progress import Silent
 
 HERE = Path(__file__).parent
 ROUNDS = 3

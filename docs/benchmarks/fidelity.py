@@ -19,18 +19,19 @@ from typing import Any
 import torch
 
 from amcli.evaluation.forcing import end_token
+from amcli.generator.dialogues import Questioner
+from amcli.generator.documents import generate
 from amcli.matching import recipes  # noqa: F401 - registers the methods
 from amcli.models.loading import LoadedModel, load
-from amcli.pipeline.compaction import Options, compact
-from amcli.pipeline.contexts import Context, prefill, tools
-from amcli.pipeline.fidelity import Judge, held_out, search
-from amcli.pipeline.passages import Passage
-from amcli.pipeline.passes import Passes
-from amcli.pipeline.progress import Silent
-from amcli.pipeline.self_study import study
-from amcli.pipeline.source import Source
-from amcli.pocket.dialogues import Questioner
-from amcli.pocket.documents import generate
+from amcli.pipeline.compaction.compacting import Options, compact
+from amcli.pipeline.compaction.fidelity import Judge, held_out, search
+from amcli.pipeline.contexts.context import Context, tools
+from amcli.pipeline.contexts.reading import prefill
+from amcli.pipeline.contexts.source import Source
+from amcli.pipeline.queries.passages import Passage
+from amcli.pipeline.queries.passes import Passes
+from amcli.pipeline.queries.self_study import study
+from amcli.system.progress import Silent
 
 DOCUMENTS = ((500, 21), (1000, 22), (2200, 23))  # tokens asked for, seed
 METHODS = ("omp-no-bias", "highest-attention", "kvzip")

@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 
-from amcli import artifacts
-from amcli.artifacts import Artifact
+from amcli.entries.ragged import RaggedHeads
 from amcli.evaluation.results import today
 from amcli.evaluation.runner import hardware
-from amcli.files import read_ahead
-from amcli.pipeline.contexts import tools
-from amcli.ragged import RaggedHeads
+from amcli.pipeline.contexts.context import tools
+from amcli.storage import artifacts
+from amcli.storage.artifacts import Artifact
+from amcli.system.files import read_ahead
 
 HERE = Path(__file__).parent
 

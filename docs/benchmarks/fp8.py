@@ -18,15 +18,15 @@ from typing import Any
 import torch
 from record import about
 
+from amcli.entries.quantize import QUANTIZERS, block_size
+from amcli.generator.documents import generate
 from amcli.matching import recipes  # noqa: F401 - registers the methods
 from amcli.models.loading import load
-from amcli.pipeline import heldout
-from amcli.pipeline.choices import rounding_error
-from amcli.pipeline.contexts import prefill
-from amcli.pipeline.progress import Silent
-from amcli.pipeline.source import Source
-from amcli.pocket.documents import generate
-from amcli.quantize import QUANTIZERS, block_size
+from amcli.pipeline.compaction import heldout
+from amcli.pipeline.compaction.choices import rounding_error
+from amcli.pipeline.contexts.reading import prefill
+from amcli.pipeline.contexts.source import Source
+from amcli.system.progress import Silent
 
 LARGEST = 448.0
 """The largest e4m3 number."""

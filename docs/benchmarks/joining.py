@@ -16,14 +16,15 @@ from record import about
 
 from amcli.evaluation.forcing import Limits, Teacher, tokenize
 from amcli.evaluation.suites.base import Question
+from amcli.generator.dialogues import KINDS, Questioner
+from amcli.generator.documents import generate
 from amcli.models.cache import CompactCache
 from amcli.models.loading import LoadedModel, load
-from amcli.pipeline.compaction import Options, compact
-from amcli.pipeline.contexts import Context, prefill, shared
-from amcli.pipeline.joining import join
-from amcli.pipeline.source import Source
-from amcli.pocket.dialogues import KINDS, Questioner
-from amcli.pocket.documents import generate
+from amcli.pipeline.compaction.compacting import Options, compact
+from amcli.pipeline.contexts.context import Context, shared
+from amcli.pipeline.contexts.joining import join
+from amcli.pipeline.contexts.reading import prefill
+from amcli.pipeline.contexts.source import Source
 
 HERE = Path(__file__).parent
 

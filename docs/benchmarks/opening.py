@@ -32,7 +32,7 @@ sys.path[:0] = [str(ROOT / "tests" / "format"), str(ROOT / "formats"), str(ROOT)
 
 from format_samples import layer, manifest  # noqa: E402
 
-from amcli.artifacts import Artifact  # noqa: E402
+from amcli.storage.artifacts import Artifact  # noqa: E402
 from amkv_format import AmkvFile, TensorSpec, Writer, layer_tensor  # noqa: E402
 
 LAYERS, HEADS, DIM = 32, 8, 128

@@ -19,14 +19,15 @@ import torch
 
 from amcli.evaluation.results import today
 from amcli.evaluation.runner import hardware
+from amcli.generator.documents import generate
 from amcli.matching import bucket, methods, selection
 from amcli.matching import recipes as recipes  # registers the methods
 from amcli.models.loading import load
-from amcli.pipeline.compaction import Compaction, Options, compact
-from amcli.pipeline.contexts import prefill, tools
-from amcli.pipeline.passes import Passes
-from amcli.pipeline.source import Source
-from amcli.pocket.documents import generate
+from amcli.pipeline.compaction.compacting import Compaction, Options, compact
+from amcli.pipeline.contexts.context import tools
+from amcli.pipeline.contexts.reading import prefill
+from amcli.pipeline.contexts.source import Source
+from amcli.pipeline.queries.passes import Passes
 
 ALL = 1 << 20
 

@@ -16,15 +16,16 @@ from collections.abc import Iterator
 
 import torch
 
+from amcli.entries.quantize import Quantizer
+from amcli.generator.documents import generate
 from amcli.matching.scores import attention_stats
 from amcli.models.loading import load
-from amcli.pipeline.contexts import full_layers, live_keys, prefill
-from amcli.pipeline.passages import repeat_passages
-from amcli.pipeline.progress import Silent
-from amcli.pipeline.reference import collect
-from amcli.pipeline.source import Source
-from amcli.pocket.documents import generate
-from amcli.quantize import Quantizer
+from amcli.pipeline.contexts.context import full_layers, live_keys
+from amcli.pipeline.contexts.reading import prefill
+from amcli.pipeline.contexts.source import Source
+from amcli.pipeline.queries.passages import repeat_passages
+from amcli.pipeline.queries.reference import collect
+from amcli.system.progress import Silent
 
 Head = tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]  # Q [n, d], K [T, d], V [T, d], scale
 

@@ -13,15 +13,15 @@ from pathlib import Path
 
 from record import about
 
+from amcli.entries.quantize import Quantizer, quantizer_of
+from amcli.generator.documents import generate
 from amcli.matching import recipes  # noqa: F401 - registers the methods
 from amcli.models.loading import load
-from amcli.pipeline import heldout
-from amcli.pipeline.choices import rounding_error
-from amcli.pipeline.contexts import prefill
-from amcli.pipeline.progress import Silent
-from amcli.pipeline.source import Source
-from amcli.pocket.documents import generate
-from amcli.quantize import Quantizer, quantizer_of
+from amcli.pipeline.compaction import heldout
+from amcli.pipeline.compaction.choices import rounding_error
+from amcli.pipeline.contexts.reading import prefill
+from amcli.pipeline.contexts.source import Source
+from amcli.system.progress import Silent
 
 
 def quantizers() -> dict[str, Quantizer]:

@@ -45,14 +45,14 @@ from runtime_setting import (
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.cache_utils import DynamicCache
 
-from amcli.artifacts import Artifact, write_artifact
-from amcli.batched import BatchedPrefix
+from amcli.entries.batched import BatchedPrefix
+from amcli.entries.quantize import Entries
 from amcli.models.attend import _explicit, _Seen, attend
 from amcli.models.attention import NAME
 from amcli.models.cache import CompactCache
 from amcli.models.generate import absorb, feed
 from amcli.models.geometry import ModelGeometry
-from amcli.quantize import Entries
+from amcli.storage.artifacts import Artifact, write_artifact
 
 # ---- kernel ------------------------------------------------------------------------------------
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from amcli.entries.quantize import Entries, Packed, QuantizedHeads
+from amcli.entries.ragged import RaggedHeads
 from amcli.models.attention import NAME, register
 from amcli.models.geometry import LayerGeometry, ModelGeometry
-from amcli.quantize import Entries, Packed, QuantizedHeads
-from amcli.ragged import RaggedHeads
 
 LAYERS, QUERY_HEADS, HEADS, DIM = 36, 32, 8, 128
 T, RATIO, LIVE = 60_000, 50, 64

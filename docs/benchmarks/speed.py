@@ -34,27 +34,28 @@ from typing import Any
 
 import torch
 
-from amcli.bar import Bar
-from amcli.console import animated
+from amcli.commands.screen.bar import Bar
+from amcli.commands.screen.console import animated
 from amcli.evaluation import bench
 from amcli.evaluation.results import today
 from amcli.evaluation.runner import hardware
+from amcli.generator.documents import generate
 from amcli.matching import methods
 from amcli.matching import recipes as recipes  # registers the methods
 from amcli.matching.compact import LayerInput, compact_layers
-from amcli.matching.errors import FitErrors, fit_errors
+from amcli.matching.fit_errors import FitErrors, fit_errors
 from amcli.matching.scores import ScoreState, attention_stats
 from amcli.models.loading import load
 from amcli.models.shapes import shaped
-from amcli.pipeline import heldout
-from amcli.pipeline.clock import stopwatch
-from amcli.pipeline.compaction import Options
-from amcli.pipeline.contexts import full_layers, live_keys, prefill, tools
-from amcli.pipeline.passages import repeat_passages
-from amcli.pipeline.progress import Progress, Silent
-from amcli.pipeline.reference import collect
-from amcli.pipeline.source import Source
-from amcli.pocket.documents import generate
+from amcli.pipeline.compaction import heldout
+from amcli.pipeline.compaction.compacting import Options
+from amcli.pipeline.contexts.context import full_layers, live_keys, tools
+from amcli.pipeline.contexts.reading import prefill
+from amcli.pipeline.contexts.source import Source
+from amcli.pipeline.queries.passages import repeat_passages
+from amcli.pipeline.queries.reference import collect
+from amcli.system.clock import stopwatch
+from amcli.system.progress import Progress, Silent
 
 HEADS, CHUNKS, KEYS, QUERIES, DIM, ENTRIES = 64, 5, 12_000, 50_000, 256, 600
 SAMPLE = 10_000

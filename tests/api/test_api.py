@@ -14,12 +14,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import amcli
-from amcli.cli import main
+from amcli.commands.app import main
 from amcli.errors import ArtifactError, ModelMismatchError, UsageError
 from amcli.matching import recipes  # noqa: F401 - registers the methods
-from amcli.pipeline.compaction import Options, compact
-from amcli.pipeline.contexts import prefill
-from amcli.pipeline.session import Session
+from amcli.pipeline.compaction.compacting import Options, compact
+from amcli.pipeline.contexts.reading import prefill
+from amcli.pipeline.talk.session import Session
 from amcli.pocket import folder
 
 PAGE = (Path(__file__).parents[2] / "docs" / "python-api.md").read_text(encoding="utf-8")

@@ -15,9 +15,9 @@ import pytest
 
 import amcli
 import amkv_format
-from amcli.cli import main
-from amcli.pocket.dialogues import Question, Questioner
-from amcli.pocket.documents import Document, generate
+from amcli.commands.app import main
+from amcli.generator.dialogues import Question, Questioner
+from amcli.generator.documents import Document, generate
 
 SOURCES = os.pathsep.join(
     str(Path(str(module.__file__)).parents[1]) for module in (amcli, amkv_format)

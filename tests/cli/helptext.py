@@ -11,7 +11,7 @@ from pathlib import Path
 
 from typer.main import get_command
 
-from amcli.cli import app
+from amcli.commands.app import app
 
 ROOT = Path(__file__).parents[2]
 TARGET = ROOT / "docs" / "cli.md"

@@ -14,11 +14,11 @@ from screens import shown
 
 from amcli.commands.conversation import answer
 from amcli.commands.shared import open_contexts
+from amcli.generator.dialogues import Question
+from amcli.generator.documents import Document
 from amcli.models import generate
-from amcli.pipeline.progress import Silent
-from amcli.pipeline.session import Session
-from amcli.pocket.dialogues import Question
-from amcli.pocket.documents import Document
+from amcli.pipeline.talk.session import Session
+from amcli.system.progress import Silent
 from conftest import Amkv
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from amcli.matching import methods, recipes
-from amcli.pipeline.compaction import Options
+from amcli.pipeline.compaction.compacting import Options
 from amkv_format import AmkvFile
 from conftest import Amkv
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from amcli.cli import main
 from amcli.commands import completion
+from amcli.commands.app import main
 from conftest import Amkv
 
 Offered = Callable[..., list[str]]

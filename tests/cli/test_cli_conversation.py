@@ -12,16 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from amcli import console as output
 from amcli.commands.comparison import Whole
 from amcli.commands.conversation import Conversation
+from amcli.commands.screen import console as output
+from amcli.commands.screen.console import Console
 from amcli.commands.shared import open_contexts
-from amcli.console import Console
+from amcli.generator.dialogues import Question
 from amcli.models import generate
-from amcli.pipeline.contexts import Context, reread
-from amcli.pipeline.progress import Silent
-from amcli.pipeline.session import Session
-from amcli.pocket.dialogues import Question
+from amcli.pipeline.contexts.context import Context
+from amcli.pipeline.contexts.reading import reread
+from amcli.pipeline.talk.session import Session
+from amcli.system.progress import Silent
 from conftest import Amkv
 
 Talk = Callable[..., str]

@@ -8,7 +8,7 @@ from pathlib import Path
 from helptext import documented
 from safetensors.torch import save_file
 
-from amcli.artifacts import Artifact
+from amcli.storage.artifacts import Artifact
 from conftest import Amkv
 
 

@@ -12,10 +12,10 @@ import pytest
 from helptext import documented
 
 from amcli.commands import shared
-from amcli.pipeline import compaction
-from amcli.pocket import example
-from amcli.pocket.dialogues import KINDS, Question
-from amcli.pocket.documents import Document
+from amcli.generator import example
+from amcli.generator.dialogues import KINDS, Question
+from amcli.generator.documents import Document
+from amcli.pipeline.compaction import compacting as compaction
 from amkv_format import AmkvFile
 from conftest import Amkv
 

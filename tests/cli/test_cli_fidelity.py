@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from amcli.artifacts import Artifact
 from amcli.models.loading import load
-from amcli.pipeline import fidelity
-from amcli.pipeline.contexts import Context, restore
+from amcli.pipeline.compaction import fidelity
+from amcli.pipeline.contexts.context import Context
+from amcli.pipeline.contexts.opening import restore
+from amcli.storage.artifacts import Artifact
 from amkv_format import AmkvFile
 from conftest import Amkv
 

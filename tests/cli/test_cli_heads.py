@@ -140,7 +140,7 @@ def test_the_page_has_every_head_and_needs_nothing(amkv: Amkv, here: Path) -> No
 
 def test_a_name_in_a_file_is_no_html(amkv: Amkv, here: Path, compact: Path) -> None:
     from amcli.commands.inspect import describe
-    from amcli.commands.picture import page
+    from amcli.commands.screen.picture import page
 
     with AmkvFile.open(compact) as file:
         record = describe(file, compact)

@@ -42,7 +42,7 @@ def test_the_command_line_is_there_without_anything_heavy(
     here: Path, environment: dict[str, str]
 ) -> None:
     code = (
-        "import sys; from amcli.cli import main; main(['--help']);"
+        "import sys; from amcli.commands.app import main; main(['--help']);"
         f"sys.exit(' '.join(m for m in {HEAVY} if m in sys.modules) or None)"
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)

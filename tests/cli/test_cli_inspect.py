@@ -65,7 +65,7 @@ def test_neither_torch_nor_a_model_is_needed(
     here: Path, compact: Path, environment: dict[str, str]
 ) -> None:
     code = (
-        "import sys; from amcli.cli import main; code = main(['inspect', 'doc.amkv']);"
+        "import sys; from amcli.commands.app import main; code = main(['inspect', 'doc.amkv']);"
         "sys.exit('torch' if 'torch' in sys.modules else code)"
     )
     done = subprocess.run(

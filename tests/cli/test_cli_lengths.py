@@ -6,8 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
-from amcli.artifacts import Artifact
 from amcli.pocket import folder as pocket_folder
+from amcli.storage.artifacts import Artifact
 from conftest import Amkv
 
 

@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 import pytest
 
-from amcli import console as output
-from amcli.bar import Bar, memory
-from amcli.console import Console
-from amcli.pipeline.progress import Silent
+from amcli.commands.screen import console as output
+from amcli.commands.screen.bar import Bar, memory
+from amcli.commands.screen.console import Console
+from amcli.system.progress import Silent
 
 
 class Terminal(io.StringIO):

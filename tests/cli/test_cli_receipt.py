@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from amcli.pipeline import self_study
+from amcli.pipeline.queries import self_study
 from amkv_format import AmkvFile
 from conftest import Amkv
 
@@ -114,7 +114,7 @@ def test_four_bits_that_spoil_a_layer_are_warned_of_where_they_were_asked_for(
 ) -> None:
     words = ("compact", full, "--ratio", "10", *FAST, "--json", "--force")
     assert json.loads(amkv(*words, "--store", "int4").out)["warnings"] == []
-    monkeypatch.setattr("amcli.pipeline.choices.ROUNDING", 1e-4)
+    monkeypatch.setattr("amcli.pipeline.compaction.choices.ROUNDING", 1e-4)
     [said] = json.loads(amkv(*words, "--store", "int4").out)["warnings"]
     assert re.fullmatch(r"4 bits change layer \d's output by \d+%; try --store int8", said)
     assert json.loads(amkv(*words).out)["warnings"] == []

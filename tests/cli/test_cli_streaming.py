@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console as Screen
 from screens import shown
 
-from amcli.commands.streaming import StreamedMarkdown, blocks
+from amcli.commands.screen.streaming import StreamedMarkdown, blocks
 
 TEXT = """\
 # Codes

@@ -17,10 +17,11 @@ import torch
 
 import amkv_format.writer
 from amcli.commands import inspect
-from amcli.fused import Fused
+from amcli.entries.ragged import RaggedHeads
+from amcli.kernels.fused import Fused
 from amcli.models import attend
-from amcli.pipeline import contexts, fitting
-from amcli.ragged import RaggedHeads
+from amcli.pipeline.compaction import fitting
+from amcli.pipeline.contexts import reading
 from conftest import Amkv
 
 
@@ -28,7 +29,7 @@ def test_no_permission_is_seen_before_the_model_is_loaded(
     amkv: Amkv, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Mocked: root, whom continuous integration likes to be, may write anywhere.
-    monkeypatch.setattr("amcli.files.os.access", lambda path, mode: False)
+    monkeypatch.setattr("amcli.system.files.os.access", lambda path, mode: False)
     done = amkv("prefill", "doc.txt", "--model", "./no-such-model")
     assert done.code == 1
     assert done.errors[0] == "error: cannot write doc.prefill.amkv: Permission denied"
@@ -153,7 +154,7 @@ def test_what_nobody_expects_is_one_line(
     def fail(*arguments: object, **more: object) -> None:
         raise error
 
-    monkeypatch.setattr(contexts, "prefill", fail)
+    monkeypatch.setattr(reading, "prefill", fail)
     done = amkv("prefill", "doc.txt")
     assert done.code == code
     assert done.errors[0].startswith(f"error: {message}")

@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from amcli.cli import main
+from amcli.commands.app import main
 from amcli.matching import recipes  # noqa: F401 - registers the methods
-from amcli.pipeline.compaction import Options, compact
-from amcli.pipeline.contexts import prefill
-from amcli.pipeline.session import Session
+from amcli.pipeline.compaction.compacting import Options, compact
+from amcli.pipeline.contexts.reading import prefill
+from amcli.pipeline.talk.session import Session
 from amcli.pocket import folder as pocket_folder
 
 PAGE = Path(__file__).parents[2] / "docs" / "conversions.md"

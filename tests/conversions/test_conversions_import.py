@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from amcli.artifacts import Artifact
-from amcli.cli import main
-from amcli.pipeline.contexts import Context, prefill
+from amcli.commands.app import main
+from amcli.pipeline.contexts.context import Context
+from amcli.pipeline.contexts.reading import prefill
+from amcli.storage.artifacts import Artifact
 
 Tensors = dict[str, torch.Tensor]
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from amcli.cli import app, main
+from amcli.commands.app import app, main
 
 ROOT = Path(__file__).parents[2]
 FIRST = ("docs/quickstart.md", "README.md")

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from shown import ROOT, Shown, check_options, fences, pages, run, shown, variables, words_of
 
+from amcli.generator.documents import generate
 from amcli.matching import methods
-from amcli.pocket.documents import generate
 
 COMMANDS = shown()
 METHOD = "with the method above"

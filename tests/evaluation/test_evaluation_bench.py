@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from amcli.cli import main
+from amcli.commands.app import main
 from amcli.commands.options import size
 from amcli.errors import UsageError
 from amcli.models.shapes import SHAPES, shaped

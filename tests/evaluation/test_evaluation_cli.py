@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from amcli.cli import main
+from amcli.commands.app import main
 from amcli.commands.eval_table import LiveTable, table_text
 from amcli.evaluation import makers, plot, runner
 

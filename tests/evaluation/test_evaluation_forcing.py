@@ -12,8 +12,9 @@ from amcli.evaluation.scorers import chosen_letter, score
 from amcli.evaluation.suites.base import Question
 from amcli.models.generate import stream
 from amcli.models.loading import LoadedModel
-from amcli.pipeline.contexts import Context, prefill
-from amcli.pipeline.replies import Reply, answers, replies
+from amcli.models.replies import Reply, answers, replies
+from amcli.pipeline.contexts.context import Context
+from amcli.pipeline.contexts.reading import prefill
 
 QUESTIONS = [
     Question("Where is it?", "a very long answer that nobody gives", "x"),

@@ -10,18 +10,18 @@ from typing import Any
 import boxes
 import pytest
 
-from amcli.cli import main
+from amcli.commands.app import main
 from amcli.errors import UsageError
 from amcli.evaluation import makers, runner, scorers, suites  # noqa: F401 - registers the suites
 from amcli.evaluation.results import Results
 from amcli.evaluation.runner import Settings
 from amcli.evaluation.suites import base
 from amcli.evaluation.suites.base import Document, Measure, Question, Request
-from amcli.pipeline.contexts import prefill
-from amcli.pipeline.progress import Silent
-from amcli.pipeline.replies import answers
-from amcli.pipeline.source import Source
-from amcli.pocket.documents import generate
+from amcli.generator.documents import generate
+from amcli.models.replies import answers
+from amcli.pipeline.contexts.reading import prefill
+from amcli.pipeline.contexts.source import Source
+from amcli.system.progress import Silent
 
 NOBODY = "What is the pet of nobody at all?"
 ROW = {"text": "Some text.", "questions": ["Who?"]}

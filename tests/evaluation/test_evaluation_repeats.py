@@ -14,7 +14,7 @@ import pytest
 
 import amcli
 import amkv_format
-from amcli.cli import main
+from amcli.commands.app import main
 
 SOURCES = [str(Path(str(module.__file__)).parents[1]) for module in (amcli, amkv_format)]
 SMALL = ("eval", "--docs", "1", "--questions", "2", "--tokens", "200", "--model", "pocket")

@@ -11,7 +11,7 @@ import boxes
 import pytest
 
 from amcli.commands.eval_table import Notes, Pace, table_text
-from amcli.console import Console, Switches
+from amcli.commands.screen.console import Console, Switches
 from amcli.errors import UsageError
 from amcli.evaluation import parallel, runner, suites  # noqa: F401 - registers the suites
 from amcli.evaluation.forcing import Outcome
@@ -111,7 +111,7 @@ def test_times_are_over_prefills_and_without_questions() -> None:
 def test_json_of_a_run_that_found_no_numbers_is_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from amcli.cli import main
+    from amcli.commands.app import main
 
     def broken(score: float | None, outcome: Outcome) -> list[float | None]:
         return [score, math.nan, math.inf, outcome.agree, outcome.tokens]
@@ -199,7 +199,7 @@ def test_cells_that_were_there_took_no_time_of_this_run(clock: list[float]) -> N
 def test_notes_say_what_is_left_from_the_second_document_on(
     clock: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("amcli.console.switches", Switches())
+    monkeypatch.setattr("amcli.commands.screen.console.switches", Switches())
     found = results(2)
     with Notes(Console(), found) as notes:
         notes.document(0, "d0", 100)

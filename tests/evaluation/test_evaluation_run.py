@@ -15,10 +15,10 @@ from amcli.evaluation import makers, runner, suites  # noqa: F401 - registers th
 from amcli.evaluation.results import Results
 from amcli.evaluation.runner import Settings
 from amcli.evaluation.suites import base
-from amcli.pipeline.compaction import Options
-from amcli.pipeline.contexts import prefill
-from amcli.pipeline.passes import Passes
-from amcli.pipeline.progress import Silent
+from amcli.pipeline.compaction.compacting import Options
+from amcli.pipeline.contexts.reading import prefill
+from amcli.pipeline.queries.passes import Passes
+from amcli.system.progress import Silent
 
 METHODS = ("keep", "highest-attention", "shuffled")
 

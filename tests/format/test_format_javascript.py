@@ -20,7 +20,7 @@ from format_mutations import corpus, mutated
 from format_samples import VECTORS
 from test_format_reader import framed
 
-from amcli.artifacts import Artifact
+from amcli.storage.artifacts import Artifact
 from amkv_format import AmkvFile, FormatError, canonical_json, limits
 
 READER = Path(__file__).parent / "js" / "reader.mjs"

@@ -9,8 +9,8 @@ import torch
 from synthetic_heads import Heads, heads
 from test_matching_compact import errors, run
 
+from amcli.entries.quantize import QUANTIZERS
 from amcli.matching import recipes  # noqa: F401 - registers the methods
-from amcli.quantize import QUANTIZERS
 
 METHODS = ["omp", "omp-no-bias", "highest-attention"]
 LENGTHS = [5, 24]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_heads import Heads, heads
 
-from amcli.matching.errors import fit_errors
+from amcli.matching.fit_errors import fit_errors
 from amcli.matching.mass import BETA_RANGE, fit_beta, nnls
 from amcli.matching.scores import ScoreState, Stats, attention_stats, logsumexp
 from amcli.matching.selection import top

@@ -9,10 +9,10 @@ import torch
 from synthetic_heads import heads
 from test_matching_compact import errors, run
 
+from amcli.entries.quantize import QUANTIZERS
 from amcli.matching import recipes  # noqa: F401 - registers the methods
 from amcli.matching.budgets import LayerShape, entries_for_ratio, stored_bytes, uniform
 from amcli.matching.methods import get
-from amcli.quantize import QUANTIZERS
 
 LENGTHS = [60, 0, 17, 120]
 

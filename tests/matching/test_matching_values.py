@@ -9,7 +9,7 @@ import pytest
 import torch
 from synthetic_heads import Heads, heads
 
-from amcli.matching.errors import fit_errors
+from amcli.matching.fit_errors import fit_errors
 from amcli.matching.mass import fit_beta
 from amcli.matching.scores import ScoreState, Stats, attention_stats
 from amcli.matching.selection import top

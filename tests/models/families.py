@@ -19,8 +19,8 @@ import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from amcli.models.loading import LoadedModel, load
-from amcli.pipeline.contexts import Context
-from amcli.pipeline.source import Source
+from amcli.pipeline.contexts.context import Context
+from amcli.pipeline.contexts.source import Source
 
 VOCAB, POSITIONS, WINDOW = 340, 4096, 7
 DOCUMENT = Source("doc.txt", "Anna owns a lynx, and Omar an otter. They live by the sea. " * 3)

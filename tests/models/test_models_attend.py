@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from amcli.entries.quantize import QUANTIZERS, Entries
+from amcli.entries.ragged import RaggedHeads
 from amcli.models import attend as module
 from amcli.models.attend import attend, attend_with_mass
-from amcli.quantize import QUANTIZERS, Entries
-from amcli.ragged import RaggedHeads
 
 
 def reference(

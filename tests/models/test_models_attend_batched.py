@@ -6,11 +6,11 @@ import pytest
 import tinymodels as tiny
 import torch
 
-from amcli.batched import BatchedPrefix
+from amcli.entries.batched import BatchedPrefix
+from amcli.entries.quantize import QUANTIZERS, Entries
+from amcli.entries.ragged import RaggedHeads
 from amcli.models.attend import attend
 from amcli.models.cache import CompactCache
-from amcli.quantize import QUANTIZERS, Entries
-from amcli.ragged import RaggedHeads
 
 
 def context(lengths: tuple[int, ...], store: str = "native", biased: bool = True) -> Entries:

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import torch
 
-from amcli.batched import BatchedPrefix
-from amcli.fused import Fused
+from amcli.entries.batched import BatchedPrefix
+from amcli.entries.quantize import QUANTIZERS, Entries
+from amcli.entries.ragged import RaggedHeads
+from amcli.kernels.attention.plan import make_plan, tile_size
+from amcli.kernels.fused import Fused
 from amcli.models import attend as module
 from amcli.models.attend import attend
-from amcli.models.kernels.plan import make_plan, tile_size
-from amcli.quantize import QUANTIZERS, Entries
-from amcli.ragged import RaggedHeads
 
 TOLERANCE = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 
@@ -44,7 +44,7 @@ class Case:
         return attend(self.query, self.prefix, self.keys, self.values, **self.options)
 
     def fast(self) -> torch.Tensor:
-        from amcli.models.kernels.launch import attend_prefix, can_attend
+        from amcli.kernels.attention.launch import attend_prefix, can_attend
 
         assert can_attend(self.query, self.prefix)
         options = {"softcap": None, "sinks": None, "live": None, **self.options}
@@ -160,7 +160,7 @@ def test_a_long_chunk_of_queries_is_taken_in_slices_of_bounded_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     interpreter()
-    from amcli.models.kernels import launch
+    from amcli.kernels.attention import launch
 
     torch.manual_seed(0)
     prefix = entries((90, 3), 16, 32, torch.float32, "native", True)
@@ -180,7 +180,7 @@ def test_a_long_chunk_of_queries_is_taken_in_slices_of_bounded_memory(
 
 def test_what_the_kernels_cannot_do_they_decline() -> None:
     interpreter()
-    from amcli.models.kernels.launch import can_attend
+    from amcli.kernels.attention.launch import can_attend
 
     def declines(query: torch.Tensor, d: int, store: str = "native") -> bool:
         return not can_attend(query, entries((4, 0), d, 16, torch.float32, store, False))
@@ -220,7 +220,7 @@ def test_tiles_cover_every_entry_once_however_uneven_the_heads(tile: int) -> Non
 
 def test_a_plan_is_made_once_for_a_prefix_and_goes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     interpreter()
-    from amcli.models.kernels import plan
+    from amcli.kernels.attention import plan
 
     made: list[int] = []
     one = plan.make_plan

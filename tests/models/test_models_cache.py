@@ -7,12 +7,12 @@ import tinymodels as tiny
 import torch
 from transformers.cache_utils import DynamicCache
 
+from amcli.entries.quantize import QUANTIZERS
+from amcli.entries.ragged import RaggedHeads
 from amcli.errors import ModelMismatchError
 from amcli.models.cache import CompactCache
 from amcli.models.geometry import LayerGeometry, ModelGeometry
 from amcli.models.layer import CompactLayer
-from amcli.quantize import QUANTIZERS
-from amcli.ragged import RaggedHeads
 
 T = 21
 

@@ -6,7 +6,7 @@ import pytest
 import tinytokenizer as tt
 
 from amcli.errors import UsageError
-from amcli.models.chat import ChatTemplate
+from amcli.models.template import ChatTemplate
 
 DOCUMENT = "Anna owns a lynx. The lazy dog jumps over 42 otters."
 QUESTION, ANSWER, NEXT = "Who owns a lynx?", "Anna.", "And the dog?"

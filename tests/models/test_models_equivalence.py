@@ -13,8 +13,8 @@ import pytest
 import tinymodels as tiny
 import torch
 
+from amcli.entries.ragged import RaggedHeads
 from amcli.models.cache import CompactCache
-from amcli.ragged import RaggedHeads
 
 T, M = 21, 9  # document and question: both longer than the windows of the tiny models
 TOLERANCE = 1e-4

@@ -10,13 +10,14 @@ import refusals
 import torch
 from families import cached_logits, full_logits
 
-from amcli.artifacts import Artifact
 from amcli.errors import UsageError
 from amcli.models.generate import feed
 from amcli.models.loading import LoadedModel, load
-from amcli.pipeline.compaction import Options, compact
-from amcli.pipeline.contexts import prefill, restore, save_prefill
-from amcli.pipeline.session import Session
+from amcli.pipeline.compaction.compacting import Options, compact
+from amcli.pipeline.contexts.opening import restore
+from amcli.pipeline.contexts.reading import prefill, save_prefill
+from amcli.pipeline.talk.session import Session
+from amcli.storage.artifacts import Artifact
 
 QUESTION = "Who lives in the house by the sea?"
 TOLERANCE = 1e-4

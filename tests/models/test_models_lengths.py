@@ -13,16 +13,18 @@ import torch
 from families import DOCUMENT, cached_logits, full_logits
 from transformers import AutoConfig
 
-from amcli.artifacts import Artifact
 from amcli.errors import UsageError
 from amcli.models.cache import CompactCache
 from amcli.models.geometry import ModelGeometry
 from amcli.models.lengths import for_context, past_training, trained_length
 from amcli.models.loading import LoadedModel, load
-from amcli.pipeline.compaction import Options, compact
-from amcli.pipeline.contexts import Context, prefill, restore
-from amcli.pipeline.session import Session
-from amcli.pipeline.source import Source
+from amcli.pipeline.compaction.compacting import Options, compact
+from amcli.pipeline.contexts.context import Context
+from amcli.pipeline.contexts.opening import restore
+from amcli.pipeline.contexts.reading import prefill
+from amcli.pipeline.contexts.source import Source
+from amcli.pipeline.talk.session import Session
+from amcli.storage.artifacts import Artifact
 
 QUESTION = "Who lives in the house by the sea?"
 LONG = {"short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 3.0, 6.0]}

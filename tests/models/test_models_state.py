@@ -11,8 +11,7 @@ import pytest
 import tinymodels as tiny
 import torch
 
-from amcli.artifacts import Artifact, write_artifact
-from amcli.cli import main
+from amcli.commands.app import main
 from amcli.commands.inspect import describe
 from amcli.errors import AmkvError, ModelMismatchError
 from amcli.models import generate
@@ -20,9 +19,12 @@ from amcli.models.cache import CompactCache
 from amcli.models.generate import feed
 from amcli.models.loading import LoadedModel, load
 from amcli.models.state import StateLayer, placed
-from amcli.pipeline.compaction import Options, compact
-from amcli.pipeline.contexts import dense, prefill, restore, save_prefill
-from amcli.pipeline.session import Session
+from amcli.pipeline.compaction.compacting import Options, compact
+from amcli.pipeline.contexts.context import dense
+from amcli.pipeline.contexts.opening import restore
+from amcli.pipeline.contexts.reading import prefill, save_prefill
+from amcli.pipeline.talk.session import Session
+from amcli.storage.artifacts import Artifact, write_artifact
 from amkv_format import AmkvFile
 
 NAMES = ["qwen3_next", "lfm2", "nemotron_h"]

@@ -11,9 +11,9 @@ import tinytokenizer as tt
 import torch
 from transformers import AutoModelForCausalLM
 
+from amcli.generator.documents import generate
 from amcli.models.loading import LoadedModel, load
-from amcli.pipeline.source import Source
-from amcli.pocket.documents import generate
+from amcli.pipeline.contexts.source import Source
 
 FAMILIES = {
     "llama": "llama3",

@@ -8,8 +8,9 @@ from boxes import model, source
 
 import amcli.matching.recipes  # noqa: F401 - registers the methods
 from amcli.matching import methods
-from amcli.pipeline.compaction import Compaction, Options, compact
-from amcli.pipeline.contexts import Context, full_layers, live_keys, prefill
+from amcli.pipeline.compaction.compacting import Compaction, Options, compact
+from amcli.pipeline.contexts.context import Context, full_layers, live_keys
+from amcli.pipeline.contexts.reading import prefill
 
 NAMES = [name for name in methods.names() if name != "keep"]
 # streaming keeps originals too, but turns its keys to the positions they move to.

@@ -10,7 +10,6 @@ import pytest
 import torch
 from boxes import model, source
 
-from amcli.artifacts import Artifact
 from amcli.errors import UsageError
 from amcli.matching import methods
 from amcli.matching.baselines.last_queries import LastQueries
@@ -19,15 +18,18 @@ from amcli.models.cache import CompactCache
 from amcli.models.generate import absorb
 from amcli.models.layer import CompactLayer
 from amcli.models.rotary import Rotary
-from amcli.pipeline import passes as passing
-from amcli.pipeline import reference
-from amcli.pipeline.compaction import Options, compact
-from amcli.pipeline.contexts import Context, full_layers, live_keys, prefill, restore
-from amcli.pipeline.passages import context_passages, repeat_passages
-from amcli.pipeline.passes import Passes
-from amcli.pipeline.progress import Silent
-from amcli.pipeline.reference import collect
-from amcli.pipeline.session import Session
+from amcli.pipeline.compaction.compacting import Options, compact
+from amcli.pipeline.contexts.context import Context, full_layers, live_keys
+from amcli.pipeline.contexts.opening import restore
+from amcli.pipeline.contexts.reading import prefill
+from amcli.pipeline.queries import passes as passing
+from amcli.pipeline.queries import reference
+from amcli.pipeline.queries.passages import context_passages, repeat_passages
+from amcli.pipeline.queries.passes import Passes
+from amcli.pipeline.queries.reference import collect
+from amcli.pipeline.talk.session import Session
+from amcli.storage.artifacts import Artifact
+from amcli.system.progress import Silent
 
 BASELINES = methods.names()[4:]
 FEW = {"max_queries": 256}

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from amcli.errors import ModelMismatchError, UsageError
 from amcli.matching.budgets import FLOOR_LEAST, LayerShape
-from amcli.pipeline.budget_file import BudgetFile, scaled, write
-from amcli.pipeline.compaction import Options, compact
-from amcli.pipeline.contexts import Context, prefill
+from amcli.pipeline.compaction.budget_file import BudgetFile, scaled, write
+from amcli.pipeline.compaction.compacting import Options, compact
+from amcli.pipeline.contexts.context import Context
+from amcli.pipeline.contexts.reading import prefill
 
 LAYERS = [LayerShape(2, 60, 8, 8, 4), LayerShape(3, 40, 8, 8, 4)]
 CAPACITY = 2 * 60 + 3 * 40

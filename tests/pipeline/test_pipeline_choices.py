@@ -12,15 +12,17 @@ from boxes import model, source
 
 from amcli.errors import UsageError
 from amcli.matching import methods
-from amcli.pipeline import fidelity, passages, reference
-from amcli.pipeline.choices import store_by_error
-from amcli.pipeline.compaction import Options, compact
-from amcli.pipeline.contexts import Context, prefill, shared
-from amcli.pipeline.passes import Passes
-from amcli.pipeline.progress import Silent
-from amcli.pipeline.reference import LayerReference
-from amcli.pipeline.replies import answers
-from amcli.pipeline.self_study import Exchange, dialogues, question_count, study
+from amcli.models.replies import answers
+from amcli.pipeline.compaction import fidelity
+from amcli.pipeline.compaction.choices import store_by_error
+from amcli.pipeline.compaction.compacting import Options, compact
+from amcli.pipeline.contexts.context import Context, shared
+from amcli.pipeline.contexts.reading import prefill
+from amcli.pipeline.queries import passages, reference
+from amcli.pipeline.queries.passes import Passes
+from amcli.pipeline.queries.reference import LayerReference
+from amcli.pipeline.queries.self_study import Exchange, dialogues, question_count, study
+from amcli.system.progress import Silent
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +98,7 @@ def test_a_model_that_repeats_itself_is_pointed_to_parts(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replies = Monotonous()
-    monkeypatch.setattr("amcli.pipeline.self_study.answers", replies)
+    monkeypatch.setattr("amcli.pipeline.queries.self_study.answers", replies)
     found = study(context, 192)
     parts = [text for text in replies.asked if "begins with" in text]
     assert len(found) > 100
@@ -115,7 +117,7 @@ def test_a_model_that_says_nothing_cannot_study(
     context: Context, monkeypatch: pytest.MonkeyPatch, queries: str
 ) -> None:
     monkeypatch.setattr(
-        "amcli.pipeline.self_study.answers",
+        "amcli.pipeline.queries.self_study.answers",
         lambda loaded, cache, prompts, *_, **__: [""] * len(prompts),
     )
     with pytest.raises(UsageError, match="no answer to any question") as error:

@@ -10,16 +10,18 @@ import pytest
 import torch
 from boxes import model, source
 
-from amcli.artifacts import Artifact, write_artifact
 from amcli.errors import AmkvError, ModelMismatchError, OutOfMemoryError, UsageError
+from amcli.generator.dialogues import Questioner
+from amcli.generator.documents import generate
 from amcli.matching import methods
-from amcli.pipeline.compaction import Compaction, Options, compact
-from amcli.pipeline.contexts import Context, prefill, restore, shared
-from amcli.pipeline.passages import repeat_passages
-from amcli.pipeline.session import Session
-from amcli.pipeline.source import Source
-from amcli.pocket.dialogues import Questioner
-from amcli.pocket.documents import generate
+from amcli.pipeline.compaction.compacting import Compaction, Options, compact
+from amcli.pipeline.contexts.context import Context, shared
+from amcli.pipeline.contexts.opening import restore
+from amcli.pipeline.contexts.reading import prefill
+from amcli.pipeline.contexts.source import Source
+from amcli.pipeline.queries.passages import repeat_passages
+from amcli.pipeline.talk.session import Session
+from amcli.storage.artifacts import Artifact, write_artifact
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,13 @@ import pytest
 import torch
 from boxes import source
 
-from amcli.artifacts import Artifact
+from amcli.entries.quantize import QuantizedHeads
 from amcli.models.loading import LoadedModel, load
-from amcli.pipeline.compaction import Compaction, Options, compact
-from amcli.pipeline.contexts import prefill, restore
-from amcli.pipeline.session import Session
-from amcli.quantize import QuantizedHeads
+from amcli.pipeline.compaction.compacting import Compaction, Options, compact
+from amcli.pipeline.contexts.opening import restore
+from amcli.pipeline.contexts.reading import prefill
+from amcli.pipeline.talk.session import Session
+from amcli.storage.artifacts import Artifact
 
 CHECKED = [
     Options(ratio=10, method="omp", queries="repeat", store="native"),

@@ -11,13 +11,14 @@ import pytest
 import torch
 from boxes import model
 
-from amcli.artifacts import Artifact, NewArtifact, spec
 from amcli.errors import OutOfMemoryError
+from amcli.generator.documents import generate
 from amcli.matching import methods
-from amcli.pipeline.compaction import Options, compact
-from amcli.pipeline.contexts import Context, prefill
-from amcli.pipeline.source import Source
-from amcli.pocket.documents import generate
+from amcli.pipeline.compaction.compacting import Options, compact
+from amcli.pipeline.contexts.context import Context
+from amcli.pipeline.contexts.reading import prefill
+from amcli.pipeline.contexts.source import Source
+from amcli.storage.artifacts import Artifact, NewArtifact, spec
 from amkv_format import AmkvFile, writer
 
 

@@ -9,11 +9,12 @@ import torch
 from boxes import model, source
 
 from amcli.matching import methods
-from amcli.pipeline import heldout
-from amcli.pipeline.compaction import Compaction, Options, compact
-from amcli.pipeline.contexts import Context, live_keys, prefill
-from amcli.pipeline.passages import repeat_passages
-from amcli.pipeline.progress import Silent
+from amcli.pipeline.compaction import heldout
+from amcli.pipeline.compaction.compacting import Compaction, Options, compact
+from amcli.pipeline.contexts.context import Context, live_keys
+from amcli.pipeline.contexts.reading import prefill
+from amcli.pipeline.queries.passages import repeat_passages
+from amcli.system.progress import Silent
 
 
 @pytest.fixture(scope="module")

@@ -13,20 +13,22 @@ import tinymodels as tiny
 import torch
 from boxes import model
 
-from amcli.artifacts import Artifact
-from amcli.batched import appended
+from amcli.entries.batched import appended
+from amcli.entries.quantize import QUANTIZERS
+from amcli.entries.ragged import RaggedHeads
 from amcli.errors import UsageError
+from amcli.generator.dialogues import Questioner
+from amcli.generator.documents import generate
 from amcli.models.cache import CompactCache
 from amcli.models.loading import LoadedModel, load
-from amcli.pipeline.compaction import Options, compact
-from amcli.pipeline.contexts import Context, prefill, restore, save_prefill
-from amcli.pipeline.joining import join
-from amcli.pipeline.replies import answers
-from amcli.pipeline.source import Source
-from amcli.pocket.dialogues import Questioner
-from amcli.pocket.documents import generate
-from amcli.quantize import QUANTIZERS
-from amcli.ragged import RaggedHeads
+from amcli.models.replies import answers
+from amcli.pipeline.compaction.compacting import Options, compact
+from amcli.pipeline.contexts.context import Context
+from amcli.pipeline.contexts.joining import join
+from amcli.pipeline.contexts.opening import restore
+from amcli.pipeline.contexts.reading import prefill, save_prefill
+from amcli.pipeline.contexts.source import Source
+from amcli.storage.artifacts import Artifact
 
 QUESTION = 9
 EXACT = [

@@ -8,10 +8,11 @@ import boxes
 import pytest
 import torch
 
-from amcli.artifacts import Artifact
 from amcli.matching import recipes  # noqa: F401 - registers the methods
-from amcli.pipeline.compaction import Options, compact
-from amcli.pipeline.contexts import live_keys, prefill
+from amcli.pipeline.compaction.compacting import Options, compact
+from amcli.pipeline.contexts.context import live_keys
+from amcli.pipeline.contexts.reading import prefill
+from amcli.storage.artifacts import Artifact
 from amkv_format import AmkvFile
 
 

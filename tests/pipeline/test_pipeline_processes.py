@@ -10,16 +10,17 @@ import pytest
 import torch
 from boxes import source
 
-from amcli.artifacts import Artifact
-from amcli.cli import main
+from amcli.commands.app import main
+from amcli.entries.quantize import QUANTIZERS
+from amcli.entries.ragged import RaggedHeads
 from amcli.models import sharding
 from amcli.models.loading import load
 from amcli.models.sharding import Shard
-from amcli.pipeline.compaction import Options, compact
-from amcli.pipeline.contexts import prefill, restore
-from amcli.pipeline.session import Session
-from amcli.quantize import QUANTIZERS
-from amcli.ragged import RaggedHeads
+from amcli.pipeline.compaction.compacting import Options, compact
+from amcli.pipeline.contexts.opening import restore
+from amcli.pipeline.contexts.reading import prefill
+from amcli.pipeline.talk.session import Session
+from amcli.storage.artifacts import Artifact
 
 QUESTION = "What is in the first paragraph?"
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from amcli.errors import UsageError
-from amcli.pipeline.readers import html_text, read
-from amcli.pipeline.source import read_source
+from amcli.pipeline.contexts.readers import html_text, read
+from amcli.pipeline.contexts.source import read_source
 
 PAGE = """\
 <!doctype html><html><head><title>A page</title><style>p { color: red }</style>

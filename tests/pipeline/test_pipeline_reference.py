@@ -9,11 +9,12 @@ import torch
 from boxes import model, source
 
 from amcli.models.generate import absorb
-from amcli.pipeline import reference
-from amcli.pipeline.contexts import live_keys, prefill
-from amcli.pipeline.passages import repeat_passages
-from amcli.pipeline.progress import Silent
-from amcli.pipeline.reference import collect
+from amcli.pipeline.contexts.context import live_keys
+from amcli.pipeline.contexts.reading import prefill
+from amcli.pipeline.queries import reference
+from amcli.pipeline.queries.passages import repeat_passages
+from amcli.pipeline.queries.reference import collect
+from amcli.system.progress import Silent
 
 
 @pytest.mark.parametrize("chunk", [4096, 100])

@@ -11,18 +11,20 @@ import pytest
 import torch
 from boxes import model, source
 
-from amcli.artifacts import Artifact
 from amcli.errors import UsageError
+from amcli.generator.dialogues import Question, Questioner
+from amcli.generator.documents import generate
 from amcli.models.thinking import MARKS
-from amcli.pipeline import growing
-from amcli.pipeline.compaction import Options, compact
-from amcli.pipeline.contexts import Context, prefill, restore
-from amcli.pipeline.growing import grow
-from amcli.pipeline.progress import Silent
-from amcli.pipeline.session import Session
-from amcli.pipeline.source import Source
-from amcli.pocket.dialogues import Question, Questioner
-from amcli.pocket.documents import generate
+from amcli.pipeline.compaction.compacting import Options, compact
+from amcli.pipeline.contexts.context import Context
+from amcli.pipeline.contexts.opening import restore
+from amcli.pipeline.contexts.reading import prefill
+from amcli.pipeline.contexts.source import Source
+from amcli.pipeline.talk import growing
+from amcli.pipeline.talk.growing import grow
+from amcli.pipeline.talk.session import Session
+from amcli.storage.artifacts import Artifact
+from amcli.system.progress import Silent
 from amkv_format import AmkvFile
 
 NAMES = ["llama", "mistral", "gemma3_text"]  # full, all sliding, and both
@@ -234,7 +236,7 @@ def test_thoughts_are_told_from_the_answer(monkeypatch: pytest.MonkeyPatch) -> N
     reply = "<think>\nWho? A lynx.\n</think>\n\nAnna."
     ids = loaded.tokenizer(reply, add_special_tokens=False)["input_ids"]
     monkeypatch.setattr(type(loaded.chat), "marks", MARKS[0])
-    monkeypatch.setattr("amcli.pipeline.session.stream", lambda *a, **o: (i for i in ids))
+    monkeypatch.setattr("amcli.pipeline.talk.session.stream", lambda *a, **o: (i for i in ids))
     heard: list[str] = []
     session.thought = heard.append
     assert said(session, "Who owns it?") == "Anna."

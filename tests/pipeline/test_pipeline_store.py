@@ -11,16 +11,18 @@ import pytest
 import torch
 from boxes import model, source
 
-from amcli.artifacts import Artifact
+from amcli.entries.quantize import QUANTIZERS, QuantizedHeads
 from amcli.errors import UsageError
+from amcli.generator.dialogues import Questioner
+from amcli.generator.documents import generate
 from amcli.models.cache import CompactCache
-from amcli.pipeline.compaction import Compaction, Options, compact, shapes
-from amcli.pipeline.contexts import Context, full_layers, prefill, restore
-from amcli.pipeline.session import Session
-from amcli.pipeline.source import Source
-from amcli.pocket.dialogues import Questioner
-from amcli.pocket.documents import generate
-from amcli.quantize import QUANTIZERS, QuantizedHeads
+from amcli.pipeline.compaction.compacting import Compaction, Options, compact, shapes
+from amcli.pipeline.contexts.context import Context, full_layers
+from amcli.pipeline.contexts.opening import restore
+from amcli.pipeline.contexts.reading import prefill
+from amcli.pipeline.contexts.source import Source
+from amcli.pipeline.talk.session import Session
+from amcli.storage.artifacts import Artifact
 from amkv_format import AmkvFile
 
 CODES = {"int8": torch.int8, "int4": torch.uint8}

@@ -7,8 +7,8 @@ from functools import cache
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from amcli.generator.tokens import Sampler
 from amcli.pocket import folder
-from amcli.pocket.tokens import Sampler
 
 
 @cache

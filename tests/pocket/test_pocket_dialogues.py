@@ -8,10 +8,10 @@ from random import Random
 
 import pytest
 
-from amcli.pocket.dialogues import KINDS, Question, Questioner, turns
-from amcli.pocket.documents import Document, Fact, generate
-from amcli.pocket.schema import PERSON
-from amcli.prompts import ASK
+from amcli.generator.dialogues import KINDS, Question, Questioner, turns
+from amcli.generator.documents import Document, Fact, generate
+from amcli.generator.schema import PERSON
+from amcli.pipeline.queries.prompts import ASK
 
 SEEDS = [f"test/{i}" for i in range(8)]
 

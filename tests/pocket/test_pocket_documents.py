@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amcli.pocket.documents import Document, blocks, characters, cut, generate
+from amcli.generator.documents import Document, blocks, characters, cut, generate
 
 SEEDS = [f"test/{i}" for i in range(20)]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from pocketbox import sampler
 
+from amcli.generator.dialogues import KINDS, Question
 from amcli.models.loading import LoadedModel, load
-from amcli.pipeline.contexts import Context
-from amcli.pocket import evaluate
-from amcli.pocket.dialogues import KINDS, Question
+from amcli.pipeline.contexts.context import Context
+from amcli.trainer import evaluate
 
 
 @pytest.fixture(scope="module")

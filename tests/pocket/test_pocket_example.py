@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from pocketbox import sampler
 
+from amcli.generator.example import HANDBOOK, QUESTIONS, handbook, main, questions
 from amcli.models.loading import load
-from amcli.pipeline.contexts import Context, prefill
-from amcli.pipeline.session import Session
-from amcli.pipeline.source import read_source
-from amcli.pocket.example import HANDBOOK, QUESTIONS, handbook, main, questions
+from amcli.pipeline.contexts.context import Context
+from amcli.pipeline.contexts.reading import prefill
+from amcli.pipeline.contexts.source import read_source
+from amcli.pipeline.talk.session import Session
 
 FOLDER = Path(__file__).parents[2] / "docs" / "examples"
 

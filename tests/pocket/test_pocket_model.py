@@ -11,10 +11,10 @@ from pocketbox import sampler, tokenizer
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from amcli.generator.dialogues import KINDS, Questioner
+from amcli.generator.documents import generate
 from amcli.pocket import folder
-from amcli.pocket.dialogues import KINDS, Questioner
-from amcli.pocket.documents import generate
-from amcli.pocket.train import PRESETS, build
+from amcli.trainer.train import PRESETS, build
 
 
 @pytest.fixture(scope="module")

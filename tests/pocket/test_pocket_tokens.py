@@ -13,10 +13,10 @@ from pocketbox import sampler, tokenizer
 from tokenizers import Tokenizer
 from tokenizers import models as tokenizer_models
 
-from amcli.pocket.dialogues import Turn, turns
-from amcli.pocket.documents import blocks, cut, generate
-from amcli.pocket.tokens import CHAT_TEMPLATE, END, PAD, START, VOCABULARY, corpus, special_id
-from amcli.pocket.tokens import Sampler as AnySampler
+from amcli.generator.dialogues import Turn, turns
+from amcli.generator.documents import blocks, cut, generate
+from amcli.generator.tokens import CHAT_TEMPLATE, END, PAD, START, VOCABULARY, corpus, special_id
+from amcli.generator.tokens import Sampler as AnySampler
 
 SPECIAL = {PAD: 0, START: 1, END: 2}
 
@@ -139,7 +139,7 @@ def test_samples_keep_to_their_length_and_cover_every_task(length: int) -> None:
 
 
 def test_the_training_stream_is_the_one_that_pocket_saw() -> None:
-    # A change here means that `python -m amcli.pocket.train` no longer makes the published model.
+    # A change here means that `python -m amcli.trainer.train` no longer makes the published model.
     digest = hashlib.sha256()
     for index in range(20):
         sample = sampler().sample(f"train/0/{index}/0", 1024)

@@ -17,10 +17,11 @@ import torch
 from pocketbox import sampler
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from amcli.generator.dialogues import KINDS
 from amcli.models.loading import load
-from amcli.pocket import folder, train
-from amcli.pocket.dialogues import KINDS
-from amcli.pocket.train import DECAY, PRESETS, Batches, Run, arguments, learning_rate
+from amcli.pocket import folder
+from amcli.trainer import train
+from amcli.trainer.train import DECAY, PRESETS, Batches, Run, arguments, learning_rate
 
 POCKET = PRESETS["pocket"]
 STEPS = POCKET.tokens // POCKET.step_tokens

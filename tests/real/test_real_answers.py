@@ -13,7 +13,7 @@ from amcli.evaluation.runner import Settings
 from amcli.evaluation.suites import base
 from amcli.evaluation.suites.base import Request
 from amcli.models.loading import load
-from amcli.pipeline.progress import Silent
+from amcli.system.progress import Silent
 
 LOST = {"smollm2": 0.02, "qwen0.5b": 0.01}
 """What `omp` may lose at 10×, as a share of what no context loses; 0.0054 and 0.0015 were seen."""

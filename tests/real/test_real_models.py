@@ -9,13 +9,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from amcli.artifacts import Artifact
+from amcli.generator.documents import generate
 from amcli.models.generate import stream
 from amcli.models.loading import LoadedModel, load
-from amcli.pipeline.compaction import Options, compact
-from amcli.pipeline.contexts import Context, prefill, restore
-from amcli.pipeline.source import Source
-from amcli.pocket.documents import generate
+from amcli.pipeline.compaction.compacting import Options, compact
+from amcli.pipeline.contexts.context import Context
+from amcli.pipeline.contexts.opening import restore
+from amcli.pipeline.contexts.reading import prefill
+from amcli.pipeline.contexts.source import Source
+from amcli.storage.artifacts import Artifact
 
 QUESTION = "Name one of the people in this text, and say what is known about them."
 ANSWER_TOKENS = 24

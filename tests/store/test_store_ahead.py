@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from amcli import files
-from amcli.files import read_ahead
+from amcli.system import files
+from amcli.system.files import read_ahead
 
 
 def wait() -> None:

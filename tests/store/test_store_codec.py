@@ -11,15 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amcli.quantize import (
-    QUANTIZERS,
-    Packed,
-    Quantizer,
-    block_size,
-    hadamard,
-    quantizer_of,
-)
-from amcli.ragged import RaggedHeads
+from amcli.entries.quantize import QUANTIZERS, Packed, Quantizer, block_size, hadamard, quantizer_of
+from amcli.entries.ragged import RaggedHeads
 
 BITS = {8: Quantizer("plain8", 8, rotate=False), 4: Quantizer("plain4", 4, rotate=False)}
 FLOAT16 = np.finfo(np.float16)
@@ -191,7 +184,7 @@ def test_heads_are_those_of_the_whole(name: str, lengths: tuple[int, ...]) -> No
 
 
 def test_long_heads_are_unpacked_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("amcli.quantize._UNPACK_ELEMENTS", {"cpu": 128 * 4})
+    monkeypatch.setattr("amcli.entries.quantize._UNPACK_ELEMENTS", {"cpu": 128 * 4})
     stored = QUANTIZERS["int8"].pack(
         RaggedHeads(torch.ones(9, 64), torch.ones(9, 64), None, (6, 2, 1))
     )

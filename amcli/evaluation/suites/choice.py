@@ -21,7 +21,7 @@ from typing import Any
 
 from amcli.errors import UsageError
 from amcli.evaluation.suites.base import Document, Question, Request, Suite, register
-from amcli.files import read_text
+from amcli.system.files import read_text
 
 _INSTEAD = "give the published file itself"
 

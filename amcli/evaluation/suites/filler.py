@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from random import Random
 
 from amcli.evaluation.suites.base import Measure
-from amcli.pocket import filler
+from amcli.generator import filler
 
 
 def _words(text: str) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from amcli.errors import UsageError
 from amcli.evaluation.suites.base import Document, Question, Request, Suite, register
-from amcli.pipeline.source import read_source
+from amcli.pipeline.contexts.source import read_source
 
 _SHORTEST = 8  # tokens of half a window: less says nothing
 

@@ -18,9 +18,9 @@ from typing import Any
 
 from amcli.errors import UsageError
 from amcli.evaluation.suites.base import Document, Question, Request, Suite, register
-from amcli.files import looks_like_artifact, read_text
-from amcli.pipeline.questions import asked, from_file, json_lines
-from amcli.pipeline.source import STDIN, Source, read_source
+from amcli.pipeline.contexts.source import STDIN, Source, read_source
+from amcli.pipeline.talk.questions import asked, from_file, json_lines
+from amcli.system.files import looks_like_artifact, read_text
 
 KIND = "question"
 """The kind of a question that names none."""

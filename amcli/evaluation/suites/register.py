@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from random import Random
 
 from amcli.evaluation.suites.base import Document, Measure, Question, Request, Suite, register
-from amcli.pocket import filler
-from amcli.pocket.dialogues import KINDS, Questioner
-from amcli.pocket.documents import Block, blocks, cut
+from amcli.generator import filler
+from amcli.generator.dialogues import KINDS, Questioner
+from amcli.generator.documents import Block, blocks, cut
 
 QUESTIONS = 10
 """Of each kind, unless the user says otherwise."""

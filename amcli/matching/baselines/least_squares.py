@@ -14,11 +14,11 @@ from typing import Protocol
 
 import torch
 
-from amcli.ragged import RaggedHeads
+from amcli.entries.ragged import RaggedHeads
+from amcli.matching.fit_errors import fit_errors
 
 from ..bucket import round_whole
 from ..compact import LayerResult
-from ..errors import fit_errors
 from ..known import Known
 from ..methods import Rounding
 from ..scores import Stats

@@ -20,10 +20,10 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from amcli import __version__
-from amcli.models.chat import ChatTemplate
+from amcli.generator.tokens import END, Sampler, special_id
+from amcli.models.template import ChatTemplate
 from amcli.pocket import folder
-from amcli.pocket.evaluate import draw
-from amcli.pocket.tokens import END, Sampler, special_id
+from amcli.trainer.evaluate import draw
 
 
 def document(length: int, index: int, count: int, sampler: Sampler, chat: ChatTemplate) -> Any:
@@ -66,7 +66,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder())
     chat = ChatTemplate(tokenizer)
     result = {
-        "generator": f"amcli.pocket.evaluate.draw, amkv {__version__}",
+        "generator": f"amcli.trainer.evaluate.draw, amkv {__version__}",
         "questions_per_kind": args.questions,
         "empty_context_ids": chat.open_document("").ids,
         "documents": [

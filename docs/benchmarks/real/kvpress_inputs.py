@@ -24,10 +24,10 @@ from amcli import __version__
 from amcli.evaluation import makers
 from amcli.evaluation.forcing import Limits, Teacher, tokenize
 from amcli.evaluation.suites.base import Question
-from amcli.models.chat import ChatTemplate
 from amcli.models.loading import LoadedModel, load
-from amcli.pipeline import contexts
-from amcli.pipeline.contexts import Source
+from amcli.models.template import ChatTemplate
+from amcli.pipeline.contexts import reading
+from amcli.pipeline.contexts.context import Source
 
 
 def end_token(chat: ChatTemplate) -> int:
@@ -61,7 +61,7 @@ def whole(loaded: LoadedModel, given: dict[str, Any], made: dict[str, Any]) -> l
     """
     asked = [Question(q["question"], q["answer"], "") for q in given["questions"]]
     forced = [tokenize(loaded, question) for question in asked]
-    context = contexts.prefill(loaded, Source(given["name"], given["text"]))
+    context = reading.prefill(loaded, Source(given["name"], given["text"]))
     ids = [(question.prompt, question.targets) for question in forced]
     if ids != [(q["prompt_ids"], q["target_ids"]) for q in made["questions"]]:
         raise ValueError("amkv would force other tokens than the ones written here")

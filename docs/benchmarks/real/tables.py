@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from amcli.evaluation.results import Results
-from amcli.files import write_json
+from amcli.system.files import write_json
 
 HERE = Path(__file__).parent
 

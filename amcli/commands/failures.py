@@ -1,0 +1,53 @@
+"""What becomes of errors: any exception as one of ours, with its message and hint.
+
+Importing this module must stay fast: no torch, no transformers, in nothing it imports.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from amcli.errors import AmkvError, OutOfMemoryError, UsageError
+
+# BadParameter is the one usage error that Typer exports; its base is what all of them share.
+TyperUsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+
+def as_amkv_error(error: Exception) -> AmkvError:
+    """What to tell the user about any exception."""
+    if isinstance(error, AmkvError):
+        return error
+    if isinstance(error, TyperUsageError):
+        return _usage_error(error)
+    if _out_of_memory(error):
+        return OutOfMemoryError(
+            "out of memory", "try a shorter document, --dtype bfloat16, or --device cpu"
+        )
+    lines = str(error).strip().splitlines()
+    what = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return AmkvError(f"unexpected {what}", "add --debug to see where it comes from")
+
+
+def _usage_error(error: Exception) -> UsageError:
+    """Typer's own complaint about the command line, in the form of ours."""
+    context = getattr(error, "ctx", None)
+    path = "amkv" if context is None else context.command_path
+    near = getattr(error, "possibilities", None)
+    message = getattr(error, "message", "") if near is not None else ""
+    message = message or error.format_message()  # type: ignore[attr-defined]
+    text, _, meant = message.strip().rstrip(".").partition(". Did you mean ")
+    hint = f"{path} --help"
+    if near:
+        hint = f"did you mean {', '.join(sorted(near))}? see {hint}"
+    elif meant:
+        hint = f"did you mean {meant} see {hint}"
+    return UsageError(text[:1].lower() + text[1:], hint)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    failures = sys.modules.get("amcli.models.failures")  # loaded wherever torch is
+    return failures is not None and bool(failures.out_of_memory(error))

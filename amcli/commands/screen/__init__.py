@@ -1,0 +1,1 @@
+"""What appears on the screen: messages, progress, pictures, what is typed."""

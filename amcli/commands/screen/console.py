@@ -1,0 +1,183 @@
+"""What a command says: data on stdout, everything else on stderr, progress only on terminals.
+
+The one object that commands print through. It knows --json and --quiet, and what a pipe that
+was closed or a disk that is full means for output.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+from amcli.errors import AmkvError, OutOfMemoryError, OutputError
+from amcli.system.progress import Progress, Silent
+
+
+class ReaderGoneError(Exception):
+    """Whoever read our output has closed it: nothing more to do, and nothing wrong."""
+
+
+@dataclass
+class Switches:
+    """Options that may stand before or after the command's name."""
+
+    quiet: bool = False
+    debug: bool = False
+
+
+switches = Switches()
+"""Of the running command line; `cli.main` starts with fresh ones."""
+
+
+class Console:
+    """Where a command's results and remarks go.
+
+    json   one JSON object on stdout instead of text
+    quiet  data only, no remarks and no progress
+    """
+
+    def __init__(self, json: bool = False, quiet: bool = False, debug: bool = False):
+        switches.quiet |= quiet
+        switches.debug |= debug
+        self.json = json
+        self.quiet = switches.quiet
+
+    def result(self, text: str, record: Mapping[str, Any]) -> None:
+        """A command's result on stdout: `record` with --json, otherwise `text`."""
+        if self.json:
+            self.record(record)
+        else:
+            self.data(text + "\n")
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """One JSON object as one line on stdout."""
+        self.data(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def data(self, text: str) -> None:
+        """Text for stdout, at once; raises ReaderGoneError when nobody reads it any more."""
+        _write(sys.stdout, text)
+
+    def note(self, text: str) -> None:
+        """A line for people, on stderr."""
+        if not self.quiet:
+            remark(text)
+
+    def aside(self, text: str) -> None:
+        """A piece of what is thought, dimmed, on stderr."""
+        if not self.quiet:
+            with suppress(ReaderGoneError, AmkvError):
+                _write(sys.stderr, paint(printable(text), "2"))
+
+    @contextmanager
+    def progress(self) -> Iterator[Progress]:
+        """Receives the stages of a long piece of work; shown on a terminal only."""
+        if self.quiet or not animated():
+            yield Silent()
+            return
+        from amcli.commands.screen.bar import Bar
+
+        with Bar() as bar:
+            yield bar
+
+
+def report(error: AmkvError) -> None:
+    """An error as one line, and its hint as another, on stderr."""
+    remark(f"{paint('error:', '1;31')} {_one_line(error.message)}")
+    if error.hint:
+        remark(f"{paint('hint:', '36')} {_one_line(error.hint)}")
+
+
+def caution(text: str) -> None:
+    """A warning's first line, on stderr unless --quiet was given."""
+    if not switches.quiet:
+        remark(f"{paint('warning:', '33')} {printable(text).splitlines()[0]}")
+
+
+def remark(text: str) -> None:
+    """A line on stderr, whatever --quiet says; lost when stderr is closed."""
+    with suppress(ReaderGoneError, AmkvError):
+        _write(sys.stderr, text + "\n")
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a person sees what is written there."""
+    return stream is not None and not stream.closed and stream.isatty()
+
+
+def styled(stream: TextIO | None) -> bool:
+    """Whether that is a terminal that can move its cursor and redraw a line."""
+    return is_terminal(stream) and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
+def animated() -> bool:
+    """Whether stderr is such a terminal."""
+    return styled(sys.stderr)
+
+
+def coloured(stream: TextIO | None) -> bool:
+    """Whether what is written there may have colours: a terminal, and NO_COLOR is not set."""
+    return styled(stream) and not os.environ.get("NO_COLOR")
+
+
+def paint(text: str, code: str, stream: TextIO | None = None) -> str:
+    """`text` in a colour, where the stream (stderr when None) may have colours."""
+    may = coloured(sys.stderr if stream is None else stream)
+    return f"\x1b[{code}m{text}\x1b[0m" if may else text
+
+
+def columns(stream: TextIO | None) -> int:
+    """How wide what is written there may be: the terminal's width, 80 for anything else."""
+    if not is_terminal(stream):
+        return 80
+    return shutil.get_terminal_size().columns
+
+
+def printable(text: str) -> str:
+    """`text` without control characters: a document must not be able to drive the terminal."""
+    return "".join(c for c in text if c in "\n\t" or not _is_control(c))
+
+
+def _is_control(character: str) -> bool:
+    return character < " " or "\x7f" <= character <= "\x9f"
+
+
+def _one_line(text: str) -> str:
+    return printable(" ".join(text.split()))
+
+
+def _write(stream: TextIO | None, text: str) -> None:
+    if stream is None:  # closed by the caller: `amkv … >&-`
+        return
+    encoding = stream.encoding or "utf-8"
+    try:
+        text.encode(encoding, stream.errors or "strict")
+    except UnicodeEncodeError:
+        text = text.encode(encoding, "replace").decode(encoding)
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError as error:
+        _detach(stream)
+        raise ReaderGoneError from error
+    except OSError as error:
+        _detach(stream)
+        if error.errno == errno.ENOSPC:
+            raise OutOfMemoryError(
+                "no space left to write the output", "free some space"
+            ) from error
+        raise OutputError(f"cannot write the output: {error.strerror}") from error
+
+
+def _detach(stream: TextIO) -> None:
+    """Lets what is still in the buffer go nowhere: Python flushes it once more at exit."""
+    with suppress(OSError, ValueError):
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, stream.fileno())
+        os.close(devnull)

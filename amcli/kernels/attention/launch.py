@@ -1,0 +1,304 @@
+"""Attention over a prefix through the kernels: what they can do, their shapes, their memory.
+
+Importing this imports Triton. Two launches a call (three where the store turns keys), no wait for
+the device, no step in Python that grows with heads or entries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from amcli.entries.batched import BatchedPrefix, device_of
+from amcli.entries.quantize import Entries, Packed, block_size, hadamard
+from amcli.kernels.attention import device, stores
+from amcli.kernels.attention.plan import Plan, plan_of, tile_size
+
+NATIVE, INT8, INT4 = (kind.value for kind in (stores.NATIVE, stores.INT8, stores.INT4))
+
+MAX_DIM = 256
+"""Head dimension up to which a tile fits a multiprocessor's shared memory."""
+
+PART_BYTES = 256 << 20
+"""Memory for the tiles' results; longer chunks of queries are taken in slices."""
+
+DECODE_TILE = 256
+"""Entries of a tile at most, while the rows that see it fit into one or two blocks."""
+
+FEW_ROWS = 2048
+"""Query rows up to which joining their tiles is a matter of latency: more, shorter programs."""
+
+_STEP_BYTES = 32 << 10  # keys and values of one step: three steps are in flight in shared memory
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def can_attend(query: torch.Tensor, prefix: Entries | BatchedPrefix) -> bool:
+    """Whether the kernels take it: half or single precision, head dimensions up to 256, no
+    gradients, and 4-bit codes in blocks of whole pairs of bytes."""
+    entries = prefix.entries if isinstance(prefix, BatchedPrefix) else prefix
+    if query.dtype not in _DTYPES or (query.requires_grad and torch.is_grad_enabled()):
+        return False
+    if max(entries.key_dim, entries.value_dim) > MAX_DIM or device_of(entries) != query.device:
+        return False
+    if not isinstance(entries.keys, Packed):
+        return True
+    shared = block_size(entries.key_dim) % 4 or block_size(entries.value_dim) % 4
+    return not (shared and entries.keys.codes.dtype == torch.uint8)
+
+
+def attend_prefix(
+    query: torch.Tensor,
+    prefix: Entries | BatchedPrefix,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scaling: float,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+    live: torch.Tensor | None,
+) -> torch.Tensor:
+    """`attend` for inputs that `can_attend` accepts; same arguments, same result.
+
+    Products are taken in the dtype of `query`, float32 ones without TF32, and summed in float32.
+    """
+    B, Hq, m, _ = query.shape
+    H, n = keys.shape[1:3]
+    dv = values.shape[3]
+    entries = prefix.entries if isinstance(prefix, BatchedPrefix) else prefix
+    work = _Work.of(prefix, query.dtype, B, H, Hq // H * m, n)
+    step = max(16, m * PART_BYTES // max(1, work.parts * dv * 4))
+    if m <= step:
+        return _launch(query, entries, keys, values, scaling, softcap, sinks, live, work)
+    slices = []
+    for start in range(0, m, step):
+        stop = min(start + step, m)
+        upto = n - m + stop
+        part = _Work.of(prefix, query.dtype, B, H, Hq // H * (stop - start), upto)
+        seen = None if live is None else live[:, :upto]
+        now = (query[:, :, start:stop], entries, keys[:, :, :upto], values[:, :, :upto])
+        slices.append(_launch(*now, scaling, softcap, sinks, seen, part))
+    return torch.cat(slices, dim=1)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """How a call is cut up: `gm` query rows for each KV head of each sequence.
+
+    rows, live_rows      of a block, for the prefix and for the live tokens
+    blocks, live_blocks  of them to a tile
+    base                 the first live tile's first result; before it are the prefix's
+    parts                results in all, of `dv` numbers each
+    """
+
+    plan: Plan
+    rows: int
+    blocks: int
+    live_rows: int
+    live_blocks: int
+    live_tile: int
+    live_tiles: int
+    base: int
+    parts: int
+
+    @classmethod
+    def of(
+        cls,
+        prefix: Entries | BatchedPrefix,
+        dtype: torch.dtype,
+        B: int,
+        H: int,
+        gm: int,
+        n: int,
+    ) -> _Work:
+        entries = prefix.entries if isinstance(prefix, BatchedPrefix) else prefix
+        contexts = len(entries.lengths) // H
+        rows = _rows(gm * -(-B // contexts), dtype)
+        blocks = -(-gm * -(-B // contexts) // rows)
+        most = DECODE_TILE if blocks <= 2 else 1 << 30
+        plan = plan_of(prefix, B, tile_size(sum(entries.lengths), blocks, most))
+        live_rows = _rows(gm, dtype)
+        live_blocks = -(-gm // live_rows)
+        live_tile = tile_size(B * H * n, live_blocks)
+        live_tiles = -(-n // live_tile)
+        base = plan.slots * gm
+        return cls(
+            plan=plan,
+            rows=rows,
+            blocks=-(-plan.most * gm // rows),
+            live_rows=live_rows,
+            live_blocks=live_blocks,
+            live_tile=live_tile,
+            live_tiles=live_tiles,
+            base=base,
+            parts=base + B * H * live_tiles * gm,
+        )
+
+
+def _launch(
+    query: torch.Tensor,
+    entries: Entries,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scaling: float,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+    live: torch.Tensor | None,
+    work: _Work,
+) -> torch.Tensor:
+    B, Hq, m, d = query.shape
+    H, n, dv = values.shape[1:]
+    gm = Hq // H * m
+    query, keys, values = query.contiguous(), _rows_packed(keys), _rows_packed(values)
+    if live is not None and live.stride(1) != 1:
+        live = live.contiguous()
+    asking, ask_scaling = query, scaling
+    if entries.rotated:
+        signs, factor = _turn(d, query.dtype, query.device)
+        asking, ask_scaling = query @ signs, scaling * factor
+    store = _store_of(entries)
+    parts = query.new_empty(work.parts * (dv + 1), dtype=torch.float32)
+    out = query.new_empty(B, m, Hq, dv)
+    prefix_programs = work.plan.tiles.shape[0] * work.blocks
+    programs = prefix_programs + B * H * work.live_tiles * work.live_blocks
+    shapes = _shapes(d, dv, store.kind, query.element_size(), work.live_rows)
+    device.partial[(programs,)](
+        query,
+        asking,
+        store.keys,
+        store.key_scale,
+        store.values,
+        store.value_scale,
+        entries.beta,
+        keys,
+        values,
+        live,
+        work.plan.tiles,
+        work.plan.order,
+        parts,
+        work.parts,
+        prefix_programs,
+        work.blocks,
+        work.live_blocks,
+        work.live_tiles,
+        work.live_tile,
+        work.base,
+        scaling,
+        ask_scaling,
+        softcap or 1.0,
+        m,
+        gm,
+        n,
+        H,
+        *keys.stride()[:2],
+        *values.stride()[:2],
+        0 if live is None else live.stride(0),
+        store.kind,
+        entries.beta is not None,
+        live is not None,
+        softcap is not None,
+        work.rows,
+        work.live_rows,
+        **shapes,
+    )
+    few = B * Hq * m <= FEW_ROWS
+    columns = min(32, _power(dv)) if few else _power(dv)
+    device.reduce[(B * Hq * m, -(-dv // columns))](
+        parts,
+        work.parts,
+        work.plan.heads,
+        work.plan.rows,
+        sinks,
+        out,
+        work.live_tiles,
+        work.base,
+        m,
+        gm,
+        H,
+        Hq,
+        sinks is not None,
+        CHUNK=64 if few else 16,
+        DV=dv,
+        COLUMNS=columns,
+        num_warps=4,
+    )
+    return out
+
+
+@dataclass(frozen=True)
+class _Store:
+    """The tensors of entries as the kernel takes them, kept with the entries; views only.
+
+    Numbers have no scales, and 4-bit codes are read as pairs of bytes.
+    """
+
+    kind: int
+    keys: torch.Tensor
+    key_scale: torch.Tensor | None
+    values: torch.Tensor
+    value_scale: torch.Tensor | None
+
+
+def _store_of(entries: Entries) -> _Store:
+    found: _Store | None = vars(entries).get("_store")
+    if found is None:
+        found = vars(entries)["_store"] = _make_store(entries)
+    return found
+
+
+def _make_store(entries: Entries) -> _Store:
+    keys, values = entries.keys, entries.values
+    if isinstance(keys, Packed) and isinstance(values, Packed):
+        if keys.codes.dtype == torch.int8:
+            return _Store(INT8, keys.codes, keys.scale, values.codes, values.scale)
+        pairs = (x.codes.view(torch.uint16) for x in (keys, values))
+        return _Store(INT4, next(pairs), keys.scale, next(pairs), values.scale)
+    return _Store(NATIVE, keys, None, values, None)  # type: ignore[arg-type]
+
+
+def _rows(rows: int, dtype: torch.dtype) -> int:
+    """Rows of a block: what a matrix unit takes at least, or 64. Float32 has no such unit, and
+    more rows would not fit its registers."""
+    return 16 if rows <= 16 or dtype == torch.float32 else 64
+
+
+def _power(x: int) -> int:
+    return max(16, 1 << (x - 1).bit_length())
+
+
+def _rows_packed(x: torch.Tensor) -> torch.Tensor:
+    """Live keys or values `[B, H, n, d]` whose tokens are `d` apart, as the kernel reads them."""
+    return x if x.stride()[2:] == (x.shape[3], 1) else x.contiguous()
+
+
+@cache
+def _shapes(d: int, dv: int, kind: int, itemsize: int, live_rows: int) -> dict[str, Any]:
+    """Shapes the kernel is compiled for; see `device` for what the columns mean."""
+    names = ("D", "BLOCK", "WIDE", "BLOCKS"), ("DV", "VBLOCK", "VWIDE", "VBLOCKS")
+    found: dict[str, Any] = {}
+    for dim, keys in zip((d, dv), names, strict=True):
+        block = dim if kind == NATIVE else block_size(dim)
+        blocks = 1 << (dim // block - 1).bit_length()
+        wide = max(1 << (block - 1).bit_length(), 64 // blocks)  # quarters of 16 columns at least
+        found.update(zip(keys, (dim, block, wide, blocks), strict=True))
+    a_key = (_power(d) + _power(dv)) * itemsize
+    step = 64
+    while step > 16 and step * a_key > _STEP_BYTES:
+        step //= 2
+    stages = 3 if _power(d) + _power(dv) <= 256 else 2  # with more, some GPUs lack the room
+    found.update(LIVE_WIDE=_power(d), LIVE_VWIDE=_power(dv), KEYS=step, STAGES=stages, num_warps=4)
+    # While decoding, live tokens are few, and their buffers must not keep programs that read the
+    # prefix from sharing a multiprocessor.
+    few = live_rows == 16
+    found.update(LIVE_KEYS=max(16, step // 2) if few else step, LIVE_STAGES=2 if few else stages)
+    return found
+
+
+@cache
+def _turn(d: int, dtype: torch.dtype, where: torch.device) -> tuple[torch.Tensor, float]:
+    """`hadamard` as `x @ signs * factor`: `signs [d, d]` are 0 and +-2^-k, exact in any dtype."""
+    n = d & -d
+    k = (n.bit_length() - 1) // 2
+    signs = hadamard(torch.eye(d)).sign() * 2.0**-k
+    return signs.to(where, dtype), 2.0**k * n**-0.5

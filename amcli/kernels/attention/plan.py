@@ -1,0 +1,124 @@
+"""The work list of a prefix: equal tiles of entries, so that uneven heads load a GPU evenly.
+
+A tile is up to `tile` consecutive entries of one KV head of one context. One program reads it
+once for a block of the query rows that see it, whichever sequences of the batch they come from,
+and writes what they got from it to a *slot* for each batch row; `device.reduce` adds up the slots
+of a row. Lists are made on the CPU once and kept with the prefix, so that a decode step neither
+loops over heads nor waits for the device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from amcli.entries.batched import BatchedPrefix, device_of
+from amcli.entries.quantize import Entries
+
+PROGRAMS = 132
+"""Programs that keep a GPU busy: the multiprocessors of a Hopper. Twice as many, and the time to
+join their results outweighs what they gain."""
+
+MIN_TILE, MAX_TILE = 64, 1 << 14
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Tables for one prefix, one batch size and one tile size; int32, on the device.
+
+    tiles  `[tiles, 8]`: first flat entry, entries, KV head, first slot, where the rows of its
+           context start in `order`, how many they are, 0, 0
+    order  `[B]`: batch rows, context after context
+    heads  `[P * H, 2]`: first slot and number of tiles of head `p * H + h`
+    rows   `[B, 4]`: context `p`, index among the rows of `p`, how many those are, 0
+    slots  slots in all
+    most   batch rows of the context that most of them see
+    """
+
+    tiles: torch.Tensor
+    order: torch.Tensor
+    heads: torch.Tensor
+    rows: torch.Tensor
+    slots: int
+    most: int
+
+
+def tile_size(keys: int, blocks: int, most: int = MAX_TILE) -> int:
+    """Keys of a tile, a power of two, when `keys` in all are each read by `blocks` programs.
+
+    Small enough to occupy the device, and otherwise as large as it may be: each tile costs a
+    slot in memory for every row.
+    """
+    wanted = max(1, keys * blocks // PROGRAMS)
+    return max(MIN_TILE, min(most, MAX_TILE, 1 << (wanted.bit_length() - 1)))
+
+
+def plan_of(prefix: Entries | BatchedPrefix, batch: int, tile: int) -> Plan:
+    """The plan, made at the first call and kept on the prefix itself: it goes when that goes."""
+    plans: dict[tuple[int, int], Plan] = vars(prefix).setdefault("_plans", {})
+    plan = plans.get((batch, tile))
+    if plan is None:
+        plan = plans[batch, tile] = make_plan(prefix, batch, tile)
+    return plan
+
+
+def make_plan(prefix: Entries | BatchedPrefix, batch: int, tile: int) -> Plan:
+    """See `Plan`. ValueError when a batched prefix has another number of rows than `batch`.
+
+    In NumPy, whose small operations take a fraction of the time of PyTorch's: a loaded context
+    makes one plan a layer before its first token.
+    """
+    if isinstance(prefix, BatchedPrefix):
+        entries, H, seen = prefix.entries, prefix.kv_heads, np.array(prefix.rows)
+        if len(prefix.rows) != batch:
+            raise ValueError(f"a prefix for {len(prefix.rows)} rows, queries of {batch}")
+    else:
+        entries, H, seen = prefix, len(prefix.lengths), np.zeros(batch, dtype=np.int64)
+    lengths = np.array(entries.lengths)  # [P * H]
+    offsets = np.array(entries.offsets[:-1])
+    readers = np.bincount(seen, minlength=len(lengths) // H)  # [P]
+    order = seen.argsort(kind="stable")  # [B]
+    order_start = readers.cumsum() - readers  # [P]
+    index = np.empty_like(order)
+    index[order] = np.arange(batch) - order_start[seen[order]]
+
+    # A context that no row sees gets no tiles.
+    per_head = -(-lengths // tile) * (readers > 0).repeat(H)  # [P * H]
+    first_tile = per_head.cumsum() - per_head
+    head = np.arange(len(lengths)).repeat(per_head)  # [tiles]
+    done = (np.arange(len(head)) - first_tile[head]) * tile
+    context = head // H
+    slots = readers[context]
+    slot_ends = slots.cumsum()
+    # The slots before a head's first tile; a head without tiles has no slot to begin with.
+    head_slot = np.append(0, slot_ends)[first_tile]
+
+    first, count = offsets[head] + done, np.minimum(lengths[head] - done, tile)
+    tables = (
+        (8, first, count, head % H, slot_ends - slots, order_start[context], slots),
+        (1, order),
+        (2, head_slot, per_head),
+        (4, seen, index, readers[seen]),
+    )
+    # One buffer, because each copy to the device waits for it.
+    sizes = [width * len(columns[0]) for width, *columns in tables]
+    flat = np.zeros(sum(sizes), dtype=np.int32)
+    start = 0
+    for (width, *columns), size in zip(tables, sizes, strict=True):
+        table = flat[start : start + size].reshape(-1, width)
+        for i, column in enumerate(columns):
+            table[:, i] = column
+        start += size
+    tiles, by_context, heads, rows = torch.split(
+        torch.from_numpy(flat).to(device_of(entries)), sizes
+    )
+    return Plan(
+        tiles.view(-1, 8),
+        by_context,
+        heads.view(-1, 2),
+        rows.view(-1, 4),
+        int(slots.sum()),
+        int(readers.max()),
+    )

@@ -1,0 +1,1 @@
+"""From a context to a compact one: plan, budgets, fits, errors."""

@@ -1,0 +1,60 @@
+"""An artifact that is written while its layers are still being fitted.
+
+How many entries each head will have is known before the fits, so every tensor has its place in the
+file; the manifest comes last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from amcli.entries.quantize import Entries, quantizer_of
+from amcli.entries.ragged import RaggedHeads
+from amcli.matching.budgets import Lengths
+from amcli.matching.methods import Method
+from amcli.pipeline.compaction.options import Options
+from amcli.pipeline.contexts.context import Context, dense, full_layers
+from amcli.storage.artifacts import NewArtifact, named, named_entries, spec
+from amkv_format import layer_tensor
+
+Done = Callable[[int, Entries, torch.Tensor | None], None]
+"""Takes a layer's number, its entries, and the positions of these where they are stored."""
+
+
+def begin(
+    new: NewArtifact, context: Context, method: Method, options: Options, lengths: Lengths
+) -> Done:
+    """Announces the tensors of a compaction to these `lengths`, has those written that are known
+    already, and returns what does the same for a layer that is finished."""
+    full, places = full_layers(context), {}
+    rows = {i: sum(heads) for i, heads in zip(full, lengths, strict=True)}
+    layers: list[Entries] = []
+    for i in range(len(context.loaded.geometry.layers)):
+        live = dense(context.cache, i)
+        layers.append(_none_yet(live, method, options) if i in rows else live)
+    if options.positions:
+        places = {i: torch.empty(0, dtype=torch.int32) for i in full}
+    tensors = dict(named(context.ids, layers, context.cache.get_states(), places))
+    coming = {name: rows[i] for i in full for name, _ in named_entries(i, layers[i])}
+    coming |= {layer_tensor(i, "positions"): rows[i] for i in places}
+    new.begin([spec(name, x, coming.get(name)) for name, x in tensors.items()])
+    for name in tensors.keys() - coming.keys():
+        new.put(name, tensors[name])
+
+    def done(layer: int, heads: Entries, found: torch.Tensor | None) -> None:
+        for name, tensor in named_entries(layer, heads):
+            new.put(name, tensor)
+        if found is not None:
+            new.put(layer_tensor(layer, "positions"), found)
+
+    return done
+
+
+def _none_yet(like: RaggedHeads, method: Method, options: Options) -> Entries:
+    """No entries, of the kind that a layer's will be."""
+    beta = like.keys.new_empty(0, dtype=torch.float32) if method.has_beta else None
+    heads = RaggedHeads(like.keys[:0], like.values[:0], beta, (0,) * len(like.lengths))
+    quantizer = quantizer_of(options.storage(method))
+    return heads if quantizer is None else quantizer.pack(heads)

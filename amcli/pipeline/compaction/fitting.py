@@ -1,0 +1,129 @@
+"""From scores and budgets to the entries of every layer, as they are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from amcli.entries.quantize import Entries, quantizer_of
+from amcli.matching.budgets import Lengths
+from amcli.matching.compact import LayerInput, LayerResult, compact_layers
+from amcli.matching.known import Known
+from amcli.matching.methods import Method
+from amcli.matching.tiles import room_on
+from amcli.models.rotary import Rotary
+from amcli.pipeline.compaction.early import Done
+from amcli.pipeline.compaction.options import Options
+from amcli.pipeline.contexts.context import Context, dense, full_layers, live_keys
+from amcli.pipeline.queries.reference import LayerReference
+from amcli.system.progress import Progress
+
+
+def fit(
+    context: Context,
+    method: Method,
+    options: Options,
+    references: Mapping[int, LayerReference],
+    scores: Sequence[torch.Tensor],
+    lengths: Lengths,
+    rotary: Rotary | None,
+    progress: Progress,
+    done: Done | None = None,
+) -> tuple[list[Entries], dict[int, torch.Tensor]]:
+    """Every layer's entries, of all heads, sliding layers as they are; and, where positions are
+    asked for, the token that each entry of the others was taken from, `[N]` int32.
+
+    scores   of this process's heads, a tensor `[H, T]` for each layer in `full_layers`
+    lengths  of all heads, a list for each of those
+    done     is given this process's heads of each such layer, and the positions if any, as soon as
+             the layer is finished
+    """
+    shard, full = context.loaded.shard, full_layers(context)
+    inputs = []
+    for layer, part, chosen in zip(full, scores, lengths, strict=True):
+        mine = chosen[shard.rank * len(part) : (shard.rank + 1) * len(part)]
+        inputs.append(_input(context, references.get(layer), layer, part, mine))
+    progress.start("compact heads", sum(len(layer.lengths) for layer in inputs))
+    quantizer = quantizer_of(options.storage(method))
+    found: dict[int, Entries] = {}
+    positions: dict[int, torch.Tensor] = {}
+    for place, result in _results(method, inputs, options, progress.advance):
+        layer = full[place]
+        if method.rerotate and rotary is not None:
+            result = _rerotate(result, rotary, layer, context.T)
+        found[layer] = result.heads if quantizer is None else quantizer.pack(result.heads)
+        if options.positions:
+            positions[layer] = result.index
+        if done is not None:
+            done(layer, found[layer], positions.get(layer))
+    # In order: the processes finish their layers in orders of their own.
+    positions = {layer: shard.gathered(positions[layer]) for layer in full if layer in positions}
+    layers = [
+        shard.whole(found[layer] if layer in found else dense(context.cache, layer))
+        for layer in range(len(context.loaded.geometry.layers))
+    ]
+    return layers, positions
+
+
+def _input(
+    context: Context,
+    found: LayerReference | None,
+    layer: int,
+    scores: torch.Tensor,
+    lengths: list[int],
+) -> LayerInput:
+    K, V = live_keys(context, layer)
+    sampled = found is not None and found.watched is None
+    return LayerInput(
+        Q=found.Q if found is not None and sampled else K[:, :0],
+        K=K,
+        V=V,
+        scores=scores,
+        lengths=lengths,
+        scale=scale_of(found, K),
+        softcap=None if found is None else found.softcap,
+        weights=found.weights if found is not None and sampled else None,
+        known=Known() if found is None else found.known,
+    )
+
+
+def _results(
+    method: Method, layers: Sequence[LayerInput], options: Options, advance: Callable[[int], None]
+) -> Iterator[tuple[int, LayerResult]]:
+    """By the method's own fit, a layer at a time, or by `compact_layers`."""
+    # Keys that are turned after the fit are rounded after that, once.
+    rounding = None if method.rerotate else quantizer_of(options.storage(method))
+    if method.fit is None:
+        room = None
+        if options.memory_limit is not None and layers:
+            room = room_on(layers[0].K.device, options.memory_limit)
+        yield from compact_layers(
+            method, layers, seed=options.seed, rounding=rounding, room=room, advance=advance
+        )
+        return
+    for i, x in enumerate(layers):
+        result = method.fit(
+            x.Q, x.K, x.V, scores=x.scores, lengths=x.lengths, scale=x.scale,
+            softcap=x.softcap, weights=x.weights, known=x.known, rounding=rounding,
+        )  # fmt: skip
+        advance(len(x.lengths))
+        yield i, result
+
+
+def _rerotate(result: LayerResult, rotary: Rotary, layer: int, T: int) -> LayerResult:
+    """The same entries with each head's keys turned to the last positions before `T`."""
+    lengths = result.heads.lengths
+    positions = torch.cat([torch.arange(T - t, T) for t in lengths])
+    keys = result.heads.keys
+    plain = rotary.unrotate(layer, keys, result.index.long())
+    turned = rotary.rotate(layer, plain, positions).to(keys.dtype)
+    # A key that stays where it was stays exactly what it was.
+    moved = (positions.to(keys.device) != result.index).unsqueeze(1)
+    return replace(result, heads=replace(result.heads, keys=torch.where(moved, turned, keys)))
+
+
+def scale_of(found: LayerReference | None, K: torch.Tensor) -> float:
+    """The factor of a layer's logits: as its queries had it, or the usual one."""
+    return float(K.shape[-1] ** -0.5) if found is None else found.scale

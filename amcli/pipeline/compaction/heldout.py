@@ -1,0 +1,158 @@
+"""Held-out text: what the stored entries are judged by, and nothing was fitted to.
+
+A document's facts cannot be held out: scores and fits that never saw a fact lose it, so that the
+measure would harm what it measures. What is held out is the way of asking for them. The reference
+pass says the document in parts as long as it can, each token after all of its predecessors; here
+it is said in short parts that begin anywhere, so that the model has to find each place again by
+the compact entries alone, from another question, at other positions, and with little of its own
+text to lean on.
+
+The likeliest tokens of such parts give the agreement (`fidelity`); their queries, which neither
+scores nor selection nor fits have seen, give the errors that a receipt shows. They are the same
+for every method, so that errors of methods compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from amcli.entries.quantize import Entries
+from amcli.entries.ragged import RaggedHeads
+from amcli.matching.fit_errors import FitErrors, fit_errors
+from amcli.pipeline.contexts.context import Context, full_layers, live_keys
+from amcli.pipeline.queries.passages import Passage
+from amcli.pipeline.queries.prompts import REPEAT_FROM
+from amcli.pipeline.queries.reference import LayerReference, collect
+from amcli.system.progress import Progress
+
+QUERIES = 256
+"""Held-out queries per KV head: enough for an error of two digits."""
+
+PLACES = 8
+"""Parts of the document that these queries are spread over."""
+
+QUOTED = 12
+"""First tokens of a part, which its question quotes: the document is not needed to say them."""
+
+
+@dataclass(frozen=True)
+class Errors:
+    """What is known of each layer's heads on held-out queries, `layer -> head` (`[]`: nothing).
+
+    count      queries per KV head
+    mass, output   relative errors of the stored entries, defined as in `matching.errors`
+    attention  mean share of the queries' attention that is on the document
+    """
+
+    count: int = 0
+    mass: list[list[float]] = field(default_factory=list)
+    output: list[list[float]] = field(default_factory=list)
+    attention: list[list[float]] = field(default_factory=list)
+
+    def record(self) -> dict[str, Any]:
+        """The fields of a manifest that hold them."""
+        return {
+            "fit_errors": {"mass": self.mass, "output": self.output},
+            "attention": self.attention,
+        }
+
+
+def parts(context: Context, size: int, most: int, seed: int) -> list[Passage]:
+    """Parts of `size` document tokens that begin at a seeded place, each after its question.
+
+    At most `most` of them, a seeded choice. Queries from the first token on that is not quoted
+    count. What comes before the first part is left out, as is a last part too short to say much,
+    unless there is no other. Empty where the model's positions leave no room behind the context.
+    """
+    document = context.ids[context.document_start : context.document_end]
+    tokenizer = context.loaded.tokenizer
+    generator = torch.Generator().manual_seed(seed)
+    # From a quarter to three quarters of a part: where reference passages begin is not close.
+    offset = size // 4 + int(torch.randint(max(1, size // 2), (1,), generator=generator))
+    if len(document) < offset + size // 2:
+        offset = 0
+    starts = list(range(offset, max(offset + 1, len(document) - size // 2), size))
+    order = torch.randperm(len(starts), generator=generator).tolist()
+    found = []
+    for start in sorted(starts[i] for i in order[:most]):
+        piece = document[start : start + size]
+        quoted = min(QUOTED, len(piece) // 2)
+        head = str(tokenizer.decode(piece[:quoted], skip_special_tokens=True)).strip()
+        lead = context.lead(REPEAT_FROM.format(start=head))
+        found.append(Passage(lead + piece, len(lead) + quoted, context.T, slice(0, context.T)))
+    limit = context.loaded.geometry.max_positions
+    if limit is not None and context.T + max(len(p.ids) for p in found) > limit:
+        return []
+    return found
+
+
+def queries(context: Context, seed: int, progress: Progress) -> dict[int, LayerReference]:
+    """Held-out queries of each full layer: all that some short parts have."""
+    geometry, full = context.loaded.geometry, full_layers(context)
+    group = max((geometry.query_heads[i] // geometry.layers[i].kv_heads for i in full), default=0)
+    if not group:
+        return {}
+    tokens = -(-QUERIES // group)
+    passages = parts(context, QUOTED + -(-tokens // PLACES), PLACES, seed)
+    if not passages:
+        return {}
+    return collect(context, passages, max_queries=QUERIES, seed=seed, kinds=(), progress=progress)
+
+
+def measure(
+    context: Context, layers: Sequence[Entries], held: Mapping[int, LayerReference]
+) -> Errors:
+    """Errors of all layers' stored entries on the held-out queries."""
+    found, shard = Errors(max((h.count for h in held.values()), default=0)), context.loaded.shard
+    for i, heads in enumerate(layers):
+        mass = output = attention = torch.full((1,), torch.nan, device=context.loaded.device)
+        if i in held:
+            mine = shard.mine(heads).unpack()
+            mass, output = errors(held[i], *live_keys(context, i), mine)
+            attention = held[i].weights.float().mean(1)
+        found.mass.append(_finite(shard.gathered(mass)))
+        found.output.append(_finite(shard.gathered(output)))
+        found.attention.append(_finite(shard.gathered(attention)))
+    return found
+
+
+def errors(held: LayerReference, K: torch.Tensor, V: torch.Tensor, heads: RaggedHeads) -> FitErrors:
+    """Relative errors of one layer's entries, each `[H]`; 1 for an empty head.
+
+    `K [H, T, d]`, `V [H, T, dv]`: the whole document. One pass over all heads, padded to the
+    longest.
+    """
+    Q, W = held.Q, held.weights
+    truth = held.stats(K, V)
+    C_k, C_v, beta, mask = _padded(heads)  # [H, t, d], [H, t, dv], [H, t], [H, t]
+    return fit_errors(
+        Q, C_k, beta, C_v, truth, held.scale, softcap=held.softcap, weights=W, mask=mask
+    )
+
+
+def _padded(
+    heads: RaggedHeads,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Entries as `[H, longest, ...]`, zero where padded, and the mask of the real ones."""
+    H, longest = len(heads.lengths), max(1, *heads.lengths)
+    device = heads.keys.device
+    lengths = torch.tensor(heads.lengths, device=device)
+    mask = torch.arange(longest, device=device) < lengths.unsqueeze(1)  # [H, longest]
+    keys = heads.keys.new_zeros((H, longest, heads.keys.shape[1]))
+    values = heads.values.new_zeros((H, longest, heads.values.shape[1]))
+    beta = torch.zeros((H, longest), device=device)
+    keys[mask], values[mask] = heads.keys, heads.values
+    if heads.beta is not None:
+        beta[mask] = heads.beta
+    return keys, values, beta, mask
+
+
+def _finite(values: torch.Tensor) -> list[float]:
+    """Six digits of each head's number; nothing where one is unknown."""
+    if not bool(values.isfinite().all()):
+        return []
+    return [float(f"{v:.6g}") for v in values.tolist()]

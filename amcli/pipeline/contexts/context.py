@@ -1,0 +1,126 @@
+"""A context: a document in the cache of a model, full or compact."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from amcli import __version__
+from amcli.entries.quantize import Entries
+from amcli.entries.ragged import RaggedHeads
+from amcli.errors import AmkvError
+from amcli.models.cache import CompactCache
+from amcli.models.loading import LoadedModel
+
+
+@dataclass
+class Context:
+    """A document in the cache of a loaded model.
+
+    ids        `T` token ids; the document is `ids[document_start:document_end]`
+    boundary   `in_user_turn`, `raw` or `turn_closed`: what a question has to be led in with
+    source     name, hash and size of the text, as the manifest holds them
+    before     tokens that the cache holds ahead of `ids`, as a prefix that stays as it is
+    """
+
+    loaded: LoadedModel
+    cache: CompactCache
+    ids: list[int]
+    document_start: int
+    document_end: int
+    boundary: str
+    source: dict[str, Any]
+    before: int = 0
+
+    @property
+    def T(self) -> int:
+        """Logical length: tokens of the context as the model saw them."""
+        return len(self.ids)
+
+    def lead(self, question: str, think: bool = False) -> list[int]:
+        """Token ids from the end of the context to where the answer to a question begins."""
+        chat = self.loaded.chat
+        if self.boundary == "turn_closed":
+            return chat.next_turn(question, think)
+        return chat.first_turn(question, think)
+
+    def manifest(self) -> dict[str, Any]:
+        """What the manifests of prefill and compact artifacts have in common."""
+        return {
+            **self.loaded.fingerprint(),
+            "source": self.source,
+            "logical_length": self.T,
+            "document_start": self.document_start,
+            "document_end": self.document_end,
+            "boundary": self.boundary,
+            "tools": tools(),
+        }
+
+
+def tools() -> dict[str, str]:
+    """Versions of what made an artifact."""
+    found = {"amkv": __version__, "python": platform.python_version()}
+    for name in ("torch", "transformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def dense(cache: CompactCache, layer: int) -> RaggedHeads:
+    """What a layer holds live, of a cache of one sequence: the tail in a sliding layer."""
+    keys, values = cache.live(layer)
+    return RaggedHeads.dense(keys[0], values[0])
+
+
+def shared(context: Context, layers: Sequence[Entries] | None = None) -> CompactCache:
+    """A cache with the entries of full layers as a prefix, which all rows of a batch share.
+
+    `layers` are the entries of all heads, those that the context holds live when None.
+    """
+    cache = context.cache.fork()
+    if context.before:  # there is a prefix already
+        return cache
+    for i in full_layers(context):
+        mine = context.loaded.shard.mine
+        heads: Entries = dense(context.cache, i) if layers is None else mine(layers[i])
+        if context.T:
+            cache.set_prefix(i, heads, context.T)
+    return cache
+
+
+def full_layers(context: Context) -> Sequence[int]:
+    """Layers that can be compacted: those that see the whole document."""
+    return context.loaded.geometry.full_layers
+
+
+def live_keys(context: Context, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`K [H, T, d]`, `V [H, T, dv]` of a full layer that is not compacted yet; a sliding one's
+    tail."""
+    keys, values = context.cache.live(layer)
+    return keys[0], values[0]
+
+
+def require_finite(context: Context) -> None:
+    """Raises AmkvError naming the first layer whose keys, values or state are not all numbers."""
+    for layer in range(len(context.loaded.geometry.layers)):
+        for name, tensor in zip(("keys", "values"), live_keys(context, layer), strict=True):
+            _require_finite(f"layer {layer}", name, tensor)
+    for (place, name), state in context.cache.get_states().items():
+        _require_finite(f"layer {place} of the model", f"{name} state", state)
+
+
+def _require_finite(layer: str, name: str, tensor: torch.Tensor) -> None:
+    wrong = int((~tensor.isfinite()).sum())
+    if wrong:
+        raise AmkvError(
+            f"{layer}: {wrong:,} of {tensor.numel():,} numbers of the {name} are infinite or no "
+            "numbers",
+            "prefill the document again with --dtype bfloat16 or float32",
+        )

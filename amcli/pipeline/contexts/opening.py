@@ -1,0 +1,123 @@
+"""Contexts of artifacts: which model they want, whether it fits, and their entries in its cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from amcli.errors import ModelMismatchError
+from amcli.models.cache import CompactCache
+from amcli.models.loading import LoadedModel, load
+from amcli.models.memory import Preview
+from amcli.models.state import placed, state_differences
+from amcli.pipeline.contexts.context import Context
+from amcli.pipeline.contexts.joining import join
+from amcli.pipeline.contexts.reading import for_length
+from amcli.storage.artifacts import Artifact
+from amcli.system.progress import SILENT, Progress
+
+
+def model_of(artifact: Artifact) -> str:
+    """The name that loads the model of an artifact again, its revision pinned."""
+    model = artifact.manifest["model"]
+    return model["id"] if model["revision"] is None else f"{model['id']}@{model['revision']}"
+
+
+def misfits(artifact: Artifact, loaded: LoadedModel) -> list[str]:
+    """Why an artifact does not fit a model, in words; empty when it does. Reads no tensor."""
+    found = loaded.differences(artifact.manifest["model"], artifact.manifest["tokenizer"])
+    # Without this a state that is absent would be taken for that of an empty text.
+    return found + state_differences(artifact.state_shapes(), loaded.geometry.kept)
+
+
+def restore(artifact: Artifact, loaded: LoadedModel) -> Context:
+    """The context of an artifact in a cache of `loaded`.
+
+    Raises ModelMismatchError when the artifact was made for another model, saying what differs.
+    """
+    manifest, states = artifact.manifest, artifact.states()
+    if found := misfits(artifact, loaded):
+        raise ModelMismatchError(
+            f"{artifact.path} was made for another model than {loaded.id}: {'; '.join(found)}",
+            f"use --model {model_of(artifact)}, or compact the document again for this model",
+        )
+    T = artifact.logical_length
+    loaded = for_length(loaded, T)
+    cache = CompactCache.empty(loaded.geometry)
+    for i, layer in enumerate(loaded.geometry.layers):
+        place = loaded.geometry.devices[i]
+        heads = loaded.shard.mine(artifact.heads(i, place)).to(place, loaded.dtype)
+        if layer.type == "full" and artifact.kind == "compact":
+            cache.set_prefix(i, heads, T)
+        else:  # numbers, whatever the store: a reader of files refuses codes here
+            live, n = heads.unpack(), heads.lengths[0]
+            keys = live.keys.view(layer.kv_heads, n, -1)
+            cache.set_live(i, keys, live.values.view(layer.kv_heads, n, -1), T)
+    cache.set_states(
+        {
+            (i, name): placed(name, state, loaded.geometry.state_devices[i], loaded.dtype)
+            for (i, name), state in states.items()
+        }
+    )
+    return Context(
+        loaded,
+        cache,
+        artifact.token_ids(),
+        manifest["document_start"],
+        manifest["document_end"],
+        manifest["boundary"],
+        manifest["source"],
+    )
+
+
+Look = Callable[[Preview], None]
+"""Shown a model before its weights are read; what it raises ends the loading."""
+
+
+def unseen(preview: Preview) -> None:
+    """A `Look` that tells nobody."""
+
+
+def load_model(
+    spec: str,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    trust: bool = False,
+    look: Look = unseen,
+    progress: Progress = SILENT,
+) -> LoadedModel:
+    """`models.loading.load`, as a stage of work."""
+    progress.start("load the model", 0)
+    return load(spec, device=device, dtype=dtype, trust_remote_code=trust, look=look)
+
+
+def open_contexts(
+    paths: Sequence[Path],
+    *,
+    model: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    trust: bool = False,
+    look: Look = unseen,
+    progress: Progress = SILENT,
+) -> Context:
+    """The contexts of artifacts, one after another, in the first one's model or the one named.
+
+    Raises UsageError and ArtifactError for what cannot be opened, ModelMismatchError for what was
+    made for another model, and what `load_model` and `joining.join` raise.
+    """
+    found: list[Context] = []
+    for path in paths:
+        with Artifact.open(path) as artifact:
+            if not found:
+                loaded = load_model(
+                    model or model_of(artifact),
+                    device=device,
+                    dtype=dtype,
+                    trust=trust,
+                    look=look,
+                    progress=progress,
+                )
+            found.append(restore(artifact, loaded))
+    return join(found)

@@ -1,0 +1,143 @@
+"""What is fed to the model for reference queries, by source.
+
+`repeat` makes the model say the document again, part by part (KVzip, arXiv 2505.23416; Attention
+Matching, arXiv 2602.16284, section 3). `self-study` has it ask itself questions and answer them
+(see `self_study`). `context` takes the context itself, as it was read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from amcli.errors import UsageError, did_you_mean
+from amcli.matching.scores import ScoreKind
+from amcli.pipeline.contexts.context import Context
+from amcli.pipeline.queries.prompts import REPEAT, REPEAT_FROM
+from amcli.pipeline.queries.self_study import dialogues, question_count, study
+from amcli.system.progress import Progress
+
+PART = 2048
+"""Document tokens repeated at a time: bounds the positions the pass needs beyond the document's."""
+
+OWN_PART = 512
+"""Document tokens repeated at a time where each part scores its own keys only."""
+
+_HEAD = 12  # tokens by which a part is named
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Tokens fed from position `start` on; the queries of `ids[first:]` are references.
+
+    start   the context's length, or earlier: the context's own tokens, read once more
+    part    positions of the context that the passage is about
+    own     its queries score the keys of that part alone
+    asked   questions in it that the model asked itself
+    """
+
+    ids: list[int]
+    first: int
+    start: int
+    part: slice
+    own: bool = False
+    asked: int = 0
+
+
+def repeat_passages(context: Context, part: int = PART) -> list[Passage]:
+    """The document in parts of at most `part` tokens, each after its instruction.
+
+    Parts are shortened where the model's positions end. Raises UsageError when not even a short
+    part fits behind the document.
+    """
+    document = context.ids[context.document_start : context.document_end]
+    tokenizer = context.loaded.tokenizer
+    limit = context.loaded.geometry.max_positions
+    room = part if limit is None else min(part, limit - context.T - 64)
+    if room < min(32, len(document)):
+        raise UsageError(
+            f"the model's {limit:,} positions leave no room to repeat a document of "
+            f"{context.T:,} tokens",
+            "shorten the document, or choose a model with a longer context with --model",
+        )
+    passages = []
+    for start in range(0, len(document), room):
+        piece = document[start : start + room]
+        if len(piece) == len(document):
+            instruction = REPEAT
+        else:
+            head = str(tokenizer.decode(piece[:_HEAD], skip_special_tokens=True))
+            instruction = REPEAT_FROM.format(start=head.strip())
+        lead = context.lead(instruction)
+        # What stands before and after the document belongs to its first and last part.
+        begin = 0 if start == 0 else context.document_start + start
+        end = context.document_start + start + len(piece)
+        part_of = slice(begin, context.T if end == context.document_end else end)
+        passages.append(Passage(lead + piece, len(lead), context.T, part_of))
+    return passages
+
+
+def own_passages(context: Context) -> list[Passage]:
+    """The document in short parts, each of which scores its own keys only.
+
+    KVzip's saving (arXiv 2505.23416, section 3.3): scoring costs T times the length of a part
+    instead of T². What a part's tokens would find in the rest of the document goes unseen.
+    """
+    return [replace(passage, own=True) for passage in repeat_passages(context, OWN_PART)]
+
+
+def context_passages(context: Context, last: int | None = None) -> list[Passage]:
+    """The context itself, as it was read; its last tokens only, where that many are enough."""
+    start = 0 if last is None else max(0, context.T - last)
+    return [Passage(context.ids[start:], 0, start, slice(0, context.T))]
+
+
+def study_passages(context: Context, seed: int, progress: Progress) -> list[Passage]:
+    """Questions that the model asked itself and its answers, several to a conversation.
+
+    Questions are references as well as answers: what they mention is looked up on the way.
+    """
+    document = context.document_end - context.document_start
+    exchanges = study(context, question_count(document), seed=seed, progress=progress)
+    limit = context.loaded.geometry.max_positions
+    room = PART if limit is None else min(PART, limit - context.T)
+    whole = slice(0, context.T)
+    return [
+        Passage(ids[:room], 0, context.T, whole, asked=count)
+        for ids, count in dialogues(context, exchanges, room)
+    ]
+
+
+@dataclass(frozen=True)
+class QuerySource:
+    """A way to make reference queries: `passages(context, seed, progress)`, and the `statistic` of
+    their attention that says which keys matter.
+
+    A repetition comes to each token once, so that one look is all that a key can get; questions
+    come to what matters more often, and to what does not by chance.
+    """
+
+    passages: Callable[[Context, int, Progress], list[Passage]]
+    statistic: ScoreKind = "max"
+
+
+SOURCES: dict[str, QuerySource] = {
+    "repeat": QuerySource(lambda context, seed, progress: repeat_passages(context)),
+    "repeat-parts": QuerySource(lambda context, seed, progress: own_passages(context)),
+    "self-study": QuerySource(study_passages, "rms"),
+    "context": QuerySource(lambda context, seed, progress: context_passages(context)),
+}
+"""Ways to make reference queries, by the names that `--queries` takes."""
+
+
+def sources(name: str) -> tuple[str, ...]:
+    """The sources of a mixture such as `repeat+self-study`. Raises UsageError for others."""
+    found = tuple(dict.fromkeys(part.strip() for part in name.split("+")))
+    for part in found:
+        if part not in SOURCES:
+            meant = did_you_mean(part, SOURCES)
+            raise UsageError(
+                f"unknown reference queries {part!r}",
+                f"{meant}queries: {', '.join(SOURCES)}, or a mixture such as repeat+self-study",
+            )
+    return found

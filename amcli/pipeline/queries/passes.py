@@ -1,0 +1,112 @@
+"""Reference passes over one context: which a method asks for, each run once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import Any, TypeVar
+
+from amcli.matching import methods
+from amcli.matching.known import Known
+from amcli.matching.methods import Method
+from amcli.matching.scores import SCORE_KINDS, ScoreKind
+from amcli.models.rotary import Rotary
+from amcli.pipeline.compaction.options import Options
+from amcli.pipeline.contexts.context import Context
+from amcli.pipeline.queries.passages import SOURCES, Passage, context_passages, sources
+from amcli.pipeline.queries.reference import LayerReference, collect, mixed, pooled
+from amcli.system.clock import stopwatch
+from amcli.system.progress import Progress
+
+Made = TypeVar("Made")
+
+
+class Passes:
+    """Reference passes over one context, kept for further methods and ratios.
+
+    A pass does not depend on the ratio, so a table of many cells needs few of them. `shared`
+    says that several methods will come, so that every kind of score is kept at once; `search`,
+    that one method will come at several ratios, for which keys are then selected once.
+    """
+
+    def __init__(self, context: Context, shared: bool = True, search: bool = False) -> None:
+        self.context = context
+        self.shared = shared
+        self.search = search
+        self._done: dict[Hashable, tuple[Any, float]] = {}
+
+    def get(self, key: Hashable, make: Callable[[], Made]) -> tuple[Made, float]:
+        """What `make` gave for that key, and the seconds that it took when it ran."""
+        if key not in self._done:
+            device = self.context.loaded.device
+            began = stopwatch(device)
+            self._done[key] = (make(), stopwatch(device) - began)
+        return self._done[key]
+
+
+def references(
+    context: Context,
+    method: Method,
+    options: Options,
+    rotary: Rotary | None,
+    passes: Passes,
+    progress: Progress,
+) -> tuple[dict[int, LayerReference], dict[str, float]]:
+    """The queries a method asks for, `layer -> reference`, and the seconds of each stage."""
+    source = options.source(method)
+    if source == "none":
+        return {}, {"reference": 0.0}
+    last = method.window if options.window is None else max(options.window, method.window or 0)
+    watched = method.watch is not None
+    sample = None if watched else (options.seed, options.max_queries)
+    window = last if watched else None
+
+    def ask(name: str) -> list[Passage]:
+        if name == "context" and method.window is not None:
+            return context_passages(context, last)
+        return SOURCES[name].passages(context, options.seed, progress)
+
+    def run(
+        passages: list[Passage], statistic: ScoreKind, kinds: tuple[ScoreKind, ...]
+    ) -> dict[int, LayerReference]:
+        found = collect(
+            context,
+            passages,
+            max_queries=options.max_queries,
+            seed=options.seed,
+            kinds=kinds,
+            statistic=statistic,
+            watch=method.watch,
+            rotary=rotary if method.rope else None,
+            progress=progress,
+        )
+        for layer in found.values():
+            kept = passes.shared or passes.search
+            layer.known = Known(kept=kept, nested=passes.search, truth=layer.truth)
+        return found
+
+    parts: list[dict[int, LayerReference]] = []
+    seconds: dict[str, float] = {}
+    for name in sources(source):  # one by one: a source serves alone and in mixtures
+        passages, asking = passes.get(("passages", name, options.seed, window), partial(ask, name))
+        if name == "self-study":
+            seconds["self-study"] = asking
+        statistic = SOURCES[name].statistic
+        kinds = _kinds(method, statistic, passes)
+        read = partial(run, passages, statistic, kinds)
+        found, reading = passes.get((name, method.watch, window, kinds, sample), read)
+        seconds["reference"] = seconds.get("reference", 0.0) + reading
+        parts.append(found)
+    alone = method.score is not None or method.fit is not None  # looks at the sample, not at scores
+    if alone and len(parts) > 1:
+        return pooled(parts), seconds
+    return mixed(parts), seconds
+
+
+def _kinds(method: Method, statistic: ScoreKind, passes: Passes) -> tuple[ScoreKind, ...]:
+    """The scores that are kept: those this method asks for, or any that comes after it."""
+    if passes.shared and method.watch is None:
+        others = (methods.get(name).score_kind for name in methods.names())
+        wanted = {statistic, *(kind for kind in others if kind is not None)}
+        return tuple(kind for kind in SCORE_KINDS if kind in wanted)
+    return () if method.score is not None else (method.score_kind or statistic,)

@@ -1,0 +1,326 @@
+"""Reference queries: queries that stand for those of future questions about a document.
+
+The model is fed passages (see `passages`), and the queries of every layer are looked at on the
+way. One pass gives the scores of all keys from all queries; for the fits a seeded sample is kept.
+Several sources make a mixture, see `mixed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+
+from amcli.matching.known import Known
+from amcli.matching.methods import Look, Watcher, WatchFunction
+from amcli.matching.scores import SCORE_KINDS, ScoreKind, ScoreState, Stats, attention_stats
+from amcli.models.cache import CompactCache
+from amcli.models.generate import CHUNK, absorb
+from amcli.models.layer import After, CompactLayer
+from amcli.models.rotary import Rotary
+from amcli.pipeline.contexts.context import Context, full_layers, live_keys
+from amcli.pipeline.queries.passages import Passage
+from amcli.system.progress import Progress
+
+MAX_QUERIES = 4096
+"""Reference queries per KV head that the fits may use, all query heads of its group together."""
+
+
+@dataclass
+class LayerReference:
+    """What one layer's reference queries say.
+
+    Q        `[H, n, d]`, post-RoPE; `weights [H, n]`: each query's share of softmax mass on
+             the document (1 minus what falls on the tokens fed since)
+    scores   what all queries, sampled or not, paid to each key; statistic: the one to rank by
+    others   further sources, whose scores count as well
+    asked    questions that the model asked itself
+    scale    factor of the logits; softcap as the model has it, or None
+    watched  a method's own view of them; then there is no sample and no other score
+    truth    what the whole document gives the queries of the sample
+    known    what compactions with these queries have found so far
+    """
+
+    scores: ScoreState
+    scale: float = 1.0
+    softcap: float | None = None
+    watched: Watcher | None = None
+    statistic: ScoreKind = "max"
+    others: tuple[LayerReference, ...] = ()
+    asked: int = 0
+    rows: int = 0
+    parts: list[torch.Tensor] = field(default_factory=list)
+    shares: list[torch.Tensor] = field(default_factory=list)
+    totals: list[torch.Tensor | None] = field(default_factory=list)
+    truth: Stats | None = None
+    known: Known = field(default_factory=Known)
+
+    def ranked(self, kind: ScoreKind | None = None) -> torch.Tensor:
+        """`[H, T]`: scores by `kind`, or by each source's own statistic; the geometric mean of
+        all sources."""
+        sources = (*self.others, self)
+        found = [source.scores.scores(kind or source.statistic) for source in sources]
+        return found[0] if len(found) == 1 else torch.stack(found).log_().mean(0).exp_()
+
+    @property
+    def Q(self) -> torch.Tensor:
+        """`[H, n, d]` in the model's dtype."""
+        return torch.cat(self.parts, dim=1)
+
+    @property
+    def count(self) -> int:
+        """Reference queries per KV head: those of the sample, or all that were watched."""
+        return self.rows if self.watched is not None else self.weights.shape[1]
+
+    @property
+    def weights(self) -> torch.Tensor:
+        """`[H, n]` float32 in (0, 1]."""
+        return torch.cat(self.shares, dim=1)
+
+    def stats(self, K: torch.Tensor, V: torch.Tensor) -> Stats:
+        """What the document `K [H, T, d]`, `V [H, T, dv]` gives the sample, found once."""
+        if self.truth is None:
+            self.truth = attention_stats(self.Q, K, V, self.scale, softcap=self.softcap)
+        return self.truth
+
+    def finish(self, K: torch.Tensor, V: torch.Tensor) -> None:
+        """Finds `stats`, and with them the shares of the queries whose log mass on all they see is
+        known (`totals`)."""
+        if self.watched is not None or not self.parts:
+            return
+        lse = self.stats(K, V).lse
+        masses = torch.split(lse, [part.shape[1] for part in self.parts], dim=1)
+        for i, (mass, total) in enumerate(zip(masses, self.totals, strict=True)):
+            if total is not None:
+                self.shares[i] = (mass - total).exp().clamp_max(1.0)
+
+
+def mixed(parts: Sequence[dict[int, LayerReference]]) -> dict[int, LayerReference]:
+    """Several sources together: keys count by the geometric mean of what each makes of them, and
+    the fits have the queries of the source named last.
+
+    A key that only one source looks at is mostly one that serves that source's own form. The
+    largest score of all sources together (that is, one pass over all) keeps those keys too, and
+    needs far more entries for as many answers (docs/methods.md).
+    """
+    *others, last = parts
+    return {
+        layer: replace(
+            found,
+            others=tuple(part[layer] for part in others),
+            asked=sum(part[layer].asked for part in parts),
+        )
+        for layer, found in last.items()
+    }
+
+
+def pooled(parts: Sequence[dict[int, LayerReference]]) -> dict[int, LayerReference]:
+    """Several sources together for methods that rank and fit by the sample alone: the samples of
+    all of them, one after another."""
+    return {
+        layer: replace(
+            found,
+            parts=[x for part in parts for x in part[layer].parts],
+            shares=[x for part in parts for x in part[layer].shares],
+            truth=None,
+            known=Known(),
+        )
+        for layer, found in mixed(parts).items()
+    }
+
+
+def collect(
+    context: Context,
+    passages: Sequence[Passage],
+    *,
+    max_queries: int = MAX_QUERIES,
+    seed: int = 0,
+    kinds: Collection[ScoreKind] = SCORE_KINDS,
+    statistic: ScoreKind = "max",
+    watch: WatchFunction | None = None,
+    rotary: Rotary | None = None,
+    progress: Progress,
+) -> dict[int, LayerReference]:
+    """Feeds each passage and gathers the queries of every full layer.
+
+    Each passage sees the context before it and itself, not the others. The context's cache is
+    left as it was, but a passage that reads the whole context again needs a second one of its
+    size. `kinds` are the scores that will be asked for, `statistic` the one to rank by. `watch`
+    makes what is shown all queries instead, before RoPE too where a `rotary` is given. Returns one
+    `LayerReference` for each index in `full_layers`.
+    """
+    recorder = _Recorder(context, passages, max_queries, seed, kinds, watch, rotary)
+    progress.start("reference pass", sum(len(p.ids) for p in passages))
+    for passage in passages:
+        recorder.open(passage)
+        cache = _cache_at(context, passage.start)
+        with cache.observe(recorder.observe):
+            for ids in _chunks(passage.ids):
+                absorb(context.loaded.model, cache, ids, len(ids))
+                progress.advance(len(ids))
+    for index, found in recorder.layers.items():
+        found.finish(*live_keys(context, index))
+        found.statistic = statistic
+        found.asked = sum(passage.asked for passage in passages)
+    return recorder.layers
+
+
+def _cache_at(context: Context, position: int) -> CompactCache:
+    """A cache of the context's tokens before `position`, to be written to."""
+    if context.before + position > 0:
+        fork = context.cache.fork()
+        try:
+            fork.truncate(context.before + position)
+            return fork
+        except ValueError:  # a sliding layer has forgotten what it saw then
+            if context.before:  # and what came before cannot be read again
+                raise
+    cache = CompactCache.empty(context.loaded.geometry)
+    if position > 0:
+        absorb(context.loaded.model, cache, context.ids[:position], CHUNK)
+    return cache
+
+
+def _chunks(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    for start in range(0, len(ids), CHUNK):
+        yield ids[start : start + CHUNK]
+
+
+class _Recorder:
+    """Watches the queries of a pass; each layer's scores and sample grow as it goes."""
+
+    def __init__(
+        self,
+        context: Context,
+        passages: Sequence[Passage],
+        max_queries: int,
+        seed: int,
+        kinds: Collection[ScoreKind],
+        watch: WatchFunction | None,
+        rotary: Rotary | None,
+    ):
+        self.context = context
+        self.T = context.T
+        self.kinds = kinds
+        self.watch = watch
+        self.rotary = rotary
+        self.full = set(full_layers(context))
+        self.layers: dict[int, LayerReference] = {}
+        geometry = context.loaded.geometry
+        group = max(
+            geometry.query_heads[i] // geometry.layers[i].kv_heads for i in full_layers(context)
+        )
+        self.picked = _sample(passages, max(1, max_queries // group), seed)
+        self.number = -1
+        self.passage = passages[0]
+
+    def open(self, passage: Passage) -> None:
+        """The next passage begins."""
+        self.number += 1
+        self.passage = passage
+
+    def observe(
+        self,
+        index: int,
+        query: torch.Tensor,
+        layer: CompactLayer,
+        scaling: float | None,
+        softcap: float | None,
+    ) -> After | None:
+        """Adds the queries of one chunk `[1, Hq, m, d]` at one layer, once their mass is known."""
+        if index not in self.full:
+            return None
+        keys = layer.live()[0][0]  # [H, seen, d], the chunk's own included
+        H, _, d = keys.shape
+        m = query.shape[2]
+        scale = d**-0.5 if scaling is None else scaling
+        reference = self.layers.get(index)
+        if reference is None:
+            # With a watcher there is nothing to score, but the sample's fields stay in place.
+            state = ScoreState(H, self.T, device=keys.device, kinds=self.kinds)
+            watched = None if self.watch is None else self.watch()
+            reference = self.layers[index] = LayerReference(state, scale, softcap, watched)
+        look = self._look(index, query[0].reshape(H, -1, m, d), keys, scale, softcap)
+        if reference.watched is None:
+            return partial(self._record, reference, look)
+        reference.watched.update(look)
+        reference.rows += look.limit.shape[0] * look.Q.shape[1]
+        return None
+
+    def _look(
+        self, index: int, Q: torch.Tensor, keys: torch.Tensor, scale: float, softcap: float | None
+    ) -> Look:
+        """The chunk `Q [H, G, m, d]` and the keys of the context and of the passage."""
+        seen, m = keys.shape[1], Q.shape[2]
+        position = torch.arange(seen - m, seen, device=Q.device)  # [m]
+        after = self.passage.start >= self.T
+        # A pass over the context's own tokens has seen only some of the keys it is to score.
+        K = keys[:, : self.T] if after else live_keys(self.context, index)[0]
+        unrotated = None
+        if self.rotary is not None:
+            unrotated = self.rotary.unrotate(index, Q, self.context.before + position)
+        return Look(
+            Q=Q,
+            K=K,
+            limit=(position + 1).clamp_max(self.T),
+            fed=keys[:, self.T :] if after else None,
+            fed_limit=position + 1 - self.T if after else None,
+            first=seen - m,
+            part=self.passage.part,
+            scale=scale,
+            softcap=softcap,
+            unrotated=unrotated,
+        )
+
+    def _record(self, reference: LayerReference, look: Look, mass: torch.Tensor | None) -> None:
+        """Scores the reference queries among the chunk's, and keeps those of the sample.
+
+        mass  `[1, Hq, m]`, the log of what they gave to all that they saw, where that is known
+        """
+        m = look.Q.shape[2]
+        before = look.first - self.passage.start  # tokens of the passage fed in earlier chunks
+        skip = max(0, self.passage.first - before)
+        if skip >= m:
+            return
+        look = replace(
+            look,
+            Q=look.Q[:, :, skip:],
+            limit=look.limit[skip:],
+            fed_limit=None if look.fed_limit is None else look.fed_limit[skip:],
+        )
+        Q, limit, fed_limit = look.rows()  # over the group's query heads, then over tokens
+        part = self.passage.part if self.passage.own else slice(0, self.T)
+        total = None
+        if mass is not None and not self.passage.own:
+            total = mass.view(*look.Q.shape[:2], m)[:, :, skip:].flatten(1, 2)
+        chosen = self.picked[self.number][before + skip : before + m].repeat(look.Q.shape[1])
+        rows = chosen.nonzero().squeeze(1).to(Q.device)  # found on the host: nothing waits for it
+        later = total is not None and look.fed is not None  # see `LayerReference.finish`
+        W = reference.scores.update(
+            Q,
+            look.K[:, part],
+            look.scale,
+            softcap=look.softcap,
+            limit=limit if look.fed is None else None,
+            fed=look.fed,
+            fed_limit=fed_limit,
+            total=total,
+            start=part.start,
+            rows=rows[:0] if later else rows,
+        )
+        reference.parts.append(Q[:, rows])
+        reference.shares.append(W)
+        reference.totals.append(total[:, rows] if later and total is not None else None)
+
+
+def _sample(passages: Sequence[Passage], count: int, seed: int) -> list[torch.Tensor]:
+    """For each passage a mask over its tokens: a seeded sample of `count` reference tokens."""
+    masks = [torch.zeros(len(p.ids), dtype=torch.bool) for p in passages]
+    generator = torch.Generator().manual_seed(seed)
+    places = [(i, j) for i, p in enumerate(passages) for j in range(p.first, len(p.ids))]
+    for k in torch.randperm(len(places), generator=generator)[:count].tolist():
+        i, j = places[k]
+        masks[i][j] = True
+    return masks

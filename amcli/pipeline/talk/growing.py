@@ -1,0 +1,161 @@
+"""Lets a context grow: a conversation about it is compacted, and becomes a part of it.
+
+The entries that the context holds already stay as they are. The tokens of the conversation since
+then are compacted by the same machine as a document, as the live part of a cache with a prefix,
+and their entries are put behind the others. Positions are kept: what was compacted still counts
+for every token of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from amcli.entries.batched import BatchedPrefix, appended
+from amcli.entries.quantize import NATIVE, Entries, Packed
+from amcli.errors import UsageError
+from amcli.models import lengths
+from amcli.models.cache import CompactCache
+from amcli.pipeline.compaction.compacting import Compaction, Options, compact, shapes
+from amcli.pipeline.compaction.options import DEFAULT_RATIO
+from amcli.pipeline.contexts.context import Context, dense, full_layers
+from amcli.pipeline.contexts.reading import POSITIONS_FOR_ANSWERS
+from amcli.pipeline.talk.session import Session
+from amcli.storage.artifacts import write_artifact
+from amcli.system.progress import Progress
+
+RATIO = DEFAULT_RATIO
+"""Of a conversation, where none is asked for: facts told in one survive 50 as well
+(docs/benchmarks/dialogue.json)."""
+
+LEAST = 8
+"""Mean entries of a head below which no conversation is compacted, whatever the ratio."""
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What one compaction of a conversation did.
+
+    tokens  of the conversation that are in the context now
+    full, stored  their bytes, before and after
+    """
+
+    tokens: int
+    full: int
+    stored: int
+
+    @property
+    def ratio(self) -> float:
+        """Full over stored bytes."""
+        return self.full / self.stored if self.stored else 1.0
+
+
+def grow(
+    session: Session, ratio: float = RATIO, queries: str = "repeat", *, progress: Progress
+) -> Growth:
+    """Compacts what was said since the last time into the session's context.
+
+    Nothing is changed when it fails or is interrupted. Raises UsageError when nothing was said,
+    where no positions are left to repeat it, and what `compaction.compact` raises.
+    """
+    n = len(session.ids)
+    if not n:
+        raise UsageError("there is nothing to compact: nothing was said since", "ask a question")
+    # All of a document that is not compact stays, as entries.
+    prefix = {i: _held(session.context, i) for i in full_layers(session.context)}
+    cache = session.cache.fork()
+    for layer, entries in prefix.items():
+        cache.set_prefix(layer, entries, session.context.T)
+    options = Options(
+        ratio=max(1.0, min(ratio, n / LEAST)),
+        queries=queries,
+        store=_store(list(prefix.values())),
+        seed=session.seed,
+    )
+    found = compact(_said(session, cache), options, progress=progress, errors=False)
+    context = _grown(session, cache, prefix, found)
+    session.context, session.cache, session.ids = context, context.cache.fork(), []
+    session.settled = len(session.history)
+    return Growth(n, found.full_bytes, found.stored_bytes)
+
+
+def save(session: Session, path: Path, overwrite: bool) -> dict[str, Any]:
+    """Writes the context with all that it took in as an artifact of kind `compact`.
+
+    Returns its manifest. What was said since the last `grow` is not in it. Raises UsageError for
+    a model whose RoPE changes with the length, and what `write_artifact` raises.
+    """
+    context = session.context
+    loaded = context.loaded
+    there = lengths.for_context(loaded.geometry, context.T, POSITIONS_FOR_ANSWERS)
+    if there.turned_for != loaded.geometry.turned_for:
+        raise UsageError(
+            f"{loaded.geometry.architecture} turns keys by the length of the context, which has "
+            "changed since it was read",
+            "save the conversation as text: /save chat.md",
+        )
+    layers = [_held(context, i) for i in range(len(loaded.geometry.layers))]
+    compacted = [layers[i] for i in full_layers(context)]
+    stored = sum(entries.nbytes for entries in compacted)
+    full = sum(shape.full_bytes for shape in shapes(context))
+    manifest = {
+        **context.manifest(),
+        "kind": "compact",
+        "stored": [list(entries.lengths) for entries in layers],
+        "store": _store(compacted),
+        "method": {"name": "chat"},
+        "budget": {"name": "adaptive"},
+        "requested": {"ratio": full / stored if stored else 1.0},
+        "seed": session.seed,
+        "queries": {"source": "repeat", "count": 0},
+        "conversation": {"turns": session.settled, "tokens": context.T - session.origin.T},
+    }
+    states = context.cache.get_states()
+    return write_artifact(path, manifest, context.ids, layers, states, overwrite=overwrite)
+
+
+def _held(context: Context, layer: int) -> Entries:
+    """All that a layer holds: a prefix and live tokens, or either."""
+    prefix = context.cache.attention[layer].prefix
+    if prefix is None or isinstance(prefix, BatchedPrefix):
+        return dense(context.cache, layer)
+    if not context.cache.live(layer)[0].shape[2]:
+        return prefix
+    return appended([prefix, dense(context.cache, layer)], context.loaded.dtype)
+
+
+def _store(entries: Sequence[Entries]) -> str:
+    """How entries are stored, by what they are."""
+    keys = entries[0].keys if entries else None
+    return keys.store if isinstance(keys, Packed) else NATIVE
+
+
+def _said(session: Session, cache: CompactCache) -> Context:
+    """The conversation since the last compaction as a context of its own, behind a prefix."""
+    context, n = session.context, len(session.ids)
+    geometry = context.loaded.geometry
+    if geometry.max_positions is not None:
+        geometry = replace(geometry, max_positions=geometry.max_positions - context.T)
+    return Context(
+        replace(context.loaded, geometry=geometry),
+        cache,
+        session.ids,
+        0,
+        n,
+        "raw" if context.boundary == "raw" else "turn_closed",
+        context.source,
+        before=context.T,
+    )
+
+
+def _grown(
+    session: Session, cache: CompactCache, prefix: dict[int, Entries], found: Compaction
+) -> Context:
+    """The context and the compacted conversation as one context."""
+    old, dtype = session.context, session.context.loaded.dtype
+    ids = old.ids + session.ids
+    for layer, entries in prefix.items():
+        cache.set_prefix(layer, appended([entries, found.layers[layer]], dtype), len(ids))
+    return replace(old, cache=cache, ids=ids, boundary=found.context.boundary)

@@ -1,0 +1,210 @@
+"""A conversation about a context: questions in, streamed answers out, over one cache."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+
+from amcli.errors import UsageError
+from amcli.models.cache import Mark
+from amcli.models.generate import TextStream, absorb, stream
+from amcli.models.thinking import Part
+from amcli.pipeline.contexts.context import Context
+
+DEFAULT_MAX_TOKENS = 1024
+
+
+@dataclass
+class Turn:
+    """A question and what became of it.
+
+    start    logical length of the cache before it
+    tokens   of the answer; seconds from the question to its end
+    system   the instructions that hold from here on, or did before
+    ended    why the answer ends: `stop` (the model's own end), `max-tokens`, `positions`, or
+             `broken-off`
+    """
+
+    question: str
+    start: int
+    system: str | None = None
+    answer: str = ""
+    thoughts: str = ""
+    tokens: int = 0
+    seconds: float = 0.0
+    ended: str = "broken-off"
+
+    @property
+    def speed(self) -> float:
+        """Tokens a second, the reading of the question included."""
+        return self.tokens / self.seconds if self.seconds > 0 else 0.0
+
+
+@dataclass
+class Session:
+    """Asks one question after another; each sees the context and the turns before it.
+
+    The context's cache is forked, never changed, so many sessions may share one context.
+
+    system   instructions, put in front of the next question where they are new
+    think    lets a model think first whose template has a switch for it
+    thought  called with pieces of what is thought, which are no part of the answer
+    ids      tokens in the cache after the context
+    history  the turns so far, the first `settled` of which are in the context by now
+    """
+
+    context: Context
+    max_tokens: int = DEFAULT_MAX_TOKENS
+    temperature: float = 0.0
+    seed: int = 0
+    system: str | None = None
+    think: bool = False
+    thought: Callable[[str], None] = field(default=lambda text: None)
+    history: list[Turn] = field(default_factory=list, init=False)
+    settled: int = field(default=0, init=False)
+    ids: list[int] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self.origin = self.context
+        self.cache = self.context.cache.fork()
+        self._asked = 0
+
+    @property
+    def turns(self) -> int:
+        """Questions asked so far, less those that were taken back."""
+        return len(self.history)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the last answer."""
+        return self.history[-1].tokens if self.history else 0
+
+    @property
+    def length(self) -> int:
+        """Positions taken: tokens of the context and of the conversation."""
+        return self.context.T + len(self.ids)
+
+    @property
+    def positions(self) -> int | None:
+        """Positions that the model has; None where they have no end."""
+        return self.context.loaded.geometry.max_positions
+
+    def reset(self) -> None:
+        """Forgets the conversation, also what of it was compacted, not the context."""
+        self.adopt(self.origin, [])
+        self.history, self.settled, self._asked = [], 0, 0
+
+    def adopt(self, context: Context, ids: list[int]) -> None:
+        """Goes on from a context, reading `ids` after it."""
+        cache = context.cache.fork()
+        if ids:
+            absorb(context.loaded.model, cache, ids)
+        self.context, self.cache, self.ids = context, cache, ids
+
+    def undo(self) -> Turn:
+        """Takes the last turn back. Raises UsageError when none is left to be taken back."""
+        if len(self.history) == self.settled:
+            why = "the turns before were compacted" if self.settled else "nothing was asked yet"
+            raise UsageError(f"there is no turn to take back: {why}", "ask a question")
+        turn = self.history[-1]
+        ids = self.ids[: turn.start - self.context.T]
+        try:
+            self.cache.truncate(turn.start)
+        except ValueError:  # a sliding layer or a state has moved on: what came before is read anew
+            self.adopt(self.context, ids)
+        self.ids = ids
+        return self.history.pop()
+
+    def prompt_ids(self, question: str) -> list[int]:
+        """What is fed for a question: it leads from where the cache ends to the answer."""
+        told = self.history[-1].system if self.history else None
+        if self.system is not None and self.system != told:
+            question = f"{self.system}\n\n{question}"
+        if self.ids:
+            return self.context.loaded.chat.next_turn(question, self.think)
+        return self.context.lead(question, self.think)
+
+    def ask(self, question: str) -> Generator[str, None, None]:
+        """Yields the answer piece by piece, each piece complete characters.
+
+        Raises UsageError for an empty question, or one that the model's positions cannot take.
+        A conversation goes on after an answer that was broken off; one that was broken off
+        before its first word leaves no trace.
+        """
+        question = question.strip()
+        if not question:
+            raise UsageError("the question is empty", "type a question")
+        ids = self.prompt_ids(question)
+        room = self._room(len(ids))
+        limit = self.max_tokens if room is None else min(self.max_tokens, room)
+        chat = self.context.loaded.chat
+        text = TextStream(self.context.loaded.tokenizer, keep=chat.mark_ids)
+        splitter = chat.splitter(self.think)
+        turn = Turn(question, self.length, self.system)
+        found: list[int] = []
+        read = False  # whether the model has read the question
+        began = time.perf_counter()
+        mark = self.cache.mark()
+        tokens = stream(
+            self.context.loaded,
+            self.cache,
+            ids,
+            max_tokens=limit,
+            temperature=self.temperature,
+            seed=self.seed + self._asked,
+        )
+        try:
+            with closing(tokens):
+                for token in tokens:
+                    read = True
+                    found.append(token)
+                    yield from self._answered(turn, splitter.push(text.push(token)))
+            read = True
+            if len(found) < limit:
+                turn.ended = "stop"
+            else:
+                turn.ended = "max-tokens" if limit == self.max_tokens else "positions"
+            yield from self._answered(turn, splitter.push(text.finish()) + splitter.finish())
+        finally:
+            if read:
+                turn.answer = turn.answer.strip()
+                turn.tokens, turn.seconds = len(found), time.perf_counter() - began
+                fed = self.cache.get_seq_length() - turn.start
+                self.ids = self.ids + [*ids, *found][:fed]
+                self.history.append(turn)
+                self._asked += 1
+            else:
+                self._take_back(mark)
+
+    def _answered(self, turn: Turn, parts: list[Part]) -> Iterator[str]:
+        """What of these parts is answer; thoughts go elsewhere."""
+        for part in parts:
+            if part.thought:
+                turn.thoughts += part.text
+                self.thought(part.text)
+            else:
+                turn.answer += part.text
+                yield part.text
+
+    def _take_back(self, mark: Mark) -> None:
+        """Forgets the part of a question that was read before the reading was broken off."""
+        try:
+            self.cache.rewind(mark)
+        except ValueError:  # a sliding layer has moved on: what came before is read anew
+            self.adopt(self.context, self.ids)
+
+    def _room(self, prompt: int) -> int | None:
+        """Positions left for an answer; None: no limit."""
+        limit = self.positions
+        if limit is None:
+            return None
+        room = limit - self.length - prompt
+        if room < 1:
+            raise UsageError(
+                f"the model has {limit:,} positions: {self.length:,} are taken, and the question "
+                f"needs {prompt:,}",
+                "start a new conversation, or ask a shorter question",
+            )
+        return room

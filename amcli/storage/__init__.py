@@ -1,0 +1,1 @@
+"""Artifacts as torch tensors: joins the file format and the entries of layers."""

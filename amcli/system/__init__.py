@@ -1,0 +1,1 @@
+"""What the process has around it: settings, files, signals, other processes. No torch."""

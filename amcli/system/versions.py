@@ -1,0 +1,47 @@
+"""Which versions are at work, without importing what they are of: it would take seconds."""
+
+from __future__ import annotations
+
+import platform
+import re
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+from amcli import __version__
+from amcli.system import settings
+
+
+def text() -> str:
+    """What `amkv --version` prints: `amkv` and its version on the first line."""
+    file = settings.path()
+    libraries = [f"python {platform.python_version()}"]
+    libraries += [f"{name} {version(name)}" for name in ("torch", "transformers", "safetensors")]
+    there = "" if file.is_file() else " (not there)"
+    return (
+        f"amkv {__version__}\n{', '.join(libraries)}\n{accelerator()}\n"
+        f"configuration: {file}{there}\n"
+    )
+
+
+def version(name: str) -> str:
+    """The version of an installed package, or that it is missing."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "missing"
+
+
+def accelerator() -> str:
+    """What PyTorch was built for: `CUDA 12.8`; its file says it, no driver is asked."""
+    spec = find_spec("torch")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        try:
+            said = (Path(folder) / "version.py").read_text(encoding="utf-8")
+        except OSError:
+            continue
+        for name, label in (("cuda", "CUDA"), ("hip", "ROCm")):
+            found = re.search(rf"^{name}\b[^=]*=\s*['\"]([^'\"]+)['\"]", said, re.MULTILINE)
+            if found is not None:
+                return f"PyTorch is built for {label} {found[1]}"
+    return "PyTorch is built for CPUs only: no CUDA"

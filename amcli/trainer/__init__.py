@@ -1,0 +1,1 @@
+"""Trains pocket on the documents of `generator`, and measures it."""
