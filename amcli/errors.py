@@ -1,8 +1,8 @@
 """The one tree of errors a user can see, each class with its exit code.
 
-An error names what is wrong with the value that was seen (`message`) and the next
-thing to type (`hint`). Commands never print a traceback for these; `cli.main` turns
-them into one line and the exit code.
+An error says what is wrong with the value that was seen (`message`) and what to do next (`hint`),
+in the words of the Python API. What a program goes by is its `code`, and `field`: the argument it
+is about. `commands.failures` turns these into the words of the command line.
 """
 
 from __future__ import annotations
@@ -11,18 +11,50 @@ from collections.abc import Iterable
 
 
 class AmkvError(Exception):
-    """Base of every error that is reported as one line; exit code 1."""
+    """Base of every error that is reported as one line; exit code 1.
+
+    code   what is wrong, as one word of several parts such as `ratio-below-1`; the same for
+           every value that is wrong in that way. None: nothing that a program would act on
+    field  name of the argument that is wrong, as the Python API has it; None: none
+    facts  the values that the message and the hint are made of, by name
+    """
 
     exit_code = 1
 
-    def __init__(self, message: str, hint: str | None = None):
+    def __init__(
+        self,
+        message: str,
+        hint: str | None = None,
+        *,
+        code: str | None = None,
+        field: str | None = None,
+        **facts: object,
+    ):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.code = code
+        self.field = field
+        self.facts = facts
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors cross the border between processes, and keyword arguments are not in `args`.
+        return _again, (type(self), self.message, self.hint, self.code, self.field, self.facts)
+
+
+def _again(
+    kind: type[AmkvError],
+    message: str,
+    hint: str | None,
+    code: str | None,
+    field: str | None,
+    facts: dict[str, object],
+) -> AmkvError:
+    return kind(message, hint, code=code, field=field, **facts)
 
 
 class UsageError(AmkvError):
-    """The command line or an input file is wrong; exit code 2."""
+    """An argument or an input file is wrong; exit code 2."""
 
     exit_code = 2
 

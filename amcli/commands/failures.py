@@ -9,6 +9,7 @@ import sys
 
 import typer
 
+from amcli.commands.words import spoken
 from amcli.errors import AmkvError, OutOfMemoryError, UsageError
 
 # BadParameter is the one usage error that Typer exports; its base is what all of them share.
@@ -18,7 +19,7 @@ TyperUsageError: type[Exception] = typer.BadParameter.__bases__[0]
 def as_amkv_error(error: Exception) -> AmkvError:
     """What to tell the user about any exception."""
     if isinstance(error, AmkvError):
-        return error
+        return spoken(error)
     if isinstance(error, TyperUsageError):
         return _usage_error(error)
     if _out_of_memory(error):
