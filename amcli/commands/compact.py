@@ -37,7 +37,7 @@ from amcli.system.files import (
 from amcli.system.memory import last_prefill
 
 if TYPE_CHECKING:
-    from amcli.pipeline.compaction.compacting import Compaction
+    from amcli.pipeline.compaction.result import Compaction
 
 Ratio = Annotated[
     float | None,
@@ -201,18 +201,26 @@ def compact(
         read_ahead(given.content)
     with work(console) as progress:
         from amcli.matching import recipes  # noqa: F401 - registers the methods
-        from amcli.pipeline.compaction import compacting as compaction
+        from amcli.pipeline.compaction import compacting
         from amcli.pipeline.compaction import fidelity as search
+        from amcli.pipeline.compaction.request import Request, check
         from amcli.pipeline.contexts import reading
         from amcli.storage.artifacts import NewArtifact
 
-        wanted: dict[str, Any] = {"ratio": ratio, "tokens": tokens, "method": method, "seed": seed}
-        wanted |= {"budget": budget, "queries": queries, "store": store, "positions": positions}
-        wanted |= {"memory_limit": memory_limit}
-        options = compaction.Options(**{k: v for k, v in wanted.items() if v is not None})
-        compaction.check(options, given.tokens)
+        request = Request.of(
+            ratio=ratio,
+            tokens=tokens,
+            method=method,
+            budget=budget,
+            queries=queries,
+            seed=seed,
+            store=store,
+            memory_limit=memory_limit,
+            positions=positions,
+        )
+        check(request, given.tokens)
         if fidelity is not None:
-            search.require(fidelity, options)
+            search.require(fidelity, request)
         if isinstance(given.content, Source):
             with watch.stage("load"):
                 spec = choose_model(console, model, "compact")
@@ -241,9 +249,9 @@ def compact(
         warn_of_length(console, context)
         with NewArtifact(path, force) as new:
             if fidelity is None:
-                result = compaction.compact(context, options, progress=progress, into=new)
+                result = compacting.compact(context, request, progress=progress, into=new)
             else:
-                result = search.search(context, options, fidelity, progress=progress)
+                result = search.search(context, request, fidelity, progress=progress)
             watch.stages |= result.seconds
             with watch.stage("write"):
                 progress.start("write", 0)
@@ -322,7 +330,7 @@ def _report(
     watch: Stopwatch,
     saved: Path | None,
 ) -> None:
-    context, loaded = result.context, result.context.loaded
+    context, loaded, plan = result.context, result.context.loaded, result.plan
     size = path.stat().st_size
     low, mean, high = stored_range(manifest["model"]["layers"], manifest["stored"])
     record = {
@@ -335,9 +343,9 @@ def _report(
         "revision": loaded.revision,
         "device": str(loaded.device),
         "dtype": str(loaded.dtype).removeprefix("torch."),
-        "method": result.method.name,
-        "budget": result.budget,
-        "budget_file": None if result.file is None else str(result.file.path),
+        "method": result.plan.method.name,
+        "budget": plan.budget,
+        "budget_file": None if plan.file is None else str(plan.file.path),
         "saved_budget": None if saved is None else str(saved),
         "queries": manifest["queries"],
         "requested": manifest["requested"],
@@ -355,8 +363,8 @@ def _report(
     stages, total = dict(watch.stages), watch.total
     for line in receipt.lines(result, manifest, stages, total):
         console.note(line)
-    if result.file is not None and result.file.made_elsewhere(manifest["model"]):
-        console.note(f"{result.file.path} was made with another model: its shares fit this one")
+    if plan.file is not None and plan.file.made_elsewhere(manifest["model"]):
+        console.note(f"{plan.file.path} was made with another model: its shares fit this one")
     if saved is not None:
         console.note(f"budget written to {saved}")
     console.note(f"next: {typed('amkv', 'chat', '--context', path)}")

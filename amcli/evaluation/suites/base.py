@@ -75,7 +75,7 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class Request:
+class Wanted:
     """What a suite is asked to make.
 
     docs       documents; of each sort where a suite has several sorts; 0: all there are
@@ -111,7 +111,7 @@ class Suite:
     name: str
     summary: str
     scorer: Scorer
-    make: Callable[[Request], Iterable[Document]]
+    make: Callable[[Wanted], Iterable[Document]]
     docs: int = 8
     tokens: int = 2048
     file: str | None = None
@@ -119,12 +119,12 @@ class Suite:
     choice: bool = False
     own: bool = False
 
-    def documents(self, request: Request) -> list[Document]:
+    def documents(self, wanted: Wanted) -> list[Document]:
         """The documents, each with at least one question. Raises UsageError for none at all."""
-        found = [document for document in self.make(request) if document.questions]
+        found = [document for document in self.make(wanted) if document.questions]
         if not found:
             raise UsageError(
-                f"suite {self.name} has no document with questions at {request.tokens} tokens",
+                f"suite {self.name} has no document with questions at {wanted.tokens} tokens",
                 "raise --tokens",
             )
         return found
