@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from amcli.commands import completion, receipt
+from amcli.commands import completion, planning, receipt
 from amcli.commands import options as opt
 from amcli.commands.screen.console import Console
 from amcli.commands.shared import (
@@ -144,6 +144,13 @@ MemoryLimit = Annotated[
         "it means smaller groups of heads, and more time; two fifths of what is free on a GPU.",
     ),
 ]
+Plan = Annotated[
+    bool,
+    typer.Option(
+        "--plan",
+        help="Print what would be done, with memory and an estimate of the time, and do nothing.",
+    ),
+]
 Positions = Annotated[
     bool,
     typer.Option(
@@ -167,6 +174,7 @@ def compact(
     store: opt.Store = None,
     memory_limit: MemoryLimit = None,
     positions: Positions = False,
+    plan: Plan = False,
     seed: opt.Seed = 0,
     output: opt.Output = None,
     model: opt.Model = None,
@@ -189,6 +197,7 @@ def compact(
 
     \b
       amkv compact --ratio 20
+      amkv compact handbook.txt --plan
       amkv compact handbook.txt --ratio 50 --method highest-attention
       amkv compact handbook.txt --fidelity 0.99
     """
@@ -196,10 +205,16 @@ def compact(
     watch = Stopwatch()
     given = _Given.of(console, sources or [])
     path = output or Path(given.output)
-    _check_outputs(given, path, save_budget, force)
-    if isinstance(given.content, Path):
+    if plan and fidelity is not None:
+        raise UsageError(
+            "--plan and --fidelity exclude each other: the size is found by trying",
+            "give a --ratio to see a plan",
+        )
+    if not plan:
+        _check_outputs(given, path, save_budget, force)
+    if isinstance(given.content, Path) and not plan:
         read_ahead(given.content)
-    with work(console) as progress:
+    with work(console):
         from amcli.matching import recipes  # noqa: F401 - registers the methods
         from amcli.pipeline.compaction import compacting
         from amcli.pipeline.compaction import fidelity as search
@@ -221,6 +236,10 @@ def compact(
         check(request, given.tokens)
         if fidelity is not None:
             search.require(fidelity, request)
+    if plan:
+        planning.show(console, given.content, request, model, device, dtype, trust_remote_code)
+        return
+    with work(console) as progress:
         if isinstance(given.content, Source):
             with watch.stage("load"):
                 spec = choose_model(console, model, "compact")

@@ -19,11 +19,14 @@ from amcli.matching import budgets
 from amcli.matching.budgets import LayerShape, Lengths
 from amcli.matching.methods import Method
 from amcli.models.geometry import LayerGeometry
+from amcli.models.memory import Preview
+from amcli.models.template import ChatTemplate
 from amcli.pipeline.compaction.budget_file import BudgetFile
 from amcli.pipeline.compaction.choices import holds_every_key
 from amcli.pipeline.compaction.request import AUTO, Request, check
 from amcli.pipeline.contexts.context import Context
 from amcli.pipeline.queries.passes import QueryPlan
+from amcli.storage.artifacts import Artifact
 
 POSITION_BYTES = 4
 """What the position of an entry costs, where it is stored."""
@@ -54,6 +57,35 @@ class Target:
         geometry = loaded.geometry
         full = {i: geometry.layers[i].times(loaded.shard.size) for i in geometry.full_layers}
         return cls(loaded.id, context.T, full, loaded.dtype.itemsize)
+
+    @classmethod
+    def of_artifact(cls, artifact: Artifact, dtype: torch.dtype | None = None) -> Target:
+        """The target that a prefill on disk is, once it is loaded in `dtype`; None: in its own."""
+        model = artifact.manifest["model"]
+        full = {
+            i: LayerGeometry("full", x.kv_heads, x.key_dim, x.value_dim)
+            for i, x in enumerate(artifact.layers)
+            if x.type == "full"
+        }
+        own: torch.dtype = getattr(torch, model["dtype"])
+        return cls(model["id"], artifact.logical_length, full, (dtype or own).itemsize)
+
+    @classmethod
+    def of_text(cls, preview: Preview, text: str) -> Target:
+        """The target that a document will be, by the configuration of its model.
+
+        Raises UsageError for a configuration that does not say what the layers are.
+        """
+        if preview.layers is None:
+            raise UsageError(
+                f"the configuration of {preview.id} does not say what its layers are",
+                "prefill the document, and plan for that",
+                code="unknown-layers",
+                field="model",
+            )
+        tokens = len(ChatTemplate(preview.tokenizer).open_document(text).ids)
+        full = {i: x for i, x in enumerate(preview.layers) if x.type == "full"}
+        return cls(preview.id, tokens, full, preview.dtype.itemsize)
 
     def shapes(self, store: str = NATIVE, positions: bool = False) -> list[LayerShape]:
         """The shapes of the layers, in order, with entries stored as `store`, and with their
