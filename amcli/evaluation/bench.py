@@ -30,13 +30,14 @@ from amcli.models.loading import LoadedModel
 from amcli.pipeline.compaction.compacting import compact
 from amcli.pipeline.compaction.request import Request
 from amcli.pipeline.compaction.result import Compaction
-from amcli.pipeline.contexts.context import Context, full_layers, tools
+from amcli.pipeline.contexts.context import Context, full_layers
 from amcli.pipeline.contexts.opening import restore
 from amcli.pipeline.contexts.reading import prefill
 from amcli.pipeline.contexts.source import Source
 from amcli.storage.artifacts import Artifact
 from amcli.system.clock import stopwatch
 from amcli.system.progress import Progress
+from amcli.system.versions import tools
 
 STAGES = ("prefill", "self-study", "reference", "compact", "errors", "write", "load")
 """In the order in which they run; `reference` includes what every query pays to every key, `errors`

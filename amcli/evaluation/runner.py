@@ -22,11 +22,12 @@ from amcli.models.replies import Reply, answers, replies
 from amcli.pipeline.compaction.budget_file import BudgetFile
 from amcli.pipeline.compaction.request import Request, budget_named
 from amcli.pipeline.contexts import reading
-from amcli.pipeline.contexts.context import Context, tools
+from amcli.pipeline.contexts.context import Context
 from amcli.pipeline.contexts.source import Source
 from amcli.pipeline.queries.passes import Passes
 from amcli.system.clock import stopwatch
 from amcli.system.progress import Progress
+from amcli.system.versions import tools
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,14 @@ from amcli.models.loading import LoadedModel, load
 from amcli.pipeline.compaction.compacting import compact
 from amcli.pipeline.compaction.fidelity import Judge, held_out, search
 from amcli.pipeline.compaction.request import Request
-from amcli.pipeline.contexts.context import Context, tools
+from amcli.pipeline.contexts.context import Context
 from amcli.pipeline.contexts.reading import prefill
 from amcli.pipeline.contexts.source import Source
 from amcli.pipeline.queries.passages import Passage
 from amcli.pipeline.queries.passes import Passes
 from amcli.pipeline.queries.self_study import study
 from amcli.system.progress import Silent
+from amcli.system.versions import tools
 
 DOCUMENTS = ((500, 21), (1000, 22), (2200, 23))  # tokens asked for, seed
 METHODS = ("omp-no-bias", "highest-attention", "kvzip")

@@ -26,10 +26,10 @@ from amcli.models.loading import load
 from amcli.pipeline.compaction.compacting import compact
 from amcli.pipeline.compaction.request import Request
 from amcli.pipeline.compaction.result import Compaction
-from amcli.pipeline.contexts.context import tools
 from amcli.pipeline.contexts.reading import prefill
 from amcli.pipeline.contexts.source import Source
 from amcli.pipeline.queries.passes import Passes
+from amcli.system.versions import tools
 
 ALL = 1 << 20
 

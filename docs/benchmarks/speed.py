@@ -49,13 +49,14 @@ from amcli.models.loading import load
 from amcli.models.shapes import shaped
 from amcli.pipeline.compaction import heldout
 from amcli.pipeline.compaction.request import Request
-from amcli.pipeline.contexts.context import full_layers, live_keys, tools
+from amcli.pipeline.contexts.context import full_layers, live_keys
 from amcli.pipeline.contexts.reading import prefill
 from amcli.pipeline.contexts.source import Source
 from amcli.pipeline.queries.passages import repeat_passages
 from amcli.pipeline.queries.reference import collect
 from amcli.system.clock import stopwatch
 from amcli.system.progress import Progress, Silent
+from amcli.system.versions import tools
 
 HEADS, CHUNKS, KEYS, QUERIES, DIM, ENTRIES = 64, 5, 12_000, 50_000, 256, 600
 SAMPLE = 10_000
