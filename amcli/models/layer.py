@@ -185,7 +185,7 @@ class CompactLayer(CacheLayerMixin):
             self._drop_buffers()
         elif later < self._end:
             keys, values = self._recent(later, at_most=later)
-            self._set_buffers(keys.clone(), values.clone(), shared=False)
+            self.set_buffers(keys.clone(), values.clone(), shared=False)
         self.prefix = prefix
         self.prefix_length = logical_length
         self.length = max(self.length, logical_length)
@@ -230,7 +230,7 @@ class CompactLayer(CacheLayerMixin):
             raise ValueError(
                 f"layer {self.index} at length {logical_length} wants {wanted} tokens, got {n}"
             )
-        self._set_buffers(keys[None], values[None], shared=True)
+        self.set_buffers(keys[None], values[None], shared=True)
         self.length = logical_length
 
     def can_truncate(self, logical_length: int) -> bool:
@@ -260,7 +260,7 @@ class CompactLayer(CacheLayerMixin):
                 raise ValueError(f"cannot fork {rows} sequences into {batch}")
             shape = (batch, -1, -1, -1)
             keys, values = self._keys.expand(shape), self._values.expand(shape)
-            other._set_buffers(keys, values, shared=True, end=self._end)
+            other.set_buffers(keys, values, shared=True, end=self._end)
             self._shared = True
         return other
 
@@ -272,6 +272,11 @@ class CompactLayer(CacheLayerMixin):
             for tensor in (self._keys, self._values):
                 total += tensor[:, :, : self._end].numel() * tensor.element_size()
         return total
+
+    @property
+    def capacity(self) -> int:
+        """Tokens for which there is room before the buffers have to grow."""
+        return self._keys.shape[2] if self.is_initialized else 0
 
     # ---- buffers -------------------------------------------------------------------------------
 
@@ -316,9 +321,9 @@ class CompactLayer(CacheLayerMixin):
             old_keys, old_values = self._recent(0, at_most=kept)
             new_keys[:, :, :kept] = old_keys
             new_values[:, :, :kept] = old_values
-        self._set_buffers(new_keys, new_values, shared=False, end=kept)
+        self.set_buffers(new_keys, new_values, shared=False, end=kept)
 
-    def _set_buffers(
+    def set_buffers(
         self, keys: torch.Tensor, values: torch.Tensor, shared: bool, end: int | None = None
     ) -> None:
         """Take these buffers, of which `end` columns are in use, or all. The caller must not set
@@ -335,4 +340,4 @@ class CompactLayer(CacheLayerMixin):
         self.is_initialized = False
 
     def _replace_rows(self, pick: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self._set_buffers(pick(self._keys), pick(self._values), shared=False, end=self._end)
+        self.set_buffers(pick(self._keys), pick(self._values), shared=False, end=self._end)

@@ -100,7 +100,7 @@ def test_a_long_question_that_is_broken_off_leaves_the_conversation(
     session = Session(prefill(loaded, families.DOCUMENT), max_tokens=3)
     list(session.ask(families.QUESTION))
     length, before = session.cache.get_seq_length(), states(session.cache)
-    run, runs = generate._run, iter([False, True])
+    run, runs = generate.forward, iter([False, True])
 
     def run_once(*args: Any, **options: Any) -> Any:
         if next(runs):
@@ -108,7 +108,7 @@ def test_a_long_question_that_is_broken_off_leaves_the_conversation(
         return run(*args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(generate, "_run", run_once)
+        patch.setattr(generate, "forward", run_once)
         with pytest.raises(KeyboardInterrupt):
             list(session.ask("word " * (generate.CHUNK // 4)))
     assert next(runs, None) is None

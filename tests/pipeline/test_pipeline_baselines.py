@@ -252,7 +252,7 @@ def test_a_model_whose_rope_is_not_found_is_refused(
     elif missing == "function":
         monkeypatch.setattr(rotary, "_apply_function", lambda model: None)
     else:  # one that turns the other way
-        found = rotary._apply_function(of.loaded.model)
+        found = rotary.apply_function(of.loaded.model)
         assert found is not None
         monkeypatch.setattr(
             rotary, "_apply_function", lambda model: lambda q, k, c, s: found(q, k, c, -s)

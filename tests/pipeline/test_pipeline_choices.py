@@ -236,7 +236,7 @@ def test_a_search_counts_each_pass_once(context: Context, monkeypatch: pytest.Mo
         method="highest-attention", queries="repeat+self-study", store="native", max_queries=64
     )
     found = fidelity.search(context, options, 0.01)
-    done = kept[0]._done  # (name, …) -> (what a pass gave, its seconds)
+    done = kept[0].done  # (name, …) -> (what a pass gave, its seconds)
     once = sum(seconds for (name, *_), (_, seconds) in done.items() if name in passages.SOURCES)
     assert [name for name, *_ in done].count("repeat") == 1
     assert found.seconds["reference"] == pytest.approx(once)

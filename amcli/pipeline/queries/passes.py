@@ -54,15 +54,15 @@ class Passes:
         self.context = context
         self.shared = shared
         self.search = search
-        self._done: dict[Hashable, tuple[Any, float]] = {}
+        self.done: dict[Hashable, tuple[Any, float]] = {}
 
     def get(self, key: Hashable, make: Callable[[], Made]) -> tuple[Made, float]:
         """What `make` gave for that key, and the seconds that it took when it ran."""
-        if key not in self._done:
+        if key not in self.done:
             device = self.context.loaded.device
             began = stopwatch(device)
-            self._done[key] = (make(), stopwatch(device) - began)
-        return self._done[key]
+            self.done[key] = (make(), stopwatch(device) - began)
+        return self.done[key]
 
 
 def references(
