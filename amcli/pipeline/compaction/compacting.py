@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from amcli.entries.quantize import NATIVE, Entries, quantizer_of
+from amcli.entries.catalogue import NATIVE
+from amcli.entries.ragged import Entries
+from amcli.entries.stores import quantizer_of
 from amcli.errors import UsageError
 from amcli.matching import budgets
 from amcli.matching.budgets import LayerShape, Lengths
@@ -257,10 +259,12 @@ def settled(
         held = _held_out(context, options.seed, passes, progress)
         store, _ = passes.get(("store", options.seed), lambda: store_by_error(context, held))
     quantizer = quantizer_of(store)
-    odd = [d for x in shapes(context) for d in (x.key_dim, x.value_dim) if d % 2]
-    if quantizer is not None and quantizer.bits == 4 and odd:
+    n = 1 if quantizer is None else quantizer.multiple
+    odd = [d for x in shapes(context) for d in (x.key_dim, x.value_dim) if d % n]
+    if odd:
+        wanted = "even head dimensions" if n == 2 else f"head dimensions that {n} divides"
         raise UsageError(
-            f"--store {store} wants even head dimensions, {context.loaded.id} has {odd[0]}",
+            f"--store {store} wants {wanted}, {context.loaded.id} has {odd[0]}",
             "use --store int8",
         )
     return replace(options, store=store)

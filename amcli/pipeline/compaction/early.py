@@ -7,11 +7,12 @@ file; the manifest comes last.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
-from amcli.entries.quantize import Entries, quantizer_of
-from amcli.entries.ragged import RaggedHeads
+from amcli.entries.ragged import Entries
+from amcli.entries.stores import quantizer_of
 from amcli.matching.budgets import Lengths
 from amcli.matching.methods import Method
 from amcli.pipeline.compaction.options import Options
@@ -52,9 +53,9 @@ def begin(
     return done
 
 
-def _none_yet(like: RaggedHeads, method: Method, options: Options) -> Entries:
+def _none_yet(like: Entries, method: Method, options: Options) -> Entries:
     """No entries, of the kind that a layer's will be."""
-    beta = like.keys.new_empty(0, dtype=torch.float32) if method.has_beta else None
-    heads = RaggedHeads(like.keys[:0], like.values[:0], beta, (0,) * len(like.lengths))
+    beta = torch.empty(0, dtype=torch.float32, device=like.device) if method.has_beta else None
+    heads = replace(like.rows(slice(0, 0), (0,) * len(like.lengths)), beta=beta)
     quantizer = quantizer_of(options.storage(method))
     return heads if quantizer is None else quantizer.pack(heads)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from amcli.entries.quantize import STORES
+from amcli.entries.catalogue import STORES
 from amcli.errors import UsageError
 from amcli.matching import budgets, methods
 from amcli.matching.methods import Method
@@ -27,7 +27,7 @@ class Options:
     queries        names of `passages.SOURCES`, joined by `+`; None for the method's own
     window         most recent tokens that snapkv and pyramidkv look from and keep; None: 64, or
                    fewer where that would be more than a quarter of a head's entries
-    store          how entries are stored: one of `quantize.STORES`, `auto`, or None for the
+    store          how entries are stored: one of `catalogue.STORES`, `auto`, or None for the
                    method's own
     memory_limit   bytes that the fits may take beside the cache; None: what suits the device
     positions      whether the token that each entry was taken from is stored too
@@ -50,7 +50,7 @@ class Options:
         return (self.queries or method.source) if method.queries else "none"
 
     def storage(self, method: Method) -> str:
-        """How entries are stored: `auto`, or one of `quantize.STORES`."""
+        """How entries are stored: `auto`, or one of `catalogue.STORES`."""
         return self.store or method.store
 
     def requested(self, method: Method) -> dict[str, float | int]:
