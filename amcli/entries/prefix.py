@@ -15,24 +15,25 @@ from amcli.entries.ragged import Entries
 class Prefix(Protocol):
     """Entries of one context or several in one flat buffer, and which of them each batch row sees.
 
-    entries   context after context, each with its `kv_heads` heads: head `h` of context `p` is
-              number `p * kv_heads + h` in `entries.lengths`
-    kv_heads  of the layer
-    batch     the context of each batch row; None: any number of rows, which all see the only one
-    lengths   entries of each KV head, over all contexts
-    derived   what kernels make of the prefix and want to find again: it goes when that goes
+    Context after context, each with its `kv_heads` heads: head `h` of context `p` is number
+    `p * kv_heads + h` in `entries.lengths`.
     """
 
     @property
-    def entries(self) -> Entries: ...  # noqa: D102 - see above
+    def entries(self) -> Entries:
+        """Those of all contexts."""
+
     @property
-    def kv_heads(self) -> int: ...  # noqa: D102
+    def kv_heads(self) -> int:
+        """Heads of the layer."""
+
     @property
-    def batch(self) -> tuple[int, ...] | None: ...  # noqa: D102
+    def batch(self) -> tuple[int, ...] | None:
+        """The context of each batch row; None: any number of rows, which all see the only one."""
+
     @property
-    def lengths(self) -> tuple[int, ...]: ...  # noqa: D102
-    @property
-    def derived(self) -> dict[Hashable, Any]: ...  # noqa: D102
+    def lengths(self) -> tuple[int, ...]:
+        """Entries of each KV head, over all contexts."""
 
     @property
     def key_dim(self) -> int:
@@ -45,6 +46,10 @@ class Prefix(Protocol):
     @property
     def nbytes(self) -> int:
         """Bytes of the entries of all contexts."""
+
+    @property
+    def derived(self) -> dict[Hashable, Any]:
+        """What kernels make of the prefix and want to find again: it goes when that goes."""
 
     def contexts(self) -> Iterator[tuple[Entries, Sequence[int] | slice]]:
         """Each context that some row sees: views of its entries, and those rows."""
