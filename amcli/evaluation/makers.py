@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from amcli.entries.quantize import NATIVE, Entries, quantizer_of
-from amcli.entries.ragged import RaggedHeads
+from amcli.entries.catalogue import NATIVE
+from amcli.entries.ragged import Entries
+from amcli.entries.stores import quantizer_of
 from amcli.errors import UsageError
 from amcli.matching import methods
 from amcli.matching import recipes as recipes  # registers the methods
@@ -167,8 +168,8 @@ def shuffled(context: Context, request: Request, passes: Passes, progress: Progr
                 start + torch.randperm(t, generator=generator)
                 for start, t in zip(heads.offsets, heads.lengths, strict=False)
             ]
-        ).to(heads.values.device)
-        broken[i] = RaggedHeads(heads.keys, heads.values[order], heads.beta, heads.lengths)
+        ).to(heads.device)
+        broken[i] = replace(heads, values=heads.values.rows(order))
     cache = shared(context, broken)
     return Made(cache, made.stored_bytes, made.full_bytes, made.budget, made.seconds)
 

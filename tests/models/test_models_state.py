@@ -25,6 +25,7 @@ from amcli.pipeline.contexts.context import dense
 from amcli.pipeline.contexts.opening import restore
 from amcli.pipeline.contexts.reading import prefill, save_prefill
 from amcli.pipeline.talk.session import Session
+from amcli.serving.batching import batch_of
 from amcli.storage.artifacts import Artifact, write_artifact
 from amkv_format import AmkvFile
 
@@ -122,7 +123,7 @@ def test_a_state_does_not_go_back() -> None:
     with pytest.raises(ValueError, match="cannot go back"):
         cache.truncate(len(DOCUMENT) - 1)
     with pytest.raises(ValueError, match="cannot be batched"):
-        CompactCache.batch([cache, cache])
+        batch_of([cache, cache])
 
 
 def test_a_reset_cache_is_an_empty_one() -> None:

@@ -184,7 +184,7 @@ def test_a_mixture_ranks_by_both_and_fits_by_the_last(context: Context) -> None:
 def test_methods_that_fit_in_their_own_way_see_every_source(context: Context) -> None:
     def kept(queries: str, name: str) -> torch.Tensor:
         options = Request(tokens=20, method=name, queries=queries, store="native")
-        return compact(context, options, errors=False).layers[-1].unpack().keys
+        return compact(context, options, errors=False).layers[-1].keys.unpack()
 
     for name in ("am-omp", "am-highest-attention"):
         both = kept("context+repeat", name)

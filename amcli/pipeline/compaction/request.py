@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amcli.entries.quantize import STORES
+from amcli.entries.catalogue import STORES
 from amcli.errors import UsageError
 from amcli.matching import budgets, methods
 from amcli.matching.methods import Method
