@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import typer
 
-from amcli.commands import completion
 from amcli.commands import options as opt
 from amcli.commands.heads import HeadMap, draw, kept_from, maps, strip
 from amcli.commands.screen import picture
@@ -28,12 +27,7 @@ STRIP = 64
 
 
 def inspect(
-    file: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FILE", hidden=True, show_default=False, autocompletion=completion.artifacts
-        ),
-    ],
+    file: opt.Artifact,
     heads: Annotated[
         bool,
         typer.Option(
@@ -45,15 +39,7 @@ def inspect(
         bool,
         typer.Option("--layers", help="A table of all layers, and hashes and versions."),
     ] = False,
-    plot: Annotated[
-        Path | None,
-        typer.Option(
-            "--plot",
-            metavar="FILE",
-            show_default=False,
-            help="Draw what --heads shows: .png, .svg, .pdf or .html; replaced if there.",
-        ),
-    ] = None,
+    plot: opt.PlotHeads = None,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from amcli.commands.screen.console import Console, is_terminal, printable
 from amcli.errors import UsageError
+from amcli.models.catalogue import POCKET
 from amcli.pipeline.contexts.source import STDIN, Source, read_source
 from amcli.system import settings
 from amcli.system.files import looks_like_artifact
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from amcli.models.memory import Preview
     from amcli.pipeline.contexts.context import Context
 
-POCKET = "pocket"
 PREFILL_ENDING = ".prefill.amkv"
 
 

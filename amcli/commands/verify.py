@@ -57,7 +57,7 @@ class Finding:
 
 
 def verify(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE", hidden=True, show_default=False)],
+    files: opt.Artifacts,
     deep: Annotated[
         bool,
         typer.Option(

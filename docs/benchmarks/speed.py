@@ -41,7 +41,6 @@ from amcli.evaluation.results import today
 from amcli.evaluation.runner import hardware
 from amcli.generator.documents import generate
 from amcli.matching import methods
-from amcli.matching import recipes as recipes  # registers the methods
 from amcli.matching.compact import LayerInput, compact_layers
 from amcli.matching.fit_errors import FitErrors, fit_errors
 from amcli.matching.scores import ScoreState, attention_stats
