@@ -15,7 +15,8 @@ from amcli.commands import options as opt
 from amcli.commands.comparison import Whole
 from amcli.commands.conversation import Conversation, after_thoughts, answer, show
 from amcli.commands.questions import lines, prompts
-from amcli.commands.screen.console import Console, is_terminal
+from amcli.commands.screen.console import Console
+from amcli.commands.screen.terminal import is_terminal
 from amcli.commands.shared import open_contexts, warn_of_length, work
 from amcli.errors import UsageError
 from amcli.pipeline.contexts.source import STDIN

@@ -14,7 +14,8 @@ import typer
 
 from amcli.commands import options as opt
 from amcli.commands.conversation import answer
-from amcli.commands.screen.console import Console, printable
+from amcli.commands.screen.console import Console
+from amcli.commands.screen.terminal import printable
 from amcli.commands.shared import PREFILL_ENDING, Stopwatch, load, typed, work
 from amcli.errors import UsageError
 from amcli.models.catalogue import POCKET

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 from amcli.commands import options as opt
 from amcli.commands.inspect import describe
-from amcli.commands.screen.console import Console, paint, printable
+from amcli.commands.screen.console import Console
+from amcli.commands.screen.terminal import paint, printable
 from amcli.system.files import open_artifact
 from amcli.system.units import bytes_text
 

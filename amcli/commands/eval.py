@@ -13,7 +13,8 @@ import typer
 from amcli.commands import completion
 from amcli.commands import options as opt
 from amcli.commands.eval_table import LiveTable, Notes, table_text
-from amcli.commands.screen.console import Console, animated, columns, is_terminal
+from amcli.commands.screen.console import Console
+from amcli.commands.screen.terminal import animated, columns, is_terminal
 from amcli.commands.shared import choose_model, load, work
 from amcli.errors import UsageError
 from amcli.evaluation.catalogue import DEFAULT_ASKED, DEFAULT_SUITE, SUITES

@@ -15,7 +15,8 @@ import typer
 from amcli.commands import options as opt
 from amcli.commands.heads import HeadMap, draw, kept_from, maps, strip
 from amcli.commands.screen import picture
-from amcli.commands.screen.console import Console, coloured, columns, printable
+from amcli.commands.screen.console import Console
+from amcli.commands.screen.terminal import coloured, columns, printable
 from amcli.errors import ArtifactError
 from amcli.storage.summary import fit_errors, stored_range
 from amcli.system.files import open_artifact

@@ -10,7 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amcli.commands.screen.console import Console, is_terminal, printable
+from amcli.commands.screen.console import Console
+from amcli.commands.screen.terminal import is_terminal, printable
 from amcli.errors import UsageError
 from amcli.models.catalogue import POCKET
 from amcli.pipeline.contexts.source import STDIN, Source, read_source

@@ -35,7 +35,7 @@ from typing import Any
 import torch
 
 from amcli.commands.screen.bar import Bar
-from amcli.commands.screen.console import animated
+from amcli.commands.screen.terminal import animated
 from amcli.evaluation import bench
 from amcli.evaluation.results import today
 from amcli.evaluation.runner import hardware
