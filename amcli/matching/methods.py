@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 
-from amcli.errors import UsageError, did_you_mean
+from amcli.errors import AmkvWarning, UsageError, did_you_mean
 from amcli.matching import plugins
 from amcli.matching.catalogue import METHODS
-from amcli.matching.plugins import Plugin, TakenNameWarning
+from amcli.matching.plugins import Plugin
 
 from .scores import ScoreKind
 from .selection import Target
@@ -257,7 +257,7 @@ def get(name: str, also: Sequence[str] = ()) -> Method:
     if name in METHODS:
         for plugin in brought:
             text = f"the method {name} of package {plugin.package} is left out: {name} is built in"
-            warnings.warn(text, TakenNameWarning, stacklevel=2)
+            warnings.warn(text, AmkvWarning, stacklevel=2)
         module, _, attribute = METHODS[name].place.partition(":")
         method: Method = getattr(import_module(f"amcli.matching.{module}"), attribute)
     elif brought:
@@ -277,7 +277,7 @@ def get(name: str, also: Sequence[str] = ()) -> Method:
 
 def _of_package(brought: Sequence[Plugin]) -> Method:
     """The method that a package brings. Raises UsageError where that is not to be had."""
-    name, packages = brought[0].name, " and ".join(plugin.package for plugin in brought)
+    name, packages = brought[0].name, " and ".join(sorted(plugin.package for plugin in brought))
     if len(brought) > 1:
         raise UsageError(
             f"method {name!r} comes from several packages: {packages}",

@@ -18,10 +18,6 @@ from amcli.matching.catalogue import METHODS
 GROUP = "amkv.methods"
 
 
-class TakenNameWarning(UserWarning):
-    """A package brings a method by a name that is taken: the built-in one is used."""
-
-
 @dataclass(frozen=True)
 class Plugin:
     """A method of another package, not loaded: its name, the package's, and where it is."""
