@@ -28,15 +28,12 @@ Shape = Annotated[
         "memory are those of the real model, answers are noise.",
     ),
 ]
-Layers = Annotated[
-    int | None, opt.count("--layers", "4", "So many layers instead of the shape's own.")
-]
 Repeats = Annotated[int, opt.count("--repeats", "5", "Runs to take medians of.", show_default=True)]
 
 
 def bench(
     shape: Shape = None,
-    layers: Layers = None,
+    layers: opt.LayerCount = None,
     tokens: opt.TimedTokens = 4096,
     ratio: opt.Ratio = None,
     method: opt.Method = DEFAULT,

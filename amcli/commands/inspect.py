@@ -36,10 +36,7 @@ def inspect(
             help="Maps of entries and errors by layer and head, and where kept keys come from.",
         ),
     ] = False,
-    layers: Annotated[
-        bool,
-        typer.Option("--layers", help="A table of all layers, and hashes and versions."),
-    ] = False,
+    layers: opt.LayerTable = False,
     plot: opt.PlotHeads = None,
     json: opt.Json = False,
     quiet: opt.Quiet = False,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from collections import Counter
 from typing import get_args
 
 import pytest
-from helptext import COMMANDS, help_document
+from helptext import COMMANDS, ROOT, help_document
+from typer.main import get_command
 
 from amcli.commands import options
+from amcli.commands.app import app
 from amcli.entries.catalogue import STORES
 from amcli.errors import UsageError
 from amcli.evaluation import catalogue as evaluation
@@ -131,6 +135,21 @@ def test_help_has_every_name() -> None:
     for name in models.DEVICES:
         assert name in sections[("compact",)].partition("--device")[2]
     assert f"{DEFAULT_RATIO:g} if left out" in told("compact", "--ratio")
+
+
+def test_options_that_commands_share_are_declared_once() -> None:
+    """In `options`: a command's own module declares what no other command has."""
+    commands = get_command(app).commands.values()  # type: ignore[attr-defined]
+    count = Counter(name for command in commands for param in command.params for name in param.opts)
+    for path in sorted((ROOT / "amcli" / "commands").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            if node.func.attr not in ("Option", "count"):
+                continue
+            names = [word.value for word in node.args if isinstance(word, ast.Constant)]
+            shared = [name for name in names if count[name] > 1]
+            assert not shared, f"{path.name}:{node.lineno} declares {shared[0]} again"
 
 
 def test_lists_in_words() -> None:

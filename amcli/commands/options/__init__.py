@@ -216,6 +216,13 @@ NumberOfQuestions = Annotated[
     ),
 ]
 
+LayerCount = Annotated[
+    int | None, count("--layers", "4", "So many layers instead of the shape's own.")
+]
+LayerTable = Annotated[
+    bool, typer.Option("--layers", help="A table of all layers, and hashes and versions.")
+]
+
 # ---- the model -------------------------------------------------------------------------------
 
 Model = Annotated[
