@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from amcli.commands import options as opt
-from amcli.commands.screen.console import Console, columns, is_terminal, paint, printable
+from amcli.commands.screen.console import Console
+from amcli.commands.screen.terminal import columns, is_terminal, paint, printable
 from amcli.errors import AmkvError, UsageError
 from amcli.system.files import EXTENSION, open_artifact
 from amcli.system.units import bytes_text

@@ -14,15 +14,15 @@ import torch
 from amcli.entries.catalogue import NATIVE
 from amcli.entries.ragged import Entries
 from amcli.entries.stores import quantizer_of
-from amcli.errors import UsageError
+from amcli.evaluation.catalogue import ALL
 from amcli.matching import methods
-from amcli.matching import recipes as recipes  # registers the methods
 from amcli.models.cache import CompactCache
 from amcli.models.generate import stream
 from amcli.models.loading import LoadedModel
 from amcli.pipeline.compaction.compacting import compact
+from amcli.pipeline.compaction.defaults import AUTO
 from amcli.pipeline.compaction.plan import Target
-from amcli.pipeline.compaction.request import AUTO, Request, check
+from amcli.pipeline.compaction.request import Request, check
 from amcli.pipeline.contexts import reading
 from amcli.pipeline.contexts.context import Context, dense, full_layers, shared
 from amcli.pipeline.contexts.source import Source
@@ -178,7 +178,7 @@ SPECIAL: dict[str, Callable[[Context, Request, Passes, Progress], Made]] = {
     "summary": summary,
     "shuffled": shuffled,
 }
-"""What `amkv eval --method` takes besides the registered methods."""
+"""What makes those of `catalogue.SPECIAL`."""
 
 
 def make(context: Context, request: Request, passes: Passes, progress: Progress) -> Made:
@@ -186,10 +186,6 @@ def make(context: Context, request: Request, passes: Passes, progress: Progress)
     if request.method in SPECIAL:
         return SPECIAL[request.method](context, request, passes, progress)
     return compacted(context, request, passes, progress)[0]
-
-
-ALL = "all"
-"""Stands for every method that drops something, and the model's own summary."""
 
 
 def expanded(name: str) -> list[str]:
@@ -207,10 +203,7 @@ def ratios(name: str, wanted: Sequence[float]) -> list[float]:
     """
     if name in SPECIAL:
         return list(wanted)
-    try:
-        method = methods.get(name)
-    except UsageError as error:
-        raise UsageError(error.message, f"{error.hint}, {', '.join(SPECIAL)}") from error
+    method = methods.get(name, also=tuple(SPECIAL))
     return [1.0] if method.selection == "all" else list(wanted)
 
 

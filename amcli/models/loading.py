@@ -29,8 +29,9 @@ from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils.import_utils import is_accelerate_available
 
 from amcli.errors import AmkvError, UsageError
-from amcli.models import gguf, identity, memory
+from amcli.models import catalogue, gguf, identity, memory
 from amcli.models.attention import NAME, register
+from amcli.models.catalogue import AUTO, POCKET
 from amcli.models.failures import explain, quiet
 from amcli.models.geometry import ModelGeometry, refuse_attention, refuse_unsupported
 from amcli.models.gguf import GgufModel
@@ -41,18 +42,8 @@ from amcli.models.sharding import Shard, here, leave_at_exit
 from amcli.models.template import ChatTemplate
 from amcli.system.processes import launched
 
-POCKET = "pocket"
-
-AUTO = "auto"
-"""The device that stands for all GPUs, layers spread over them."""
-
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
+DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, full) for full, short in catalogue.DTYPES.items() for name in (full, short)
 }
 
 _TOKENIZER_FILES = (

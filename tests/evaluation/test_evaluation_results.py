@@ -13,7 +13,7 @@ import pytest
 from amcli.commands.eval_table import Notes, Pace, table_text
 from amcli.commands.screen.console import Console, Switches
 from amcli.errors import UsageError
-from amcli.evaluation import parallel, runner, suites  # noqa: F401 - registers the suites
+from amcli.evaluation import parallel, runner
 from amcli.evaluation.forcing import Outcome
 from amcli.evaluation.results import Results, finite
 from amcli.evaluation.runner import Settings

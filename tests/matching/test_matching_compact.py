@@ -15,10 +15,10 @@ from synthetic_heads import Heads, heads
 
 from amcli.errors import UsageError
 from amcli.matching import methods
+from amcli.matching.catalogue import DEFAULT
 from amcli.matching.compact import LayerInput, LayerResult, compact_layer, compact_layers
 from amcli.matching.known import Known
 from amcli.matching.methods import Method, ScoreContext, get, names, register
-from amcli.matching.recipes import DEFAULT
 from amcli.matching.scores import ScoreState
 from amcli.matching.tiles import Room
 
@@ -217,7 +217,7 @@ def knorm() -> Iterator[Method]:
 
     yield register(
         Method(
-            name="knorm-for-a-test", summary="small keys", score=score, queries=False,
+            name="knorm-for-a-test", score=score, queries=False,
             selection="top", mass="none", values="original",
         )
     )  # fmt: skip

@@ -10,7 +10,6 @@ from synthetic_heads import Heads, heads
 from test_matching_compact import errors, run
 
 from amcli.entries.stores import quantizer_of
-from amcli.matching import recipes  # noqa: F401 - registers the methods
 
 METHODS = ["omp", "omp-no-bias", "highest-attention"]
 LENGTHS = [5, 24]

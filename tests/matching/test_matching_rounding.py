@@ -10,7 +10,6 @@ from synthetic_heads import heads
 from test_matching_compact import errors, run
 
 from amcli.entries.stores import quantizer_of
-from amcli.matching import recipes  # noqa: F401 - registers the methods
 from amcli.matching.budgets import LayerShape, entries_for_ratio, stored_bytes, uniform
 from amcli.matching.methods import get
 

@@ -6,15 +6,14 @@ import pytest
 import torch
 from boxes import model, source
 
-import amcli.matching.recipes  # noqa: F401 - registers the methods
-from amcli.matching import methods
+from amcli.matching.catalogue import METHODS
 from amcli.pipeline.compaction.compacting import compact
 from amcli.pipeline.compaction.request import Request
 from amcli.pipeline.compaction.result import Compaction
 from amcli.pipeline.contexts.context import Context, full_layers, live_keys
 from amcli.pipeline.contexts.reading import prefill
 
-NAMES = [name for name in methods.names() if name != "keep"]
+NAMES = [name for name in METHODS if name != "keep"]
 # streaming keeps originals too, but turns its keys to the positions they move to.
 EVICTING = [
     "random", "knorm", "keydiff", "snapkv", "tova", "h2o", "expected-attention",

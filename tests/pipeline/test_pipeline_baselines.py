@@ -13,6 +13,7 @@ from boxes import model, source
 from amcli.errors import UsageError
 from amcli.matching import methods
 from amcli.matching.baselines.last_queries import LastQueries
+from amcli.matching.catalogue import RIVALS
 from amcli.models import rotary
 from amcli.models.cache import CompactCache
 from amcli.models.generate import absorb
@@ -32,7 +33,7 @@ from amcli.pipeline.talk.session import Session
 from amcli.storage.artifacts import Artifact
 from amcli.system.progress import Silent
 
-BASELINES = methods.names()[4:]
+BASELINES = [*RIVALS]
 FEW = {"max_queries": 256}
 
 

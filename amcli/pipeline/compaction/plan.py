@@ -24,7 +24,8 @@ from amcli.models.memory import Preview
 from amcli.models.template import ChatTemplate
 from amcli.pipeline.compaction.budget_file import BudgetFile
 from amcli.pipeline.compaction.choices import holds_every_key
-from amcli.pipeline.compaction.request import AUTO, Request, check
+from amcli.pipeline.compaction.defaults import AUTO
+from amcli.pipeline.compaction.request import Request, check
 from amcli.pipeline.contexts.context import Context
 from amcli.pipeline.queries.passes import QueryPlan
 from amcli.storage.artifacts import Artifact

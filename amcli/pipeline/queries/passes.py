@@ -126,7 +126,7 @@ def references(
 def _kinds(method: Method, statistic: ScoreKind, passes: Passes) -> tuple[ScoreKind, ...]:
     """The scores that are kept: those this method asks for, or any that comes after it."""
     if passes.shared and method.watch is None:
-        others = (methods.get(name).score_kind for name in methods.names())
+        others = (other.score_kind for other in methods.loaded())
         wanted = {statistic, *(kind for kind in others if kind is not None)}
         return tuple(kind for kind in SCORE_KINDS if kind in wanted)
     return () if method.score is not None else (method.score_kind or statistic,)

@@ -19,8 +19,9 @@ from amcli.errors import UsageError
 from amcli.models import lengths
 from amcli.models.cache import CompactCache
 from amcli.pipeline.compaction.compacting import compact
+from amcli.pipeline.compaction.defaults import DEFAULT_RATIO
 from amcli.pipeline.compaction.plan import Target
-from amcli.pipeline.compaction.request import DEFAULT_RATIO, Request
+from amcli.pipeline.compaction.request import Request
 from amcli.pipeline.compaction.result import Compaction
 from amcli.pipeline.contexts.context import Context, full_layers, held
 from amcli.pipeline.contexts.reading import POSITIONS_FOR_ANSWERS
