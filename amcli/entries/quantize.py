@@ -279,7 +279,7 @@ QUANTIZERS = {
 
 NATIVE = "native"
 STORES = (NATIVE, *QUANTIZERS)
-"""What `--store` takes."""
+"""What `Options.store` may be, besides `auto`."""
 
 
 def quantizer_of(store: str) -> Quantizer | None:

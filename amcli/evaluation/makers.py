@@ -13,7 +13,6 @@ import torch
 
 from amcli.entries.quantize import NATIVE, Entries, quantizer_of
 from amcli.entries.ragged import RaggedHeads
-from amcli.errors import UsageError
 from amcli.matching import methods
 from amcli.matching import recipes as recipes  # registers the methods
 from amcli.models.cache import CompactCache
@@ -88,7 +87,7 @@ def compacted(
     return made, found.layers
 
 
-# ---- what is no method of `amkv compact` -----------------------------------------------------
+# ---- what is no method -----------------------------------------------------------------------
 
 SUMMARIZE = (
     "Summarize the text above in at most {words} words. Keep as many of its facts, names and "
@@ -171,7 +170,7 @@ SPECIAL: dict[str, Callable[[Context, Options, Passes, Progress], Made]] = {
     "summary": summary,
     "shuffled": shuffled,
 }
-"""What `amkv eval --method` takes besides the registered methods."""
+"""What can be measured besides the registered methods."""
 
 
 def make(context: Context, options: Options, passes: Passes, progress: Progress) -> Made:
@@ -200,10 +199,7 @@ def ratios(name: str, wanted: Sequence[float]) -> list[float]:
     """
     if name in SPECIAL:
         return list(wanted)
-    try:
-        method = methods.get(name)
-    except UsageError as error:
-        raise UsageError(error.message, f"{error.hint}, {', '.join(SPECIAL)}") from error
+    method = methods.get(name, also=tuple(SPECIAL))
     return [1.0] if method.selection == "all" else list(wanted)
 
 

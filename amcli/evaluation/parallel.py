@@ -110,7 +110,10 @@ def _gather(
             if dead:
                 raise AmkvError(
                     f"a process that measured documents ended with code {dead[0].exitcode}",
-                    "it may have run out of memory: try fewer --jobs",
+                    "it may have run out of memory: try fewer jobs",
+                    code="process-ended",
+                    field="jobs",
+                    exit_code=dead[0].exitcode,
                 ) from None
             continue
         if kind == "error":

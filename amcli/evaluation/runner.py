@@ -64,21 +64,46 @@ class Settings:
             for ratio in wanted:
                 makers.require(settings.options(name, ratio))
         if suite.file is None and settings.path is not None:
-            raise UsageError(f"suite {suite.name} takes no file", f"leave {settings.path} out")
+            raise UsageError(
+                f"suite {suite.name} takes no file",
+                f"leave {settings.path} out",
+                code="suite-without-file",
+                field="path",
+                suite=suite.name,
+            )
         if suite.file is not None and settings.path is None:
             raise UsageError(
                 f"suite {suite.name} wants a file: {suite.file}",
-                f"name it: amkv eval FILE --suite {suite.name}",
+                f"name it; suite {suite.name} makes no documents of its own",
+                code="suite-wants-documents" if suite.own else "suite-wants-file",
+                field="path",
+                suite=suite.name,
             )
         if settings.asked is not None and not suite.own:
             raise UsageError(
                 f"suite {suite.name} takes no file of questions",
-                f"--suite qa, or a number for --questions instead of {settings.asked}",
+                "take the suite qa, or a number of questions",
+                code="suite-without-own-questions",
+                field="asked",
+                suite=suite.name,
+                asked=settings.asked,
             )
         if suite.whole and settings.tokens is not None:
-            raise UsageError(f"suite {suite.name} reads whole documents", "leave --tokens out")
+            raise UsageError(
+                f"suite {suite.name} reads whole documents",
+                "leave tokens out",
+                code="suite-of-whole-documents",
+                field="tokens",
+                suite=suite.name,
+            )
         if settings.reason and not suite.choice:
-            raise UsageError(f"suite {suite.name} has no multiple choice", "leave --reason out")
+            raise UsageError(
+                f"suite {suite.name} has no multiple choice",
+                "leave reason out",
+                code="suite-without-choice",
+                field="reason",
+                suite=suite.name,
+            )
         return settings
 
     def options(self, method: str, ratio: float) -> Options:
@@ -198,7 +223,11 @@ def _require_room(settings: Settings, loaded: LoadedModel, document: Document, t
             raise UsageError(
                 f"{document.name} with a question and its answer takes {need:,} tokens, and "
                 f"{loaded.id} has {limit:,} positions",
-                "lower --tokens, or choose a model with a longer context with --model",
+                "lower tokens, or choose a model with a longer context",
+                code="tokens-too-many",
+                field="tokens",
+                tokens=need,
+                limit=limit,
             )
 
 

@@ -231,9 +231,18 @@ def names() -> list[str]:
     return list(_REGISTRY)
 
 
-def get(name: str) -> Method:
-    """The method of that name. Raises UsageError with the nearest name and the list."""
+def get(name: str, also: Sequence[str] = ()) -> Method:
+    """The method of that name. Raises UsageError with the nearest name and the list.
+
+    also  what the caller takes besides, for the list
+    """
     if name in _REGISTRY:
         return _REGISTRY[name]
     meant = did_you_mean(name, _REGISTRY)
-    raise UsageError(f"unknown method {name!r}", hint=f"{meant}methods: {', '.join(names())}")
+    raise UsageError(
+        f"unknown method {name!r}",
+        f"{meant}methods: {', '.join([*names(), *also])}",
+        code="unknown-method",
+        field="method",
+        method=name,
+    )

@@ -168,7 +168,12 @@ class _Source:
     @classmethod
     def of(cls, spec: str) -> _Source:
         if not spec:
-            raise UsageError("no model named", "name one with --model, such as Qwen/Qwen3-4B")
+            raise UsageError(
+                "no model named",
+                "name one, such as Qwen/Qwen3-4B",
+                code="model-unnamed",
+                field="model",
+            )
         if spec == POCKET:
             from amcli.pocket import folder
 
@@ -187,29 +192,54 @@ class _Source:
 
 def _check_folder(path: Path) -> None:
     if not path.exists():
-        raise UsageError(f"model folder {path} does not exist", "check the path given to --model")
+        raise UsageError(
+            f"model folder {path} does not exist",
+            "check the path",
+            code="model-missing",
+            field="model",
+            path=path,
+        )
     if not path.is_dir():
         raise UsageError(
             f"{path} is a file, not a model folder",
             "give the folder that holds config.json, or a GGUF file",
+            code="model-not-a-folder",
+            field="model",
+            path=path,
         )
     files = sorted(path.glob(f"*{gguf.ENDING}"))
     if files and not (path / "config.json").is_file():
         raise UsageError(
             f"model folder {path} has no config.json, but GGUF files",
-            f"name the file: --model {files[0]}",
+            f"name the file: {files[0]}",
+            code="model-is-gguf",
+            field="model",
+            path=path,
+            file=files[0],
         )
     if not (path / "config.json").is_file():
         raise UsageError(
-            f"model folder {path} has no config.json", "give a folder in Hugging Face format"
+            f"model folder {path} has no config.json",
+            "give a folder in Hugging Face format",
+            code="model-incomplete",
+            field="model",
+            path=path,
         )
     if not any((path / name).is_file() for name in _TOKENIZER_FILES):
         raise UsageError(
-            f"model folder {path} has no tokenizer", "put the model's tokenizer.json into it"
+            f"model folder {path} has no tokenizer",
+            "put the model's tokenizer.json into it",
+            code="model-incomplete",
+            field="model",
+            path=path,
         )
     if not any(next(path.glob(pattern), None) for pattern in _WEIGHT_PATTERNS):
         raise UsageError(
-            f"model folder {path} has no weights", "put the model's *.safetensors files into it"
+            f"model folder {path} has no weights",
+            "put the model's *.safetensors files into it",
+            code="model-incomplete",
+            field="model",
+            path=path,
         )
 
 
@@ -221,20 +251,38 @@ def _device(name: str | None) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UsageError(f"unknown device {name!r}", "use cpu, cuda, cuda:0 or auto") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        built = torch.version.cuda is not None or torch.version.hip is not None
         raise UsageError(
-            f"device {name} was asked for, but PyTorch sees no CUDA device"
-            + ("" if built else ": this PyTorch is for CPUs only"),
-            "use --device cpu, or see whether nvidia-smi lists the GPU"
-            if built
-            else "use --device cpu, or install PyTorch with CUDA: https://pytorch.org",
+            f"unknown device {name!r}",
+            "use cpu, cuda, cuda:0 or auto",
+            code="unknown-device",
+            field="device",
+            device=name,
+        ) from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        asked = f"device {name} was asked for, but PyTorch sees no CUDA device"
+        if torch.version.cuda is not None or torch.version.hip is not None:
+            raise UsageError(
+                asked,
+                "use device='cpu', or see whether nvidia-smi lists the GPU",
+                code="gpu-missing",
+                field="device",
+                device=name,
+            )
+        raise UsageError(
+            f"{asked}: this PyTorch is for CPUs only",
+            "use device='cpu', or install PyTorch with CUDA: https://pytorch.org",
+            code="gpu-not-supported",
+            field="device",
+            device=name,
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(
             f"device {name} was asked for, but there are {torch.cuda.device_count()}",
-            "use --device cuda:0",
+            "use device='cuda:0'",
+            code="unknown-gpu",
+            field="device",
+            device=name,
+            count=torch.cuda.device_count(),
         )
     return device
 
@@ -244,7 +292,11 @@ def _own_device(name: str | None) -> torch.device:
     if name not in (None, AUTO, "cpu", "cuda"):
         raise UsageError(
             f"device {name} was asked for, but {launched()} processes have one each",
-            "leave --device out",
+            "leave device out",
+            code="device-per-process",
+            field="device",
+            device=name,
+            processes=launched(),
         )
     if not torch.cuda.is_available():
         return torch.device("cpu")
@@ -253,6 +305,9 @@ def _own_device(name: str | None) -> torch.device:
         raise UsageError(
             f"{launched()} processes were started, and there are {count} GPUs for them",
             f"torchrun --nproc-per-node {count}",
+            code="gpus-too-few",
+            processes=launched(),
+            count=count,
         )
     return torch.device("cuda", own)
 
@@ -260,7 +315,13 @@ def _own_device(name: str | None) -> torch.device:
 def _dtype(name: str | None, device: torch.device, config: PreTrainedConfig) -> torch.dtype:
     if name is not None:
         if name not in DTYPES:
-            raise UsageError(f"unknown dtype {name!r}", "use float32, bfloat16 or float16")
+            raise UsageError(
+                f"unknown dtype {name!r}",
+                "use float32, bfloat16 or float16",
+                code="unknown-dtype",
+                field="dtype",
+                dtype=name,
+            )
         return DTYPES[name]
     if device.type == "cpu":
         return torch.float32
@@ -290,11 +351,19 @@ def _load(
     options["revision"] = commit or source.revision
     tokenizer = _tokenizer(source, options)
     if len(tokenizer) == 0:
-        raise UsageError(f"{source.id} has no tokenizer", "choose a model that brings its own")
+        raise UsageError(
+            f"{source.id} has no tokenizer",
+            "choose a model that brings its own",
+            code="model-incomplete",
+            field="model",
+            path=source.id,
+        )
     shard = here(config)
     if (shard.size > 1 or spread) and not is_accelerate_available():
         raise UsageError(
-            "several GPUs want the package accelerate", "pip install 'amkv[multi-gpu]'"
+            "several GPUs want the package accelerate",
+            "pip install 'amkv[multi-gpu]'",
+            code="package-missing",
         )
     devices = [device]
     if shard.size > 1:
@@ -339,7 +408,10 @@ def _probed(model: PreTrainedModel, shard: Shard) -> ModelGeometry:
     if shard.size > 1 and geometry.states:
         raise UsageError(
             f"{geometry.architecture} has layers that keep a state, which is not divided",
-            "start one process, with --device-map auto for several GPUs",
+            "start one process, with device='auto' for several GPUs",
+            code="model-not-divisible",
+            field="model",
+            model=geometry.architecture,
         )
     return geometry
 
@@ -393,5 +465,8 @@ def _read(
             f"the weights of {source.id} are incomplete: {len(absent)} tensors are missing or of "
             f"another shape, such as {absent[0]}",
             "download the model again, or check that it is a causal language model",
+            code="model-incomplete",
+            field="model",
+            path=source.id,
         )
     return cast(PreTrainedModel, model)

@@ -45,7 +45,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }  # fmt: skip
-"""Shapes by the names that `amkv bench --shape` takes: the model type, and what is configured."""
+"""Shapes by name: the model type, and what is configured."""
 
 _KNOWN_TOKENS = 8.0
 
@@ -59,7 +59,13 @@ def shaped(
     """
     if name not in SHAPES:
         meant = did_you_mean(name, SHAPES)
-        raise UsageError(f"unknown shape {name!r}", f"{meant}shapes: {', '.join(SHAPES)}")
+        raise UsageError(
+            f"unknown shape {name!r}",
+            f"{meant}shapes: {', '.join(SHAPES)}",
+            code="unknown-shape",
+            field="shape",
+            shape=name,
+        )
     from amcli.pocket import folder
 
     register()

@@ -125,7 +125,10 @@ class Suite:
         if not found:
             raise UsageError(
                 f"suite {self.name} has no document with questions at {request.tokens} tokens",
-                "raise --tokens",
+                "raise tokens",
+                code="tokens-too-few",
+                field="tokens",
+                tokens=request.tokens,
             )
         return found
 
@@ -151,4 +154,10 @@ def get(name: str) -> Suite:
     if name in _REGISTRY:
         return _REGISTRY[name]
     meant = did_you_mean(name, _REGISTRY)
-    raise UsageError(f"unknown suite {name!r}", f"{meant}suites: {', '.join(names())}")
+    raise UsageError(
+        f"unknown suite {name!r}",
+        f"{meant}suites: {', '.join(names())}",
+        code="unknown-suite",
+        field="suite",
+        suite=name,
+    )

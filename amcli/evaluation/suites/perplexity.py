@@ -19,7 +19,13 @@ _SHORTEST = 8  # tokens of half a window: less says nothing
 def documents(request: Request) -> Iterator[Document]:
     """Up to `request.docs` windows of `request.tokens` tokens, one after the other, halved."""
     if request.path is None:
-        raise UsageError("suite perplexity reads a text file", "name one: amkv eval book.txt …")
+        raise UsageError(
+            "suite perplexity reads a text file",
+            "name one, such as book.txt",
+            code="suite-wants-file",
+            field="path",
+            suite="perplexity",
+        )
     rest = read_source(str(request.path)).text
     measure, half = request.measure, request.tokens // 2
     for index in range(request.docs):
@@ -31,7 +37,13 @@ def documents(request: Request) -> Iterator[Document]:
             first = measure.cut(rest, measure.one(rest) // 2)
             second = rest[len(first) :]
             if min(measure.count([first, second])) < _SHORTEST:
-                raise UsageError(f"{request.path} is too short to be halved", "give a longer text")
+                raise UsageError(
+                    f"{request.path} is too short to be halved",
+                    "give a longer text",
+                    code="text-too-short",
+                    field="path",
+                    path=request.path,
+                )
         yield Document(
             f"part {index + 1}", first, (Question(second, "", "text", continuation=True),)
         )
