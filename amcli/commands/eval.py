@@ -30,7 +30,9 @@ PLOT_ENDINGS = (".png", ".pdf", ".svg")
 def _names(value: object) -> list[str]:
     found = [name.strip() for name in str(value).split(",") if name.strip()]
     if not found:
-        raise UsageError("--method names no method", f"for example --method {_METHODS}")
+        raise UsageError(
+            "--method names no method", f"for example --method {_METHODS}", field="method"
+        )
     return found
 
 
@@ -38,7 +40,7 @@ def _ratios(value: object) -> list[float]:
     read = opt.number("--ratio", _RATIOS, least=1)
     found = [read(part) for part in str(value).split(",") if part.strip()]
     if not found:
-        raise UsageError("--ratio names no ratio", f"for example --ratio {_RATIOS}")
+        raise UsageError("--ratio names no ratio", f"for example --ratio {_RATIOS}", field="ratio")
     return sorted(set(found))
 
 

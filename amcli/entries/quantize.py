@@ -279,7 +279,7 @@ QUANTIZERS = {
 
 NATIVE = "native"
 STORES = (NATIVE, *QUANTIZERS)
-"""What `Options.store` may be, besides `auto`."""
+"""Ways to store entries, by name."""
 
 
 def quantizer_of(store: str) -> Quantizer | None:

@@ -131,7 +131,7 @@ SOURCES: dict[str, QuerySource] = {
     "self-study": QuerySource(study_passages, "rms"),
     "context": QuerySource(lambda context, seed, progress: context_passages(context)),
 }
-"""Ways to make reference queries, by the names that `Options.queries` is made of."""
+"""Ways to make reference queries, by name."""
 
 
 def sources(name: str) -> tuple[str, ...]:
