@@ -11,10 +11,12 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from amcli.system.version import VERSION
+
 if TYPE_CHECKING:
     from amcli.api import Document
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = ["__version__", "load"]
 

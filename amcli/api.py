@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from amcli.models.adopted import adopt, release
+from amcli.models.adopted import Model, Tokenizer, adopt, release
 from amcli.pipeline.contexts import opening
 from amcli.pipeline.contexts.context import Context
 from amcli.pipeline.talk.session import DEFAULT_MAX_TOKENS, Session
@@ -60,9 +59,7 @@ class Document:
         """Closes the file; contexts that were attached go on."""
         self._artifact.__exit__()
 
-    def attach(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None
-    ) -> Attached:
+    def attach(self, model: Model, tokenizer: Tokenizer | None = None) -> Attached:
         """The context in the cache of `model`, which gets amkv's attention.
 
         tokenizer  the model's; None: loaded from where the model came from

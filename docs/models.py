@@ -21,7 +21,8 @@ import families  # noqa: E402
 from families import DOCUMENT, FAMILIES, QUESTION  # noqa: E402
 from refusals import REFUSED  # noqa: E402
 
-from amcli.pipeline.compaction.compacting import Options, compact  # noqa: E402
+from amcli.pipeline.compaction.compacting import compact  # noqa: E402
+from amcli.pipeline.compaction.request import Request  # noqa: E402
 from amcli.pipeline.contexts.opening import restore  # noqa: E402
 from amcli.pipeline.contexts.reading import prefill  # noqa: E402
 from amcli.storage.artifacts import Artifact  # noqa: E402
@@ -127,7 +128,7 @@ def kept_error(name: str) -> float:
     wanted = families.full_logits(families.eager(families.folder(name)), context.ids, ids)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "keep.amkv"
-        compact(context, Options(method="keep"), errors=False).save(path, overwrite=False)
+        compact(context, Request(method="keep"), errors=False).save(path, overwrite=False)
         with Artifact.open(path) as artifact:
             again = restore(artifact, loaded)
     return float((families.cached_logits(again, ids) - wanted).abs().max())

@@ -99,19 +99,17 @@ def bench(
     with work(console) as progress:
         from amcli.evaluation import bench as measuring
         from amcli.models.shapes import shaped
-        from amcli.pipeline.compaction.compacting import Options, check
+        from amcli.pipeline.compaction.request import Request, check
 
-        wanted: dict[str, Any] = {"ratio": ratio, "method": method, "queries": queries}
-        wanted |= {"store": store, "seed": seed}
-        options = Options(**{k: v for k, v in wanted.items() if v is not None})
-        check(options, tokens)
+        request = Request.of(ratio=ratio, method=method, queries=queries, store=store, seed=seed)
+        check(request, tokens)
         if shape is None:
             loaded = load(progress, model or "pocket", device, dtype)
         else:
             progress.start("make the model", 0)
             sizes = {} if layers is None else {"num_hidden_layers": layers}
             loaded = shaped(shape, device=device, dtype=dtype, **sizes)
-        record = measuring.measure(loaded, tokens, options, repeats, progress)
+        record = measuring.measure(loaded, tokens, request, repeats, progress)
     if output is not None:
         write_json(output, record, overwrite=True)
     console.result(_text(record), record)

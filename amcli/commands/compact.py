@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from amcli.commands import completion, receipt
+from amcli.commands import completion, planning, receipt
 from amcli.commands import options as opt
 from amcli.commands.screen.console import Console
 from amcli.commands.shared import (
@@ -37,7 +37,7 @@ from amcli.system.files import (
 from amcli.system.memory import last_prefill
 
 if TYPE_CHECKING:
-    from amcli.pipeline.compaction.compacting import Compaction
+    from amcli.pipeline.compaction.result import Compaction
 
 Ratio = Annotated[
     float | None,
@@ -145,6 +145,13 @@ MemoryLimit = Annotated[
         "it means smaller groups of heads, and more time; two fifths of what is free on a GPU.",
     ),
 ]
+Plan = Annotated[
+    bool,
+    typer.Option(
+        "--plan",
+        help="Print what would be done, with memory and an estimate of the time, and do nothing.",
+    ),
+]
 Positions = Annotated[
     bool,
     typer.Option(
@@ -168,6 +175,7 @@ def compact(
     store: opt.Store = None,
     memory_limit: MemoryLimit = None,
     positions: Positions = False,
+    plan: Plan = False,
     seed: opt.Seed = 0,
     output: opt.Output = None,
     model: opt.Model = None,
@@ -190,6 +198,7 @@ def compact(
 
     \b
       amkv compact --ratio 20
+      amkv compact handbook.txt --plan
       amkv compact handbook.txt --ratio 50 --method highest-attention
       amkv compact handbook.txt --fidelity 0.99
     """
@@ -197,23 +206,41 @@ def compact(
     watch = Stopwatch()
     given = _Given.of(console, sources or [])
     path = output or Path(given.output)
-    _check_outputs(given, path, save_budget, force)
-    if isinstance(given.content, Path):
+    if plan and fidelity is not None:
+        raise UsageError(
+            "--plan and --fidelity exclude each other: the size is found by trying",
+            "give a --ratio to see a plan",
+        )
+    if not plan:
+        _check_outputs(given, path, save_budget, force)
+    if isinstance(given.content, Path) and not plan:
         read_ahead(given.content)
-    with work(console) as progress:
+    with work(console):
         from amcli.matching import recipes  # noqa: F401 - registers the methods
-        from amcli.pipeline.compaction import compacting as compaction
+        from amcli.pipeline.compaction import compacting
         from amcli.pipeline.compaction import fidelity as search
+        from amcli.pipeline.compaction.request import Request, check
         from amcli.pipeline.contexts import reading
         from amcli.storage.artifacts import NewArtifact
 
-        wanted: dict[str, Any] = {"ratio": ratio, "tokens": tokens, "method": method, "seed": seed}
-        wanted |= {"budget": budget, "queries": queries, "store": store, "positions": positions}
-        wanted |= {"memory_limit": memory_limit}
-        options = compaction.Options(**{k: v for k, v in wanted.items() if v is not None})
-        compaction.check(options, given.tokens)
+        request = Request.of(
+            ratio=ratio,
+            tokens=tokens,
+            method=method,
+            budget=budget,
+            queries=queries,
+            seed=seed,
+            store=store,
+            memory_limit=memory_limit,
+            positions=positions,
+        )
+        check(request, given.tokens)
         if fidelity is not None:
-            search.require(fidelity, options)
+            search.require(fidelity, request)
+    if plan:
+        planning.show(console, given.content, request, model, device, dtype, trust_remote_code)
+        return
+    with work(console) as progress:
         if isinstance(given.content, Source):
             with watch.stage("load"):
                 spec = choose_model(console, model, "compact")
@@ -242,9 +269,9 @@ def compact(
         warn_of_length(console, context)
         with NewArtifact(path, force) as new:
             if fidelity is None:
-                result = compaction.compact(context, options, progress=progress, into=new)
+                result = compacting.compact(context, request, progress=progress, into=new)
             else:
-                result = search.search(context, options, fidelity, progress=progress)
+                result = search.search(context, request, fidelity, progress=progress)
             watch.stages |= result.seconds
             with watch.stage("write"):
                 progress.start("write", 0)
@@ -323,7 +350,7 @@ def _report(
     watch: Stopwatch,
     saved: Path | None,
 ) -> None:
-    context, loaded = result.context, result.context.loaded
+    context, loaded, plan = result.context, result.context.loaded, result.plan
     size = path.stat().st_size
     low, mean, high = stored_range(manifest["model"]["layers"], manifest["stored"])
     record = {
@@ -336,9 +363,9 @@ def _report(
         "revision": loaded.revision,
         "device": str(loaded.device),
         "dtype": str(loaded.dtype).removeprefix("torch."),
-        "method": result.method.name,
-        "budget": result.budget,
-        "budget_file": None if result.file is None else str(result.file.path),
+        "method": result.plan.method.name,
+        "budget": plan.budget,
+        "budget_file": None if plan.file is None else str(plan.file.path),
         "saved_budget": None if saved is None else str(saved),
         "queries": manifest["queries"],
         "requested": manifest["requested"],
@@ -356,8 +383,8 @@ def _report(
     stages, total = dict(watch.stages), watch.total
     for line in receipt.lines(result, manifest, stages, total):
         console.note(line)
-    if result.file is not None and result.file.made_elsewhere(manifest["model"]):
-        console.note(f"{result.file.path} was made with another model: its shares fit this one")
+    if plan.file is not None and plan.file.made_elsewhere(manifest["model"]):
+        console.note(f"{plan.file.path} was made with another model: its shares fit this one")
     if saved is not None:
         console.note(f"budget written to {saved}")
     console.note(f"next: {typed('amkv', 'chat', '--context', path)}")

@@ -122,12 +122,13 @@ class _Demo:
         with work(self.console) as progress:
             from amcli.generator import example
             from amcli.matching import recipes  # noqa: F401 - registers the methods
-            from amcli.pipeline.compaction import compacting as compaction
+            from amcli.pipeline.compaction import compacting
+            from amcli.pipeline.compaction.request import Request, check
             from amcli.pipeline.contexts import reading
             from amcli.pipeline.contexts.source import read_source
 
-            options = compaction.Options(ratio=self.ratio)
-            compaction.check(options)
+            request = Request(ratio=self.ratio)
+            check(request)
             with output_errors(text):
                 text.write_text(example.handbook().text + "\n", encoding="utf-8")
             questions = _one_of_each(example.questions())
@@ -143,12 +144,12 @@ class _Demo:
         _say(self.console, _was_read(record, context.cache.nbytes(), self.watch.stages))
         with work(self.console) as progress:
             with self.watch.stage("compact"):
-                result = compaction.compact(context, options, progress=progress)
+                result = compacting.compact(context, request, progress=progress)
                 result.save(compact, overwrite=False)
             with self.watch.stage("ask_compact"):
                 small = self._ask(_open(compact, loaded), questions, progress)
         record |= {
-            "method": result.method.name,
+            "method": result.plan.method.name,
             "ratio": round(result.ratio, 4),
             "full_bytes": result.full_bytes,
             "stored_bytes": result.stored_bytes,

@@ -13,7 +13,7 @@ from amcli.storage.summary import fit_errors
 from amcli.system.units import bytes_text, seconds_text
 
 if TYPE_CHECKING:
-    from amcli.pipeline.compaction.compacting import Compaction
+    from amcli.pipeline.compaction.result import Compaction
 
 SHOWN = 5
 """Heads that each of the two tables shows."""
@@ -114,7 +114,7 @@ def lines(
     for line in wrap(stages, 80, initial_indent="  ", subsequent_indent="  "):
         yield line.replace("\xa0", " ")
     if counts:
-        store = result.options.storage(result.method)
+        store = result.plan.store
         bits = "" if store == "native" else f", each number in {store}"
         yield (
             f"{result.context.T:,} tokens are now {statistics.fmean(counts):,.0f} entries a head "

@@ -74,6 +74,29 @@ WORDS: dict[str, Words] = {
     "template-missing": Words(hint="use --queries repeat, or an instruction-tuned model"),
     "wrong-model": Words(hint="use --model {wanted}, or compact the document again for this model"),
     # compaction
+    "sizes-exclude": Words("--{one} and --{other} exclude each other"),
+    "ratio-below-1": Words("--ratio {ratio:g} is below 1"),
+    "tokens-below-1": Words("--tokens {tokens} is below 1"),
+    "ratio-above-length": Words(
+        "--ratio {ratio:g} is more than the context has tokens ({length:,})"
+    ),
+    "tokens-above-length": Words("--tokens {tokens:,} is more than the context has ({length:,})"),
+    "method-keeps-all": Words(hint="leave --ratio out, or use --ratio 1"),
+    "unknown-budget": Words(hint="budgets: {known}, or a file that --save-budget wrote"),
+    "queries-of-method": Words(hint="leave --queries out"),
+    "store-wants-even": Words(
+        "--store {store} wants even head dimensions, {model} has {dim}", "use --store int8"
+    ),
+    "fidelity-no-share": Words(
+        "--fidelity {fidelity:g} is not a share: above 0, and at most 1",
+        "for example --fidelity 0.99",
+    ),
+    "nothing-to-search": Words(hint="leave --fidelity out, or choose another method"),
+    "no-room-to-measure": Words(hint="shorten the document, or give a --ratio"),
+    "fidelity-not-reached": Words(
+        hint="ask for less, such as --fidelity {less:g}, or keep everything with --method keep"
+    ),
+    "no-agreement": Words(hint="keep everything with --method keep"),
     "budget-broken": Words(hint=_AGAIN),
     "budget-of-another-model": Words(
         hint="save one with this model: amkv compact DOC --model {model} --save-budget FILE"

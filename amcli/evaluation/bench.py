@@ -27,14 +27,17 @@ from amcli.matching.bucket import FIT_LIMIT, PLENTY
 from amcli.matching.selection import PURSUIT, screened
 from amcli.models.geometry import decoder_of
 from amcli.models.loading import LoadedModel
-from amcli.pipeline.compaction.compacting import Compaction, Options, compact
-from amcli.pipeline.contexts.context import Context, full_layers, tools
+from amcli.pipeline.compaction.compacting import compact
+from amcli.pipeline.compaction.request import Request
+from amcli.pipeline.compaction.result import Compaction
+from amcli.pipeline.contexts.context import Context, full_layers
 from amcli.pipeline.contexts.opening import restore
 from amcli.pipeline.contexts.reading import prefill
 from amcli.pipeline.contexts.source import Source
 from amcli.storage.artifacts import Artifact
 from amcli.system.clock import stopwatch
 from amcli.system.progress import Progress
+from amcli.system.versions import tools
 
 STAGES = ("prefill", "self-study", "reference", "compact", "errors", "write", "load")
 """In the order in which they run; `reference` includes what every query pays to every key, `errors`
@@ -86,15 +89,15 @@ class _Totals:
 
 
 def measure(
-    loaded: LoadedModel, tokens: int, options: Options, repeats: int, progress: Progress
+    loaded: LoadedModel, tokens: int, request: Request, repeats: int, progress: Progress
 ) -> dict[str, Any]:
-    """Stages of `amkv compact` on a document of `tokens` tokens, medians over `repeats` runs.
+    """Stages of a compaction of a document of `tokens` tokens, medians over `repeats` runs.
 
     A short document goes first, so that nothing is compiled or looked up while it is timed.
     """
-    text = document(loaded, tokens, options.seed)
-    _run(loaded, document(loaded, min(tokens, 1024), options.seed), options, progress)
-    runs = [_run(loaded, text, options, progress) for _ in range(repeats)]
+    text = document(loaded, tokens, request.seed)
+    _run(loaded, document(loaded, min(tokens, 1024), request.seed), request, progress)
+    runs = [_run(loaded, text, request, progress) for _ in range(repeats)]
     limits = ceilings(loaded.device, loaded.dtype)
     first = runs[0]
     stages = [
@@ -116,7 +119,7 @@ def measure(
         "model": loaded.id,
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "tokens": first.tokens,
-        "options": {k: v for k, v in vars(options).items() if v is not None},
+        "options": {k: v for k, v in vars(request).items() if v is not None},
         "queries": first.queries,
         "ratio": round(first.ratio, 3),
         "stored_bytes": first.stored_bytes,
@@ -153,14 +156,14 @@ class _Run:
     peak: int | None
 
 
-def _run(loaded: LoadedModel, text: str, options: Options, progress: Progress) -> _Run:
+def _run(loaded: LoadedModel, text: str, request: Request, progress: Progress) -> _Run:
     device, totals = loaded.device, _Totals(progress)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     began = stopwatch(device)
     context = prefill(loaded, Source("bench", text), progress=totals)
     seconds = {"prefill": stopwatch(device) - began}
-    found = compact(context, options, progress=totals)
+    found = compact(context, request, progress=totals)
     seconds |= found.seconds
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "bench.amkv"
@@ -178,7 +181,7 @@ def _run(loaded: LoadedModel, text: str, options: Options, progress: Progress) -
         _flop(context, found, totals),
         {"write": float(size), "load": float(size)},
         context.T,
-        found.options.source(found.method),
+        found.plan.queries.name,
         found.ratio,
         found.stored_bytes,
         peak,
@@ -216,9 +219,9 @@ def _fit_flop(context: Context, found: Compaction) -> float:
             f = min(t, FIT_LIMIT)
             total += 2.0 * n * T * (d + dv) + 2.0 * n * t * (d + dv)
             total += n * f * f + 2.0 * n * f * dv + 8 * f**3 / 3
-            if found.method.selection == "omp" and t * PLENTY < T:
+            if found.plan.method.selection == "omp" and t * PLENTY < T:
                 steps = min(t, PURSUIT)
-                M = min(T, screened(found.method.candidates, steps))
+                M = min(T, screened(found.plan.method.candidates, steps))
                 total += 2.0 * n * M * (d + steps) + 2.0 * steps * steps * M
     return total
 

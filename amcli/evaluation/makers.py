@@ -18,8 +18,9 @@ from amcli.matching import recipes as recipes  # registers the methods
 from amcli.models.cache import CompactCache
 from amcli.models.generate import stream
 from amcli.models.loading import LoadedModel
-from amcli.pipeline.compaction.compacting import Options, check, compact, shapes
-from amcli.pipeline.compaction.options import AUTO
+from amcli.pipeline.compaction.compacting import compact
+from amcli.pipeline.compaction.plan import Target
+from amcli.pipeline.compaction.request import AUTO, Request, check
 from amcli.pipeline.contexts import reading
 from amcli.pipeline.contexts.context import Context, dense, full_layers, shared
 from amcli.pipeline.contexts.source import Source
@@ -57,7 +58,7 @@ class Made:
 
 def whole(context: Context) -> Made:
     """The document, uncompacted."""
-    size = sum(shape.full_bytes for shape in shapes(context))
+    size = Target.of(context).full_bytes
     return Made(shared(context), size, size)
 
 
@@ -71,19 +72,24 @@ def nothing(loaded: LoadedModel, full_bytes: int) -> Made:
 
 
 def compacted(
-    context: Context, options: Options, passes: Passes, progress: Progress
+    context: Context, request: Request, passes: Passes, progress: Progress
 ) -> tuple[Made, list[Entries]]:
     """A context compacted by a registered method, and its layers.
 
     `passes` are this context's reference passes, so that each is run once for all methods.
     """
     stopwatch(context.loaded.device)  # work still under way would count as this method's
-    found = compact(context, options, progress=progress, passes=passes)
+    found = compact(context, request, progress=progress, passes=passes)
     seconds = {name: spent for name, spent in found.seconds.items() if name != "errors"}
+    errors = fit_errors(found.errors.record()) if found.errors else {}
     made = Made(
-        shared(context, found.layers), found.stored_bytes, found.full_bytes, found.budget, seconds,
-        fit_errors(found.errors.record()).get("output", {}).get("mean") if found.errors else None,
-    )  # fmt: skip
+        shared(context, found.layers),
+        found.stored_bytes,
+        found.full_bytes,
+        found.plan.budget,
+        seconds,
+        errors.get("output", {}).get("mean"),
+    )
     return made, found.layers
 
 
@@ -95,7 +101,7 @@ SUMMARIZE = (
 )
 
 
-def summary(context: Context, options: Options, passes: Passes, progress: Progress) -> Made:
+def summary(context: Context, request: Request, passes: Passes, progress: Progress) -> Made:
     """The model's own summary in place of the document, cut to the same stored bytes.
 
     The model is told how long the summary may be, writes it greedily, and reads it as it read the
@@ -103,11 +109,11 @@ def summary(context: Context, options: Options, passes: Passes, progress: Progre
     """
     loaded = context.loaded
     began = stopwatch(loaded.device)
-    full_bytes = sum(shape.full_bytes for shape in shapes(context))
-    store = NATIVE if options.store in (None, AUTO) else str(options.store)
-    cost = sum(x.heads * x.entry_bytes(beta=False) for x in shapes(context, store))
-    bought = full_bytes / cost if cost else context.T  # bytes go by the token: no biases
-    tokens = min(context.T, int(bought / float(options.ratio or 1)))
+    target = Target.of(context)
+    store = NATIVE if request.store in (None, AUTO) else str(request.store)
+    cost = sum(x.heads * x.entry_bytes(beta=False) for x in target.shapes(store))
+    bought = target.full_bytes / cost if cost else context.T  # bytes go by the token: no biases
+    tokens = min(context.T, int(bought / float(request.ratio or 1)))
     opening = len(loaded.chat.open_document("").ids)
     room = max(0, tokens - opening)
     asked = loaded.chat.first_turn(SUMMARIZE.format(words=max(1, room * 3 // 4)))
@@ -125,7 +131,7 @@ def summary(context: Context, options: Options, passes: Passes, progress: Progre
     layers = _stored(brief, store)
     stored = sum(layers[i].nbytes for i in full_layers(brief))
     seconds = {"reference": 0.0, "compact": stopwatch(loaded.device) - began}
-    return Made(shared(brief, layers), stored, full_bytes, "uniform", seconds)
+    return Made(shared(brief, layers), stored, target.full_bytes, "uniform", seconds)
 
 
 def _stored(context: Context, store: str) -> list[Entries]:
@@ -147,11 +153,11 @@ def _that_fits(loaded: LoadedModel, ids: list[int], tokens: int) -> str:
     return ""
 
 
-def shuffled(context: Context, options: Options, passes: Passes, progress: Progress) -> Made:
+def shuffled(context: Context, request: Request, passes: Passes, progress: Progress) -> Made:
     """A control that has to fail: `highest-attention` with its values in a random order."""
-    named = replace(options, method="highest-attention")
+    named = replace(request, method="highest-attention")
     made, layers = compacted(context, named, passes, progress)
-    generator = torch.Generator().manual_seed(options.seed)
+    generator = torch.Generator().manual_seed(request.seed)
     broken: list[Entries] = list(layers)
     for i in full_layers(context):
         heads = layers[i].unpack()
@@ -166,18 +172,18 @@ def shuffled(context: Context, options: Options, passes: Passes, progress: Progr
     return Made(cache, made.stored_bytes, made.full_bytes, made.budget, made.seconds)
 
 
-SPECIAL: dict[str, Callable[[Context, Options, Passes, Progress], Made]] = {
+SPECIAL: dict[str, Callable[[Context, Request, Passes, Progress], Made]] = {
     "summary": summary,
     "shuffled": shuffled,
 }
 """What can be measured besides the registered methods."""
 
 
-def make(context: Context, options: Options, passes: Passes, progress: Progress) -> Made:
+def make(context: Context, request: Request, passes: Passes, progress: Progress) -> Made:
     """A context by a method or by one of `SPECIAL`."""
-    if options.method in SPECIAL:
-        return SPECIAL[options.method](context, options, passes, progress)
-    return compacted(context, options, passes, progress)[0]
+    if request.method in SPECIAL:
+        return SPECIAL[request.method](context, request, passes, progress)
+    return compacted(context, request, passes, progress)[0]
 
 
 ALL = "all"
@@ -203,7 +209,7 @@ def ratios(name: str, wanted: Sequence[float]) -> list[float]:
     return [1.0] if method.selection == "all" else list(wanted)
 
 
-def require(options: Options, tokens: int | None = None) -> None:
+def require(request: Request, tokens: int | None = None) -> None:
     """Raises UsageError for a ratio, budget or source of queries that makes no sense."""
-    special = options.method in SPECIAL
-    check(replace(options, method="highest-attention") if special else options, tokens)
+    special = request.method in SPECIAL
+    check(replace(request, method="highest-attention") if special else request, tokens)

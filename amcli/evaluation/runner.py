@@ -16,16 +16,18 @@ from amcli.evaluation import makers, scorers
 from amcli.evaluation.forcing import Forced, Limits, Outcome, Teacher, as_replied, tokenize
 from amcli.evaluation.makers import FULL, NONE, Made
 from amcli.evaluation.results import Results, finite
-from amcli.evaluation.suites.base import Document, Measure, Question, Request, Scorer, Suite
+from amcli.evaluation.suites.base import Document, Measure, Question, Scorer, Suite, Wanted
 from amcli.models.loading import LoadedModel
 from amcli.models.replies import Reply, answers, replies
-from amcli.pipeline.compaction.compacting import Options
+from amcli.pipeline.compaction.budget_file import BudgetFile
+from amcli.pipeline.compaction.request import Request, budget_named
 from amcli.pipeline.contexts import reading
-from amcli.pipeline.contexts.context import Context, tools
+from amcli.pipeline.contexts.context import Context
 from amcli.pipeline.contexts.source import Source
 from amcli.pipeline.queries.passes import Passes
 from amcli.system.clock import stopwatch
 from amcli.system.progress import Progress
+from amcli.system.versions import tools
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,9 @@ class Settings:
     """What the user asked for.
 
     methods      each with the ratios it is measured at
-    docs, tokens, questions   see `suites.base.Request`; None: the suite's own
+    docs, tokens, questions   see `suites.base.Wanted`; None: the suite's own
     asked                     a file of questions about the text at `path`
-    budget, queries           see `pipeline.compaction.Options`; None: the method's own
+    budget, queries           see `compaction.request.Request`; None: the method's own
     store                     how every method's entries are stored; None: as it has them
     """
 
@@ -47,22 +49,27 @@ class Settings:
     questions: int | None = None
     tokens: int | None = None
     seed: int = 0
-    budget: str | None = None
+    budget: str | BudgetFile | None = None
     queries: str | None = None
     reason: bool = False
     store: str | None = None
 
     @classmethod
     def of(
-        cls, suite: Suite, names: Sequence[str], ratios: Sequence[float], **more: Any
+        cls,
+        suite: Suite,
+        names: Sequence[str],
+        ratios: Sequence[float],
+        budget: str | None = None,
+        **more: Any,
     ) -> Settings:
         """Settings that have been checked. Raises UsageError for what makes no sense."""
         found = dict.fromkeys(name for given in names for name in makers.expanded(given))
         pairs = tuple((name, tuple(makers.ratios(name, ratios))) for name in found)
-        settings = cls(suite, pairs, **more)
+        settings = cls(suite, pairs, budget=budget_named(budget), **more)
         for name, wanted in pairs:
             for ratio in wanted:
-                makers.require(settings.options(name, ratio))
+                makers.require(settings.cell(name, ratio))
         if suite.file is None and settings.path is not None:
             raise UsageError(
                 f"suite {suite.name} takes no file",
@@ -106,21 +113,25 @@ class Settings:
             )
         return settings
 
-    def options(self, method: str, ratio: float) -> Options:
+    def cell(self, method: str, ratio: float) -> Request:
         """What `compact` is asked for one cell."""
-        options = Options(
-            ratio=ratio, method=method, budget=self.budget, seed=self.seed, store=self.store
+        return Request(
+            ratio=ratio,
+            method=method,
+            budget=self.budget,
+            queries=self.queries,
+            seed=self.seed,
+            store=self.store,
         )
-        return options if self.queries is None else replace(options, queries=self.queries)
 
     @property
     def scorer(self) -> Scorer:
         """The suite's scorer, or the one for answers with a thought before them."""
         return "reasoned" if self.reason else self.suite.scorer
 
-    def request(self, measure: Measure) -> Request:
+    def wanted(self, measure: Measure) -> Wanted:
         """What the suite is asked to make."""
-        return Request(
+        return Wanted(
             docs=self.suite.docs if self.docs is None else self.docs,
             questions=self.questions,
             tokens=self.suite.tokens if self.tokens is None else self.tokens,
@@ -133,7 +144,8 @@ class Settings:
 
     def record(self, loaded: LoadedModel) -> dict[str, Any]:
         """All that the numbers depend on."""
-        request = self.request(Measure(lambda texts: []))
+        file = self.budget if isinstance(self.budget, BudgetFile) else None
+        wanted = self.wanted(Measure(lambda texts: []))
         model = loaded.fingerprint()
         return {
             "model": loaded.id,
@@ -148,11 +160,11 @@ class Settings:
             "file": None if self.path is None else self.path.name,
             "file_sha256": None if self.path is None else _sha256(self.path.read_bytes()),
             "asked_sha256": None if self.asked is None else _sha256(self.asked.read_bytes()),
-            "docs": request.docs,
-            "questions": request.questions,
-            "tokens": request.tokens,
+            "docs": wanted.docs,
+            "questions": wanted.questions,
+            "tokens": wanted.tokens,
             "seed": self.seed,
-            "budget": self.budget,
+            "budget": self.budget if file is None else str(file.path),
             "queries": self.queries,
             "store": self.store,
             "methods": [[name, list(ratios)] for name, ratios in self.methods],
@@ -189,14 +201,14 @@ def prepare(settings: Settings, loaded: LoadedModel) -> tuple[list[Document], Re
     Raises UsageError when a document with its questions does not fit the model's positions, or a
     ratio does not fit a document.
     """
-    documents = settings.suite.documents(settings.request(measure_of(loaded)))
+    documents = settings.suite.documents(settings.wanted(measure_of(loaded)))
     entries = []
     for document in documents:
         tokens = len(loaded.chat.open_document(document.text).ids)
         _require_room(settings, loaded, document, tokens)
         for name, ratios in settings.methods:
             for ratio in ratios:
-                makers.require(settings.options(name, ratio), tokens)
+                makers.require(settings.cell(name, ratio), tokens)
         digest = _sha256(document.text.encode())
         entries.append({"name": document.name, "tokens": tokens, "sha256": digest, "seconds": {}})
     results = Results(
@@ -343,8 +355,8 @@ class _Bench:
             return self.full
         if method == NONE:
             return makers.nothing(self.context.loaded, self.full.full_bytes)
-        options = self.settings.options(method, float(ratio or 1))
-        return makers.make(self.context, options, self.passes, self.listener)
+        request = self.settings.cell(method, float(ratio or 1))
+        return makers.make(self.context, request, self.passes, self.listener)
 
     def ask(self, made: Made) -> dict[str, list[list[float | None]]]:
         """All questions of the document: `outcomes`, and `own` and `said` where asked for."""

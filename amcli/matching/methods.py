@@ -168,7 +168,7 @@ class LayerFit(Protocol):
 class Method:
     """Which pieces a method uses. The defaults are the best that was measured.
 
-    name, summary   what `--method` takes and what the help says of it
+    name, summary   what it is called, and a line on what it does
     score_kind      statistic of the reference queries' softmax that ranks keys; None: the one
                     that suits the source of the queries
     score           replaces `score_kind`: `score(ctx) -> [H, T]`, larger is better

@@ -17,6 +17,10 @@ from amcli.models.loading import LoadedModel
 from amcli.models.probe import probe
 from amcli.models.template import ChatTemplate
 
+Model = PreTrainedModel
+Tokenizer = PreTrainedTokenizerBase
+"""What callers of the Python API bring, by names that need no import of transformers."""
+
 _before: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
 """The attention that a model had."""
 

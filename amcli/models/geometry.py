@@ -7,7 +7,7 @@ in `probe`; which configurations are refused before any weight is read is here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NoReturn, cast
 
 import torch
@@ -35,6 +35,10 @@ class LayerGeometry:
     def __post_init__(self) -> None:
         if (self.type == "sliding") != (self.window is not None):
             raise ValueError(f"a {self.type} layer with window {self.window}")
+
+    def times(self, shards: int) -> LayerGeometry:
+        """The whole layer, where this is one of so many equal shards of its heads."""
+        return replace(self, kv_heads=self.kv_heads * shards)
 
     def manifest(self, shards: int = 1) -> dict[str, Any]:
         """As an artifact's manifest spells it, where this is one of so many equal shards."""

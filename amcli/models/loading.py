@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, redirect_stderr
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -137,14 +137,36 @@ def load(
     is run only with `trust_remote_code`.
     """
     register()
+    with _opened(spec) as source:
+        found = _find(source, device, dtype, trust_remote_code)
+        found.preview.require_weights()
+        look(found.preview)
+        return _load(source, found)
+
+
+def preview(
+    spec: str,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
+) -> Preview:
+    """What is known of the model that `spec` names before its weights are read; arguments, and
+    what it raises, as of `load`."""
+    with _opened(spec) as source:
+        return _find(source, device, dtype, trust_remote_code).preview
+
+
+@contextmanager
+def _opened(spec: str) -> Iterator[_Source]:
+    """Where to load from; what goes wrong inside the block is said in words."""
     source = _Source.of(spec)
-    place = _device(device)
     with quiet(), ExitStack() as stack:
         if source.is_gguf:
             file = stack.enter_context(gguf.opened(Path(source.location)))
             source = replace(source, location=str(file.folder), gguf=file)
         try:
-            return _load(source, place, device == AUTO, dtype, trust_remote_code, look)
+            yield source
         except AmkvError:
             raise
         except Exception as error:
@@ -332,14 +354,23 @@ def _dtype(name: str | None, device: torch.device, config: PreTrainedConfig) -> 
     return torch.bfloat16 if brain else torch.float16
 
 
-def _load(
-    source: _Source,
-    device: torch.device,
-    spread: bool,
-    dtype_name: str | None,
-    trust_remote_code: bool,
-    look: Callable[[Preview], None],
-) -> LoadedModel:
+@dataclass(frozen=True)
+class _Found:
+    """A model before its weights are read; `options` are what transformers is given."""
+
+    config: PreTrainedConfig
+    options: dict[str, Any]
+    commit: str | None
+    device: torch.device
+    dtype: torch.dtype
+    shard: Shard
+    preview: Preview
+
+
+def _find(
+    source: _Source, device_name: str | None, dtype_name: str | None, trust_remote_code: bool
+) -> _Found:
+    device, spread = _device(device_name), device_name == AUTO
     # The configuration comes first: it is small, and most refusals need nothing else.
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if source.gguf is not None:
@@ -376,10 +407,24 @@ def _load(
         source.location, options["revision"], config, dtype, devices, shard.size, numbers
     )
     notes = () if source.gguf is None else source.gguf.notes(config)
-    preview = Preview(source.id, devices, dtype, need, trained_length(config), tokenizer, notes)
-    preview.require_weights()
-    look(preview)
-    model = _weights(source, dtype, options, config)
+    seen = Preview(
+        source.id,
+        devices,
+        dtype,
+        need,
+        trained_length(config),
+        tokenizer,
+        notes,
+        memory.layers_of(config),
+        memory.query_width(config),
+    )
+    return _Found(config, options, commit, device, dtype, shard, seen)
+
+
+def _load(source: _Source, found: _Found) -> LoadedModel:
+    options, config, device, shard = found.options, found.config, found.device, found.shard
+    tokenizer = found.preview.tokenizer
+    model = _weights(source, found.dtype, options, config)
     if not options.keys() & {"distributed_config", "device_map"}:
         torch.nn.Module.to(model, device)
     leave_at_exit()
@@ -391,10 +436,10 @@ def _load(
         model=model,
         tokenizer=tokenizer,
         id=source.id,
-        revision=commit,
+        revision=found.commit,
         geometry=geometry,
         device=device if shard.size > 1 else geometry.devices[0],
-        dtype=dtype,
+        dtype=found.dtype,
         config_hash=identity.config_hash(config),
         tokenizer_hash=identity.tokenizer_hash(tokenizer),
         template_hash=identity.template_hash(tokenizer),

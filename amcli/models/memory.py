@@ -19,6 +19,7 @@ from safetensors import safe_open
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from amcli.errors import OutOfMemoryError
+from amcli.models.geometry import LayerGeometry
 from amcli.models.state import EMPTY, KINDS
 from amcli.system.units import bytes_text
 
@@ -68,6 +69,8 @@ class Preview:
     devices   where its layers will be, one or several
     made_for  positions it was trained for, in tokens; None when not said
     notes     lines that a user should read besides
+    layers    its attention layers as the configuration has them; None when that is unusual
+    queries   numbers of all query heads of a layer together
     """
 
     id: str
@@ -77,6 +80,8 @@ class Preview:
     made_for: int | None
     tokenizer: PreTrainedTokenizerBase
     notes: tuple[str, ...] = ()
+    layers: tuple[LayerGeometry, ...] | None = None
+    queries: int = 0
 
     def line(self) -> str:
         """All of it for people: `Qwen/Qwen3-4B in bfloat16 on cuda: 8.04 GB of 84.2 GB free; …`."""
@@ -164,6 +169,19 @@ def cache_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int | None:
 
     Layers with a window or a state do not grow with the document and count for nothing.
     """
+    layers = layers_of(config)
+    if layers is None:
+        return None
+    full = [layer for layer in layers if layer.window is None]
+    numbers = sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in full)
+    return numbers * dtype.itemsize
+
+
+def layers_of(config: PreTrainedConfig) -> tuple[LayerGeometry, ...] | None:
+    """The attention layers as the configuration has them; None when it is unusual.
+
+    What a model really does is found when its weights are there; see `probe`.
+    """
     fields = vars(config.get_text_config(decoder=True))  # not getattr: layers may differ in a field
     layers, width, query_heads = (
         _count(fields.get(name))
@@ -173,10 +191,22 @@ def cache_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int | None:
         return None
     heads = _count(fields.get("num_key_value_heads")) or query_heads
     dim = _count(fields.get("head_dim")) or width // query_heads
+    full = LayerGeometry("full", heads, dim, dim)
     kinds = fields.get("layer_types")
-    if kinds is not None:
-        layers = sum(kind not in KINDS | EMPTY | {"sliding_attention"} for kind in kinds)
-    return layers * heads * 2 * dim * dtype.itemsize
+    if kinds is None:
+        return (full,) * layers
+    kept = [kind for kind in kinds if kind not in KINDS | EMPTY]
+    window = _count(fields.get("sliding_window")) or 1
+    tail = LayerGeometry("sliding", heads, dim, dim, window)
+    return tuple(tail if kind == "sliding_attention" else full for kind in kept)
+
+
+def query_width(config: PreTrainedConfig) -> int:
+    """Numbers of all query heads of a layer together, as the configuration has them; 0 when it is
+    unusual."""
+    fields = vars(config.get_text_config(decoder=True))
+    heads, width = (_count(fields.get(x)) for x in ("num_attention_heads", "hidden_size"))
+    return heads * _count(fields.get("head_dim")) or width
 
 
 def _count(value: object) -> int:

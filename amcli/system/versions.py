@@ -8,8 +8,8 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from amcli import __version__
 from amcli.system import settings
+from amcli.system.version import VERSION
 
 
 def text() -> str:
@@ -19,9 +19,19 @@ def text() -> str:
     libraries += [f"{name} {version(name)}" for name in ("torch", "transformers", "safetensors")]
     there = "" if file.is_file() else " (not there)"
     return (
-        f"amkv {__version__}\n{', '.join(libraries)}\n{accelerator()}\n"
-        f"configuration: {file}{there}\n"
+        f"amkv {VERSION}\n{', '.join(libraries)}\n{accelerator()}\nconfiguration: {file}{there}\n"
     )
+
+
+def tools() -> dict[str, str]:
+    """Versions of what makes an artifact, as its manifest has them."""
+    found = {"amkv": VERSION, "python": platform.python_version()}
+    for name in ("torch", "transformers"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def version(name: str) -> str:

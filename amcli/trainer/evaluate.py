@@ -27,11 +27,12 @@ from amcli.generator.dialogues import KINDS, Question, Questioner
 from amcli.generator.documents import generate
 from amcli.generator.tokens import Sampler
 from amcli.models.loading import LoadedModel, load
-from amcli.pipeline.contexts.context import Context, tools
+from amcli.pipeline.contexts.context import Context
 from amcli.pipeline.contexts.reading import prefill
 from amcli.pipeline.contexts.source import Source
 from amcli.pipeline.talk.session import Session
 from amcli.pocket import folder
+from amcli.system.versions import tools
 
 LENGTHS = (1024, 4096, 8192)
 MAX_TOKENS = 48

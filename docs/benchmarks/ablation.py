@@ -27,7 +27,7 @@ from amcli.matching.selection import PURSUIT, omp
 from amcli.models.generate import absorb
 from amcli.models.loading import load
 from amcli.pipeline.compaction import compacting as compaction
-from amcli.pipeline.compaction.compacting import Options
+from amcli.pipeline.compaction.request import Request
 from amcli.pipeline.contexts import reading
 from amcli.pipeline.contexts.context import Context, full_layers, live_keys
 from amcli.pipeline.contexts.source import Source
@@ -84,7 +84,7 @@ OPTIONS: dict[str, dict[str, str]] = {
     "repeat in short parts that score their own keys": {"queries": "own parts"},
     "oracle": {"queries": "oracle"},
 }
-"""Options that differ. The oracle's reference queries are the test's own questions and answers."""
+"""Request that differ. The oracle's reference queries are the test's own questions and answers."""
 
 
 def register() -> dict[str, str]:
@@ -103,7 +103,7 @@ def documents(args: argparse.Namespace, loaded: Any) -> list[base.Document]:
     def count(texts: Any) -> list[int]:
         return [len(loaded.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts]
 
-    request = base.Request(args.docs, args.questions, args.tokens, args.seed, base.Measure(count))
+    request = base.Wanted(args.docs, args.questions, args.tokens, args.seed, base.Measure(count))
     return base.get(args.suite).documents(request)
 
 
@@ -119,18 +119,20 @@ class Bench:
         self.full = self.teacher.measure(full)
         self.passes = Passes(self.context)
 
-    def measure(self, options: Options, on_policy: bool = False) -> tuple[list[Any], float]:
+    def measure(self, options: Request, on_policy: bool = False) -> tuple[list[Any], float]:
         """Outcomes of all questions, and the real ratio."""
         made = makers.make(self.context, options, self.passes, Silent())
         if on_policy:
             made = self._again(made, options)
         return self.teacher.measure(made.cache), made.full_bytes / made.stored_bytes
 
-    def gains(self, options: Options) -> list[torch.Tensor]:
+    def gains(self, options: Request) -> list[torch.Tensor]:
         """Per layer `[H, T]`: what each further entry of pursuit takes off a head's squared error,
         weighted by the head's share of attention on the document."""
         method = methods.get(options.method)
-        found, _ = compaction.references(self.context, method, options, None, self.passes, Silent())
+        found, _ = compaction.references(
+            self.context, method, options.query_plan(method), None, self.passes, Silent()
+        )
         gains = []
         for layer in full_layers(self.context):
             r, (K, V) = found[layer], live_keys(self.context, layer)
@@ -145,7 +147,7 @@ class Bench:
             gains.append(torch.nn.functional.pad(drop * share, (0, T - drop.shape[1])))
         return gains
 
-    def _again(self, made: makers.Made, options: Options) -> makers.Made:
+    def _again(self, made: makers.Made, options: Request) -> makers.Made:
         """The same compaction once more, with queries as they are over its compact context.
 
         Layer by layer in one forward pass gives the same queries, but for what the second fit
@@ -227,7 +229,7 @@ def reveal(benches: list[Bench]) -> None:
     SOURCES["oracle"] = QuerySource(passages, "rms")
 
 
-def row(title: str, benches: list[Bench], options: Options) -> dict[str, Any]:
+def row(title: str, benches: list[Bench], options: Request) -> dict[str, Any]:
     """One variant over all documents; recall is relative to the full context's."""
     right: dict[str, int] = {}
     known: dict[str, int] = {}
@@ -279,8 +281,8 @@ def main() -> None:
     rows = []
     wanted = None if args.only is None else set(args.only.split(","))
     for ratio in (float(r) for r in args.ratio.split(",")):
-        plain = Options(ratio=ratio, method=BASE, store="int4", queries="repeat")
-        todo: dict[str, Options] = {t: replace(plain, method=n) for t, n in names.items()}
+        plain = Request(ratio=ratio, method=BASE, store="int4", queries="repeat")
+        todo: dict[str, Request] = {t: replace(plain, method=n) for t, n in names.items()}
         todo |= {title: replace(plain, **fields) for title, fields in OPTIONS.items()}
         todo |= dict.fromkeys(CONSTANTS, plain)
         todo |= {"kvzip in int4": replace(plain, method="kvzip", queries=None)}

@@ -21,7 +21,8 @@ from record import about
 from amcli.generator.dialogues import KINDS, Question, Questioner
 from amcli.generator.documents import Document, generate
 from amcli.models.loading import LoadedModel, load
-from amcli.pipeline.compaction.compacting import Options, compact
+from amcli.pipeline.compaction.compacting import compact
+from amcli.pipeline.compaction.request import Request
 from amcli.pipeline.contexts.reading import prefill
 from amcli.pipeline.contexts.source import Source
 from amcli.pipeline.talk.growing import grow
@@ -107,7 +108,7 @@ def main() -> None:
         documents = texts(loaded, seed, args.tokens, args.told)
         questions = asked(documents, seed, args.questions)
         context = prefill(loaded, Source("register.txt", documents[0].text))
-        compact(context, Options(ratio=args.ratio), errors=False).apply()
+        compact(context, Request(ratio=args.ratio), errors=False).apply()
         for way in ways:
             found = dialogue(Session(context, max_tokens=48), documents, questions, way)
             row = rows.setdefault(

@@ -23,15 +23,17 @@ from amcli.generator.dialogues import Questioner
 from amcli.generator.documents import generate
 from amcli.matching import recipes  # noqa: F401 - registers the methods
 from amcli.models.loading import LoadedModel, load
-from amcli.pipeline.compaction.compacting import Options, compact
+from amcli.pipeline.compaction.compacting import compact
 from amcli.pipeline.compaction.fidelity import Judge, held_out, search
-from amcli.pipeline.contexts.context import Context, tools
+from amcli.pipeline.compaction.request import Request
+from amcli.pipeline.contexts.context import Context
 from amcli.pipeline.contexts.reading import prefill
 from amcli.pipeline.contexts.source import Source
 from amcli.pipeline.queries.passages import Passage
 from amcli.pipeline.queries.passes import Passes
 from amcli.pipeline.queries.self_study import study
 from amcli.system.progress import Silent
+from amcli.system.versions import tools
 
 DOCUMENTS = ((500, 21), (1000, 22), (2200, 23))  # tokens asked for, seed
 METHODS = ("omp-no-bias", "highest-attention", "kvzip")
@@ -72,9 +74,9 @@ def rows(loaded: LoadedModel) -> Iterator[dict[str, Any]]:
         passes = Passes(context)
         for method in METHODS:
             for ratio in RATIOS:
-                options = Options(ratio=ratio, method=method, store="native", queries="repeat")
+                options = Request(ratio=ratio, method=method, store="native", queries="repeat")
                 if method == "kvzip":
-                    options = Options(ratio=ratio, method=method, store="native")
+                    options = Request(ratio=ratio, method=method, store="native")
                 made = compact(context, options, passes=passes, errors=False)
                 agreement = {name: j.agreement(made.layers) for name, j in found.items()}
                 yield {
@@ -89,9 +91,9 @@ def searches(loaded: LoadedModel) -> Iterator[dict[str, Any]]:
     """What a search takes with the defaults, and what a plain compaction takes."""
     for size, seed in DOCUMENTS:
         context = prefill(loaded, Source("register", generate(seed, size).text))
-        plain = compact(context, Options())
+        plain = compact(context, Request())
         yield {"tokens": context.T, "seconds": _rounded(plain.seconds), "ratio": plain.ratio}
-        found = search(context, Options(), 0.99)
+        found = search(context, Request(), 0.99)
         reached = found.fidelity.record() if found.fidelity else None
         yield {"tokens": context.T, "seconds": _rounded(found.seconds), "fidelity": reached}
 

@@ -24,10 +24,10 @@ import torch
 from amcli.entries.ragged import RaggedHeads
 from amcli.evaluation.results import today
 from amcli.evaluation.runner import hardware
-from amcli.pipeline.contexts.context import tools
 from amcli.storage import artifacts
 from amcli.storage.artifacts import Artifact
 from amcli.system.files import read_ahead
+from amcli.system.versions import tools
 
 HERE = Path(__file__).parent
 

@@ -20,7 +20,8 @@ from amcli.generator.dialogues import KINDS, Questioner
 from amcli.generator.documents import generate
 from amcli.models.cache import CompactCache
 from amcli.models.loading import LoadedModel, load
-from amcli.pipeline.compaction.compacting import Options, compact
+from amcli.pipeline.compaction.compacting import compact
+from amcli.pipeline.compaction.request import Request
 from amcli.pipeline.contexts.context import Context, shared
 from amcli.pipeline.contexts.joining import join
 from amcli.pipeline.contexts.reading import prefill
@@ -29,7 +30,7 @@ from amcli.pipeline.contexts.source import Source
 HERE = Path(__file__).parent
 
 
-def compacted(context: Context, options: Options) -> Context:
+def compacted(context: Context, options: Request) -> Context:
     """A context of its own with the compact entries in place of the full ones."""
     found = compact(context, options, errors=False)
     cache = shared(context, found.layers)
@@ -62,7 +63,7 @@ def contexts(loaded: LoadedModel, texts: list[str], ratio: float) -> dict[str, C
     """Every way to have both documents in a cache."""
     both = prefill(loaded, Source("both", "\n\n".join(texts)))
     alone = [prefill(loaded, Source(f"{n}", text)) for n, text in enumerate(texts)]
-    options = Options(ratio=ratio)
+    options = Request(ratio=ratio)
     parts = [compacted(context, options) for context in alone]
     return {
         "whole, together": shared(both),

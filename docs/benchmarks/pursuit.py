@@ -23,11 +23,13 @@ from amcli.generator.documents import generate
 from amcli.matching import bucket, methods, selection
 from amcli.matching import recipes as recipes  # registers the methods
 from amcli.models.loading import load
-from amcli.pipeline.compaction.compacting import Compaction, Options, compact
-from amcli.pipeline.contexts.context import tools
+from amcli.pipeline.compaction.compacting import compact
+from amcli.pipeline.compaction.request import Request
+from amcli.pipeline.compaction.result import Compaction
 from amcli.pipeline.contexts.reading import prefill
 from amcli.pipeline.contexts.source import Source
 from amcli.pipeline.queries.passes import Passes
+from amcli.system.versions import tools
 
 ALL = 1 << 20
 
@@ -94,7 +96,7 @@ def main() -> None:
             with nullcontext() if other is None else other():
                 errors = {}
                 for ratio in args.ratio.split(","):
-                    options = Options(
+                    options = Request(
                         ratio=float(ratio), method=title, store="int4", queries="repeat"
                     )
                     errors[ratio] = error(compact(context, options, passes=passes))

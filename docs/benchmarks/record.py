@@ -9,7 +9,7 @@ from typing import Any
 from amcli.evaluation.results import today
 from amcli.evaluation.runner import hardware
 from amcli.models.loading import LoadedModel
-from amcli.pipeline.contexts.context import tools
+from amcli.system.versions import tools
 
 
 def about(args: argparse.Namespace, loaded: LoadedModel) -> dict[str, Any]:

@@ -48,14 +48,15 @@ from amcli.matching.scores import ScoreState, attention_stats
 from amcli.models.loading import load
 from amcli.models.shapes import shaped
 from amcli.pipeline.compaction import heldout
-from amcli.pipeline.compaction.compacting import Options
-from amcli.pipeline.contexts.context import full_layers, live_keys, tools
+from amcli.pipeline.compaction.request import Request
+from amcli.pipeline.contexts.context import full_layers, live_keys
 from amcli.pipeline.contexts.reading import prefill
 from amcli.pipeline.contexts.source import Source
 from amcli.pipeline.queries.passages import repeat_passages
 from amcli.pipeline.queries.reference import collect
 from amcli.system.clock import stopwatch
 from amcli.system.progress import Progress, Silent
+from amcli.system.versions import tools
 
 HEADS, CHUNKS, KEYS, QUERIES, DIM, ENTRIES = 64, 5, 12_000, 50_000, 256, 600
 SAMPLE = 10_000
@@ -247,9 +248,9 @@ def measure_whole(progress: Progress, repeats: int) -> Iterator[dict[str, Any]]:
     """Qwen3-4B's shape, 60,000 tokens, 50x."""
     loaded = shaped("qwen3-4b")
     cases = [
-        Options(ratio=50, method="omp", queries="repeat", store="int4", max_queries=10_000),
-        Options(ratio=50, method="highest-attention", queries="repeat", store="int4"),
-        Options(ratio=50, method="omp", queries="repeat+self-study"),
+        Request(ratio=50, method="omp", queries="repeat", store="int4", max_queries=10_000),
+        Request(ratio=50, method="highest-attention", queries="repeat", store="int4"),
+        Request(ratio=50, method="omp", queries="repeat+self-study"),
     ]
     for i, case in enumerate(cases):
         yield bench.measure(loaded, 60_000, case, repeats if i == 0 else 1, progress)
@@ -258,7 +259,7 @@ def measure_whole(progress: Progress, repeats: int) -> Iterator[dict[str, Any]]:
 def measure_growth(progress: Progress, largest: int) -> Iterator[dict[str, Any]]:
     """The same shape at doubling lengths, once each."""
     loaded = shaped("qwen3-4b")
-    options = Options(ratio=50, method="omp", queries="repeat", store="int4")
+    options = Request(ratio=50, method="omp", queries="repeat", store="int4")
     for k in range(6):
         if 4096 << k <= largest:
             yield bench.measure(loaded, 4096 << k, options, 1, progress)
@@ -267,7 +268,7 @@ def measure_growth(progress: Progress, largest: int) -> Iterator[dict[str, Any]]
 def measure_cpu(progress: Progress, repeats: int) -> list[dict[str, Any]]:
     """The model in the box on the processor, and seconds of the command as it is typed."""
     loaded = load("pocket", device="cpu")
-    found = bench.measure(loaded, 4000, Options(ratio=20), repeats, progress)
+    found = bench.measure(loaded, 4000, Request(ratio=20), repeats, progress)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "doc.txt"
         path.write_text(bench.document(loaded, 4000, 0), encoding="utf-8")

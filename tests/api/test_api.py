@@ -17,7 +17,8 @@ import amcli
 from amcli.commands.app import main
 from amcli.errors import ArtifactError, ModelMismatchError, UsageError
 from amcli.matching import recipes  # noqa: F401 - registers the methods
-from amcli.pipeline.compaction.compacting import Options, compact
+from amcli.pipeline.compaction.compacting import compact
+from amcli.pipeline.compaction.request import Request
 from amcli.pipeline.contexts.reading import prefill
 from amcli.pipeline.talk.session import Session
 from amcli.pocket import folder
@@ -36,7 +37,7 @@ def code(marker: str) -> str:
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A compact context of pocket's, `doc.amkv` in a folder of its own."""
     context = prefill(boxes.model("pocket"), boxes.source(150))
-    made = compact(context, Options(ratio=3, method="highest-attention"), errors=False)
+    made = compact(context, Request(ratio=3, method="highest-attention"), errors=False)
     path = tmp_path_factory.mktemp("api") / "doc.amkv"
     made.save(path, overwrite=False)
     return path
@@ -79,7 +80,7 @@ def test_what_a_document_says_of_itself(artifact: Path) -> None:
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt_oss"])
 def test_families_answer_as_they_do_in_a_session(name: str, tmp_path: Path) -> None:
     loaded = boxes.model(name)
-    made = compact(prefill(loaded, boxes.source()), Options(ratio=2), errors=False)
+    made = compact(prefill(loaded, boxes.source()), Request(ratio=2), errors=False)
     made.save(tmp_path / "f.amkv", overwrite=False)
     model = AutoModelForCausalLM.from_pretrained(loaded.id, dtype=torch.float32)
     before = model.config._attn_implementation

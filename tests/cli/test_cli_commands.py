@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from amcli.matching import methods, recipes
-from amcli.pipeline.compaction.compacting import Options
+from amcli.pipeline.compaction.request import Request
 from amkv_format import AmkvFile
 from conftest import Amkv
 
@@ -182,9 +182,9 @@ def test_ratios_may_be_typed_with_an_x(amkv: Amkv, full: Path) -> None:
 
 def test_the_defaults_of_the_command_line_are_those_of_the_pipeline(amkv: Amkv) -> None:
     help_text = " ".join(amkv("compact", "--help").out.split())
-    assert f"[default: {Options().method}]" in help_text
-    assert f"[default: {Options().seed}]" in help_text
-    assert Options().method == recipes.DEFAULT
+    assert f"[default: {Request().method}]" in help_text
+    assert f"[default: {Request().seed}]" in help_text
+    assert Request().method == recipes.DEFAULT
     for name in methods.names():
         assert name in help_text.replace("- ", "-")  # where a line ends at a hyphen
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from helptext import documented
 
-from amcli.commands import shared
 from amcli.generator import example
 from amcli.generator.dialogues import KINDS, Question
 from amcli.generator.documents import Document
 from amcli.pipeline.compaction import compacting as compaction
+from amcli.system.memory import state_folder
 from amkv_format import AmkvFile
 from conftest import Amkv
 
@@ -46,7 +46,7 @@ def test_it_shows_answers_sizes_and_seconds(
     assert "right from the compact file" in done.out.splitlines()[-5]
     assert os.listdir(here) == ["doc.txt"]
     assert os.listdir(tmp_path / "temporary") == []
-    assert not shared._memory().exists()
+    assert not (state_folder() / "last-prefill").exists()
 
 
 def test_json(amkv: Amkv, question: Question) -> None:

@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM
 
 from amcli.commands.app import main
 from amcli.matching import recipes  # noqa: F401 - registers the methods
-from amcli.pipeline.compaction.compacting import Options, compact
+from amcli.pipeline.compaction.compacting import compact
+from amcli.pipeline.compaction.request import Request
 from amcli.pipeline.contexts.reading import prefill
 from amcli.pipeline.talk.session import Session
 from amcli.pocket import folder as pocket_folder
@@ -39,10 +40,10 @@ def loader(folder: Path) -> Any:
 
 
 CASES = {
-    "biases, ragged heads": ("pocket", Options(ratio=6, method="omp", store="native")),
-    "codes": ("pocket", Options(ratio=20, store="int4")),
-    "whole": ("llama", Options(method="keep")),
-    "another family": ("qwen3", Options(ratio=4, method="omp", store="int8")),
+    "biases, ragged heads": ("pocket", Request(ratio=6, method="omp", store="native")),
+    "codes": ("pocket", Request(ratio=20, store="int4")),
+    "whole": ("llama", Request(method="keep")),
+    "another family": ("qwen3", Request(ratio=4, method="omp", store="int8")),
 }
 
 
@@ -107,7 +108,7 @@ def test_the_script_on_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     context = prefill(boxes.model("pocket"), boxes.source(150))
-    made = compact(context, Options(ratio=3, method="highest-attention"), errors=False)
+    made = compact(context, Request(ratio=3, method="highest-attention"), errors=False)
     made.save(tmp_path / "doc.amkv", overwrite=False)
     monkeypatch.chdir(tmp_path)
     assert main(["export", "doc.amkv", "-q"]) == 0
@@ -125,7 +126,7 @@ def test_what_cannot_be_exported(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     context = prefill(boxes.model("gemma3_text"), boxes.source())
-    compact(context, Options(ratio=2), errors=False).save(tmp_path / "f.amkv", overwrite=False)
+    compact(context, Request(ratio=2), errors=False).save(tmp_path / "f.amkv", overwrite=False)
     assert main(["export", "f.amkv"]) == 2
     assert "f.amkv has sliding-window layers" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["f.amkv"]

@@ -16,7 +16,7 @@ from amcli.evaluation import makers, runner, scorers, suites  # noqa: F401 - reg
 from amcli.evaluation.results import Results
 from amcli.evaluation.runner import Settings
 from amcli.evaluation.suites import base
-from amcli.evaluation.suites.base import Document, Measure, Question, Request
+from amcli.evaluation.suites.base import Document, Measure, Question, Wanted
 from amcli.generator.documents import generate
 from amcli.models.replies import answers
 from amcli.pipeline.contexts.reading import prefill
@@ -30,7 +30,7 @@ ROW = {"text": "Some text.", "questions": ["Who?"]}
 def made(path: Path | None, **more: Any) -> list[Document]:
     measure = Measure(lambda texts: [len(text.split()) for text in texts])
     options = {"docs": 0, "questions": None, "tokens": 0, "seed": 0, "measure": measure, **more}
-    return base.get("qa").documents(Request(path=path, **options))
+    return base.get("qa").documents(Wanted(path=path, **options))
 
 
 def lines(path: Path, *rows: Any) -> Path:

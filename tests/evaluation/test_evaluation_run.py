@@ -15,7 +15,7 @@ from amcli.evaluation import makers, runner, suites  # noqa: F401 - registers th
 from amcli.evaluation.results import Results
 from amcli.evaluation.runner import Settings
 from amcli.evaluation.suites import base
-from amcli.pipeline.compaction.compacting import Options
+from amcli.pipeline.compaction.request import Request
 from amcli.pipeline.contexts.reading import prefill
 from amcli.pipeline.queries.passes import Passes
 from amcli.system.progress import Silent
@@ -169,14 +169,14 @@ def test_a_summary_takes_no_more_bytes_than_it_may() -> None:
     size = context.T
     for ratio in (2.0, 10.0, float(size)):
         made = makers.make(
-            context, Options(ratio=ratio, method="summary"), Passes(context), Silent()
+            context, Request(ratio=ratio, method="summary"), Passes(context), Silent()
         )
         # Less than the opening of the chat cannot be stored.
         least = len(context.loaded.chat.open_document("").ids)
         assert made.cache.get_seq_length() <= max(size / ratio, least)
         assert made.stored_bytes * size == made.full_bytes * made.cache.get_seq_length()
     # A random model never stops: its summary is cut where the bytes end.
-    made = makers.make(context, Options(ratio=2.0, method="summary"), Passes(context), Silent())
+    made = makers.make(context, Request(ratio=2.0, method="summary"), Passes(context), Silent())
     assert made.ratio == pytest.approx(2, rel=0.15)
 
 

@@ -15,14 +15,14 @@ from amcli.errors import UsageError
 from amcli.evaluation import suites  # noqa: F401 - registers them
 from amcli.evaluation.runner import measure_of
 from amcli.evaluation.suites import base
-from amcli.evaluation.suites.base import Document, Measure, Request
+from amcli.evaluation.suites.base import Document, Measure, Wanted
 
 WORDS = Measure(lambda texts: [len(text.split()) for text in texts])
 
 
 def made(suite: str, **more: Any) -> list[Document]:
     options = {"docs": 1, "questions": None, "tokens": 600, "seed": 0, "measure": WORDS, **more}
-    return base.get(suite).documents(Request(**options))
+    return base.get(suite).documents(Wanted(**options))
 
 
 @pytest.mark.parametrize("suite", ["register", "needle", "ruler"])

@@ -13,7 +13,8 @@ from families import cached_logits, full_logits
 from amcli.errors import UsageError
 from amcli.models.generate import feed
 from amcli.models.loading import LoadedModel, load
-from amcli.pipeline.compaction.compacting import Options, compact
+from amcli.pipeline.compaction.compacting import compact
+from amcli.pipeline.compaction.request import Request
 from amcli.pipeline.contexts.opening import restore
 from amcli.pipeline.contexts.reading import prefill, save_prefill
 from amcli.pipeline.talk.session import Session
@@ -43,7 +44,7 @@ def test_a_family(name: str, tmp_path: Path) -> None:
     assert wanted.std() > 0.01  # a model that says the same to everything would prove nothing
 
     save_prefill(context, tmp_path / "full.amkv", overwrite=False)
-    compact(context, Options(method="keep"), errors=False).save(tmp_path / "keep.amkv", False)
+    compact(context, Request(method="keep"), errors=False).save(tmp_path / "keep.amkv", False)
     for file in ("full.amkv", "keep.amkv"):
         with Artifact.open(tmp_path / file) as artifact:
             assert artifact.ratio == 1.0
@@ -55,7 +56,7 @@ def test_a_family(name: str, tmp_path: Path) -> None:
     found = torch.stack([feed(loaded.model, cache, part) for part in parts])
     torch.testing.assert_close(found, wanted, atol=TOLERANCE, rtol=0)
 
-    options = Options(ratio=4, method="omp", queries="repeat", store="native", max_queries=64)
+    options = Request(ratio=4, method="omp", queries="repeat", store="native", max_queries=64)
     compact(context, options, errors=False).save(tmp_path / "doc.amkv", overwrite=False)
     with Artifact.open(tmp_path / "doc.amkv") as artifact:
         assert 4 <= artifact.ratio < 4.5
@@ -92,7 +93,7 @@ def test_what_cannot_work_is_refused_by_name(name: str, tmp_path: Path) -> None:
 def test_transformers_own_generate_runs_on_a_compact_context() -> None:
     loaded = load("pocket", device="cpu")
     context = prefill(loaded, families.DOCUMENT)
-    kept = compact(context, Options(method="keep"), errors=False)
+    kept = compact(context, Request(method="keep"), errors=False)
     ids = torch.tensor([context.ids + loaded.chat.first_turn(QUESTION)])
     options = {"max_new_tokens": 8, "do_sample": False}
     wanted = loaded.model.generate(ids, **options)

@@ -18,7 +18,8 @@ from amcli.models.cache import CompactCache
 from amcli.models.geometry import ModelGeometry
 from amcli.models.lengths import for_context, past_training, trained_length
 from amcli.models.loading import LoadedModel, load
-from amcli.pipeline.compaction.compacting import Options, compact
+from amcli.pipeline.compaction.compacting import compact
+from amcli.pipeline.compaction.request import Request
 from amcli.pipeline.contexts.context import Context
 from amcli.pipeline.contexts.opening import restore
 from amcli.pipeline.contexts.reading import prefill
@@ -68,8 +69,8 @@ def model(kind: str, original: int | None = None) -> LoadedModel:
 
 def kept(context: Context, path: Path) -> Context:
     """What a session loads of a context that was compacted and kept whole."""
-    compact(context, Options(ratio=4, queries="repeat", max_queries=64), errors=False)
-    compact(context, Options(method="keep"), errors=False).save(path, overwrite=False)
+    compact(context, Request(ratio=4, queries="repeat", max_queries=64), errors=False)
+    compact(context, Request(method="keep"), errors=False).save(path, overwrite=False)
     with Artifact.open(path) as artifact:
         return restore(artifact, context.loaded)
 
@@ -90,7 +91,7 @@ def test_a_document_beyond_the_original_length(kind: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("kind", list(ROPES))
 def test_methods_that_turn_keys(kind: str, method: str) -> None:
     context = prefill(model(kind), DOCUMENT)
-    options = Options(ratio=4, method=method, store="native", max_queries=64)
+    options = Request(ratio=4, method=method, store="native", max_queries=64)
     if kind in CHANGING:
         with pytest.raises(UsageError, match=f"has {kind} RoPE, whose frequencies change"):
             compact(context, options, errors=False)
@@ -178,7 +179,7 @@ def test_longrope_contexts_of_different_lengths_go_into_one_batch() -> None:
     loaded = model("longrope")
     contexts = [prefill(loaded, Source("doc.txt", DOCUMENT.text * n)) for n in (1, 2)]
     for context in contexts:
-        compact(context, Options(method="keep"), errors=False).apply()
+        compact(context, Request(method="keep"), errors=False).apply()
     batch, mask = CompactCache.batch([context.cache for context in contexts])
     ids = loaded.chat.first_turn(QUESTION)
     mask = torch.cat([mask, torch.ones(2, len(ids), dtype=torch.long)], dim=1)
@@ -191,9 +192,9 @@ def test_longrope_contexts_of_different_lengths_go_into_one_batch() -> None:
         torch.testing.assert_close(row, cached_logits(context, ids), atol=1e-4, rtol=0)
 
     short = prefill(model("longrope", 400), DOCUMENT)
-    compact(short, Options(method="keep"), errors=False).apply()
+    compact(short, Request(method="keep"), errors=False).apply()
     long = prefill(model("longrope", 400), Source("doc.txt", DOCUMENT.text * 4))
-    compact(long, Options(method="keep"), errors=False).apply()
+    compact(long, Request(method="keep"), errors=False).apply()
     with pytest.raises(ValueError, match="RoPE that depends on the length"):
         CompactCache.batch([short.cache, long.cache])
 

@@ -287,7 +287,8 @@ def test_devices_and_dtypes_that_are_not_there(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     absent = refused(UsageError, saved, device="cuda")
     assert "no CUDA device" in absent.message
-    assert absent.code in ("gpu-missing", "gpu-not-supported") and absent.field == "device"
+    assert absent.code in ("gpu-missing", "gpu-not-supported")
+    assert absent.field == "device"
     assert "device='cpu'" in (absent.hint or "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

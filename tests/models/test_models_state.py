@@ -19,7 +19,8 @@ from amcli.models.cache import CompactCache
 from amcli.models.generate import feed
 from amcli.models.loading import LoadedModel, load
 from amcli.models.state import StateLayer, placed
-from amcli.pipeline.compaction.compacting import Options, compact
+from amcli.pipeline.compaction.compacting import compact
+from amcli.pipeline.compaction.request import Request
 from amcli.pipeline.contexts.context import dense
 from amcli.pipeline.contexts.opening import restore
 from amcli.pipeline.contexts.reading import prefill, save_prefill
@@ -150,13 +151,13 @@ def test_a_state_that_is_not_all_numbers_is_not_compacted() -> None:
     context.cache.set_states(found)
     says = "layer 2 of the model: 1 of 128 numbers of the recurrent state are infinite"
     with pytest.raises(AmkvError, match=says):
-        compact(context, Options(method="keep"), errors=False)
+        compact(context, Request(method="keep"), errors=False)
 
 
 def test_states_are_in_the_file_and_beside_the_ratio(tmp_path: Path) -> None:
     loaded = families.loaded("qwen3_next")
     context = prefill(loaded, families.DOCUMENT)
-    found = compact(context, Options(ratio=4, method="omp", queries="repeat", max_queries=64))
+    found = compact(context, Request(ratio=4, method="omp", queries="repeat", max_queries=64))
     manifest = found.save(tmp_path / "doc.amkv", overwrite=False)
     assert manifest["features_required"][-1] == "states"
     assert [(x["layer"], x["name"]) for x in manifest["states"]] == list(states(context.cache))
@@ -215,7 +216,7 @@ def test_a_file_goes_to_a_model_in_another_dtype(tmp_path: Path) -> None:
     """What a convolution holds goes along; what a layer has made of all inputs stays exact."""
     loaded = families.loaded("qwen3_next")
     context = prefill(loaded, families.DOCUMENT)
-    compact(context, Options(method="keep"), errors=False).save(tmp_path / "keep.amkv", False)
+    compact(context, Request(method="keep"), errors=False).save(tmp_path / "keep.amkv", False)
     half = load(str(families.folder("qwen3_next")), device="cpu", dtype="bfloat16")
     with Artifact.open(tmp_path / "keep.amkv") as artifact:
         again = restore(artifact, half)

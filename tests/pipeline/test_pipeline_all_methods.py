@@ -8,7 +8,9 @@ from boxes import model, source
 
 import amcli.matching.recipes  # noqa: F401 - registers the methods
 from amcli.matching import methods
-from amcli.pipeline.compaction.compacting import Compaction, Options, compact
+from amcli.pipeline.compaction.compacting import compact
+from amcli.pipeline.compaction.request import Request
+from amcli.pipeline.compaction.result import Compaction
 from amcli.pipeline.contexts.context import Context, full_layers, live_keys
 from amcli.pipeline.contexts.reading import prefill
 
@@ -26,7 +28,7 @@ def context() -> Context:
 
 
 def run(context: Context, name: str, ratio: float = 8) -> Compaction:
-    return compact(context, Options(ratio=ratio, method=name, max_queries=256, seed=1))
+    return compact(context, Request(ratio=ratio, method=name, max_queries=256, seed=1))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -72,7 +74,7 @@ def test_knorm_keeps_the_smallest_keys(context: Context) -> None:
 
 def test_random_depends_on_the_seed_alone(context: Context) -> None:
     one, again = run(context, "random"), run(context, "random")
-    other = compact(context, Options(ratio=8, method="random", seed=2))
+    other = compact(context, Request(ratio=8, method="random", seed=2))
     assert torch.equal(one.layers[2].keys, again.layers[2].keys)
     assert not torch.equal(one.layers[2].keys, other.layers[2].keys)
 
@@ -82,7 +84,7 @@ def test_random_depends_on_the_seed_alone(context: Context) -> None:
 def test_other_families_with_sliding_layers(family: str, name: str) -> None:
     context = prefill(model(family), source(40))
     # In 4 bits every key would fit at 4 times: with twice that some have to go.
-    found = compact(context, Options(ratio=8, method=name, max_queries=128))
+    found = compact(context, Request(ratio=8, method=name, max_queries=128))
     assert found.ratio >= 8
     full = full_layers(context)
     assert sum(t for i in full for t in found.layers[i].lengths) < len(full) * 2 * context.T

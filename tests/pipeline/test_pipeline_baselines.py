@@ -18,7 +18,8 @@ from amcli.models.cache import CompactCache
 from amcli.models.generate import absorb
 from amcli.models.layer import CompactLayer
 from amcli.models.rotary import Rotary
-from amcli.pipeline.compaction.compacting import Options, compact
+from amcli.pipeline.compaction.compacting import compact
+from amcli.pipeline.compaction.request import Request
 from amcli.pipeline.contexts.context import Context, full_layers, live_keys
 from amcli.pipeline.contexts.opening import restore
 from amcli.pipeline.contexts.reading import prefill
@@ -64,7 +65,7 @@ def test_every_baseline_makes_a_file_of_the_ratio_that_was_asked_for(
     name: str, tmp_path: Path
 ) -> None:
     found = compact(
-        context("pocket"), Options(method=name, ratio=8, **FEW), passes=passes("pocket")
+        context("pocket"), Request(method=name, ratio=8, **FEW), passes=passes("pocket")
     )
     found.save(tmp_path / "doc.amkv", overwrite=False)
     with Artifact.open(tmp_path / "doc.amkv") as artifact:
@@ -76,7 +77,7 @@ def test_every_baseline_makes_a_file_of_the_ratio_that_was_asked_for(
         assert (queries["count"] > 0) == (want != "none")
         stored = restore(artifact, context("pocket").loaded)
     assert list(Session(stored, max_tokens=4).ask("Who lives here?"))
-    again = compact(context("pocket"), Options(method=name, ratio=8, **FEW))
+    again = compact(context("pocket"), Request(method=name, ratio=8, **FEW))
     for a, b in zip(found.layers, again.layers, strict=True):
         assert a.lengths == b.lengths
         assert torch.equal(a.keys, b.keys)
@@ -88,13 +89,13 @@ def test_every_baseline_makes_a_file_of_the_ratio_that_was_asked_for(
 @pytest.mark.parametrize("name", BASELINES)
 def test_grouped_heads_and_sliding_layers(family: str, name: str) -> None:
     of = context(family)
-    found = compact(of, Options(method=name, ratio=6, **FEW), passes=passes(family))
+    found = compact(of, Request(method=name, ratio=6, **FEW), passes=passes(family))
     assert found.ratio >= 6
     for i, heads in enumerate(found.layers):
         assert bool(heads.keys.isfinite().all())
         if i not in full_layers(of):
             assert set(heads.lengths) == {of.loaded.geometry.layers[i].window - 1}
-    found = compact(of, Options(method=name, tokens=2, **FEW), passes=passes(family))
+    found = compact(of, Request(method=name, tokens=2, **FEW), passes=passes(family))
     assert sum(t for i in full_layers(of) for t in found.layers[i].lengths) == 2 * 2 * len(
         full_layers(of)
     )
@@ -103,9 +104,9 @@ def test_grouped_heads_and_sliding_layers(family: str, name: str) -> None:
 @pytest.mark.parametrize("budget", ["adakv", "adaptive", "global", "pyramid", "uniform"])
 @pytest.mark.parametrize("name", ["snapkv", "expected-attention", "am-highest-attention"])
 def test_any_method_takes_any_budget(name: str, budget: str) -> None:
-    found = compact(context("llama"), Options(method=name, ratio=9, budget=budget, **FEW))
+    found = compact(context("llama"), Request(method=name, ratio=9, budget=budget, **FEW))
     assert found.ratio >= 9
-    assert found.budget == budget
+    assert found.plan.budget == budget
     per_layer = [sum(heads.lengths) for heads in found.layers]
     if budget in ("adakv", "uniform"):
         assert max(per_layer) - min(per_layer) <= 2
@@ -156,12 +157,12 @@ def test_context_queries_score_only_what_they_could_see(
 
 
 def test_own_methods_run_on_the_contexts_queries(tmp_path: Path) -> None:
-    found = compact(context("pocket"), Options(ratio=8, queries="context", **FEW))
+    found = compact(context("pocket"), Request(ratio=8, queries="context", **FEW))
     found.save(tmp_path / "doc.amkv", overwrite=False)
     with Artifact.open(tmp_path / "doc.amkv") as artifact:
         queries = artifact.manifest["queries"]
         assert (queries["source"], queries["count"]) == ("context", 256)
-    other = compact(context("pocket"), Options(ratio=8, **FEW))
+    other = compact(context("pocket"), Request(ratio=8, **FEW))
     assert any(a.lengths != b.lengths for a, b in zip(found.layers, other.layers, strict=True))
 
 
@@ -178,7 +179,7 @@ def test_parts_of_a_repetition_cover_the_context_once() -> None:
 
 def test_a_larger_window_keeps_more_of_the_end() -> None:
     def recent(window: int | None, **size: float) -> int:
-        options = Options(method="snapkv", window=window, **size)  # type: ignore[arg-type]
+        options = Request(method="snapkv", window=window, **size)  # type: ignore[arg-type]
         heads = compact(context("llama"), options).layers[0]
         return len(set(map(tuple, heads.keys.tolist())) & last)
 
@@ -191,7 +192,7 @@ def test_streaming_moves_what_it_keeps_together() -> None:
     """A key that is closer than it was looks as if it had been written there."""
     of = context("qwen3")
     turn = Rotary(of.loaded.model, of.loaded.geometry)
-    heads = compact(of, Options(method="streaming", tokens=20)).layers[1]
+    heads = compact(of, Request(method="streaming", tokens=20)).layers[1]
     K = live_keys(of, 1)[0]
     keys = heads.keys.view(2, 20, -1)
     assert torch.equal(keys[:, 4:], K[:, -16:])
@@ -214,7 +215,7 @@ def test_reference_passes_are_run_once_for_all_ratios(monkeypatch: pytest.Monkey
     shared = Passes(of)
     for name in ("kvzip", "kvzip-uniform", "snapkv", "pyramidkv", "omp"):
         for ratio in (4.0, 12.0):
-            options = Options(method=name, ratio=ratio, **FEW)
+            options = Request(method=name, ratio=ratio, **FEW)
             one, two = compact(of, options, passes=shared), compact(of, options)
             assert one.seconds["reference"] > 0
             for a, b in zip(one.layers, two.layers, strict=True):
@@ -223,19 +224,19 @@ def test_reference_passes_are_run_once_for_all_ratios(monkeypatch: pytest.Monkey
     # Ten passes of their own, and for the shared ones: a repetition, a window, and omp's sample.
     assert len(calls) == 10 + 3
     with pytest.raises(ValueError, match="another context"):
-        compact(context("qwen3"), Options(method="kvzip"), passes=shared)
+        compact(context("qwen3"), Request(method="kvzip"), passes=shared)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (Options(method="snapkv", queries="repeat"), "defined by its own queries"),
-        (Options(method="kvzip", queries="context"), "defined by its own queries"),
-        (Options(method="snapkv", window=0), "below 1"),
-        (Options(method="snapkv", budget="fair"), "unknown budget 'fair'"),
+        (Request(method="snapkv", queries="repeat"), "defined by its own queries"),
+        (Request(method="kvzip", queries="context"), "defined by its own queries"),
+        (Request(method="snapkv", window=0), "below 1"),
+        (Request(method="snapkv", budget="fair"), "unknown budget 'fair'"),
     ],
 )
-def test_options_that_make_no_sense(options: Options, message: str) -> None:
+def test_options_that_make_no_sense(options: Request, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         compact(context("llama"), options)
 
@@ -257,8 +258,8 @@ def test_a_model_whose_rope_is_not_found_is_refused(
             rotary, "_apply_function", lambda model: lambda q, k, c, s: found(q, k, c, -s)
         )
     with pytest.raises(UsageError, match="rotary position embedding of LlamaForCausalLM"):
-        compact(of, Options(method=name, ratio=4))
-    assert compact(of, Options(method="knorm", ratio=4), errors=False).ratio >= 4
+        compact(of, Request(method=name, ratio=4))
+    assert compact(of, Request(method="knorm", ratio=4), errors=False).ratio >= 4
 
 
 def test_expected_attention_looks_at_the_positions_to_come() -> None:
@@ -275,7 +276,7 @@ def test_expected_attention_looks_at_the_positions_to_come() -> None:
 
     methods.register(replace(own, name=name, score=look))
     try:
-        compact(of, Options(method=name, ratio=4, budget="adakv"))
+        compact(of, Request(method=name, ratio=4, budget="adakv"))
     finally:
         methods._REGISTRY.pop(name)
     turn = Rotary(of.loaded.model, of.loaded.geometry)

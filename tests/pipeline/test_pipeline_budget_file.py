@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from amcli.errors import ModelMismatchError, UsageError
 from amcli.matching.budgets import FLOOR_LEAST, LayerShape
 from amcli.pipeline.compaction.budget_file import BudgetFile, scaled, write
-from amcli.pipeline.compaction.compacting import Options, compact
+from amcli.pipeline.compaction.compacting import compact
+from amcli.pipeline.compaction.request import Request
 from amcli.pipeline.contexts.context import Context
 from amcli.pipeline.contexts.reading import prefill
 
@@ -137,7 +138,7 @@ def test_budgets_of_other_models(
 ) -> None:
     write(tmp_path / "b.json", layers, {}, overwrite=False)
     with pytest.raises(ModelMismatchError, match=message) as caught:
-        compact(context, Options(ratio=5, method="random", budget=str(tmp_path / "b.json")))
+        compact(context, Request.of(ratio=5, method="random", budget=str(tmp_path / "b.json")))
     assert caught.value.exit_code == 4
 
 
@@ -145,9 +146,9 @@ def test_budgets_of_other_models(
 def test_methods_follow_a_file(context: Context, tmp_path: Path, method: str) -> None:
     flat = [i + 1 for i in range(18)]
     write(tmp_path / "b.json", {i: flat[2 * i : 2 * i + 2] for i in range(9)}, {}, overwrite=False)
-    options = Options(tokens=19, method=method, budget=str(tmp_path / "b.json"), max_queries=256)
+    options = Request.of(tokens=19, method=method, budget=str(tmp_path / "b.json"), max_queries=256)
     found = compact(context, options, errors=False)
     single = [LayerShape(1, context.T, 8, 8, 4)] * 18
     wanted = scaled([[t / sum(flat)] for t in flat], 19 * 18, single)
     assert [t for x in found.layers for t in x.lengths] == [heads[0] for heads in wanted]
-    assert found.budget == "file"
+    assert found.plan.budget == "file"

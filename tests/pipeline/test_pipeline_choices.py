@@ -11,11 +11,11 @@ import torch
 from boxes import model, source
 
 from amcli.errors import UsageError
-from amcli.matching import methods
 from amcli.models.replies import answers
 from amcli.pipeline.compaction import fidelity
 from amcli.pipeline.compaction.choices import store_by_error
-from amcli.pipeline.compaction.compacting import Options, compact
+from amcli.pipeline.compaction.compacting import compact
+from amcli.pipeline.compaction.request import Request
 from amcli.pipeline.contexts.context import Context, shared
 from amcli.pipeline.contexts.reading import prefill
 from amcli.pipeline.queries import passages, reference
@@ -108,8 +108,8 @@ def test_a_model_that_repeats_itself_is_pointed_to_parts(
 def test_a_model_without_a_template_cannot_study() -> None:
     context = prefill(model("raw"), source(40))
     with pytest.raises(UsageError, match="no chat template"):
-        compact(context, Options(ratio=2, queries="self-study"))
-    assert compact(context, Options(tokens=1)).options.source(methods.get("omp")) == "repeat"
+        compact(context, Request(ratio=2, queries="self-study"))
+    assert compact(context, Request(tokens=1)).plan.queries.name == "repeat"
 
 
 @pytest.mark.parametrize("queries", ["self-study", "repeat+self-study"])
@@ -121,7 +121,7 @@ def test_a_model_that_says_nothing_cannot_study(
         lambda loaded, cache, prompts, *_, **__: [""] * len(prompts),
     )
     with pytest.raises(UsageError, match="no answer to any question") as error:
-        compact(context, Options(tokens=4, queries=queries))
+        compact(context, Request(tokens=4, queries=queries))
     assert (error.value.code, error.value.field) == ("no-self-study", "queries")
     assert "queries='repeat'" in str(error.value.hint)
 
@@ -184,7 +184,7 @@ def test_a_mixture_ranks_by_both_and_fits_by_the_last(context: Context) -> None:
 
 def test_methods_that_fit_in_their_own_way_see_every_source(context: Context) -> None:
     def kept(queries: str, name: str) -> torch.Tensor:
-        options = Options(tokens=20, method=name, queries=queries, store="native")
+        options = Request(tokens=20, method=name, queries=queries, store="native")
         return compact(context, options, errors=False).layers[-1].unpack().keys
 
     for name in ("am-omp", "am-highest-attention"):
@@ -196,7 +196,7 @@ def test_methods_that_fit_in_their_own_way_see_every_source(context: Context) ->
 @pytest.mark.usefixtures("few")
 def test_a_mixture_shares_its_passes_with_its_sources(context: Context) -> None:
     passes = Passes(context)
-    options = Options(tokens=40, method="highest-attention", queries="repeat")
+    options = Request(tokens=40, method="highest-attention", queries="repeat")
     alone = compact(context, options, passes=passes, errors=False)
     mixture = replace(options, queries="repeat+self-study")
     both = compact(context, mixture, passes=passes, errors=False)
@@ -210,11 +210,11 @@ def test_a_mixture_shares_its_passes_with_its_sources(context: Context) -> None:
 def test_the_model_is_asked_for_questions_only_where_they_are_wanted(
     context: Context, tmp_path: Path, few: int
 ) -> None:
-    scarce = compact(context, Options(tokens=4, method="highest-attention"))
+    scarce = compact(context, Request(tokens=4, method="highest-attention"))
     assert "self-study" not in scarce.seconds
     manifest = scarce.save(tmp_path / "a.amkv", overwrite=False)
     assert manifest["queries"]["source"] == "repeat"
-    options = Options(tokens=4, method="highest-attention", queries="repeat+self-study")
+    options = Request(tokens=4, method="highest-attention", queries="repeat+self-study")
     asked = compact(context, options)
     assert "self-study" in asked.seconds
     manifest = asked.save(tmp_path / "b.amkv", overwrite=False)
@@ -233,7 +233,7 @@ def test_a_search_counts_each_pass_once(context: Context, monkeypatch: pytest.Mo
     monkeypatch.setattr(fidelity, "Passes", passes)
     monkeypatch.setattr(fidelity, "ratios", lambda *args, **options: [4.0, 60.0])
     monkeypatch.setattr(passages, "question_count", lambda tokens: 8)
-    options = Options(
+    options = Request(
         method="highest-attention", queries="repeat+self-study", store="native", max_queries=64
     )
     found = fidelity.search(context, options, 0.01)
@@ -244,31 +244,31 @@ def test_a_search_counts_each_pass_once(context: Context, monkeypatch: pytest.Mo
 
 
 def test_store_by_need(context: Context) -> None:
-    found = compact(context, Options(ratio=20, method="highest-attention", queries="repeat"))
-    assert found.options.store == "int4"
+    request = Request(ratio=20, method="highest-attention", queries="repeat")
+    found = compact(context, request)
+    assert found.plan.store == "int4"
     assert found.ratio == pytest.approx(20, rel=0.02)
-    options = replace(found.options, store="native")
-    native = compact(context, options)
+    native = compact(context, replace(request, store="native"))
     entries = [sum(sum(h.lengths) for h in c.layers) for c in (found, native)]
     assert entries[0] > 2.5 * entries[1]
-    assert compact(context, Options(ratio=20, method="knorm")).options.store == "native"
+    assert compact(context, Request(ratio=20, method="knorm")).plan.store == "native"
 
 
 def test_where_eight_bits_hold_every_key_four_are_not_used(context: Context) -> None:
     """A small ratio keeps everything: in 4 bits that would only be less exact."""
-    low = compact(context, Options(ratio=3.5, method="highest-attention"))
-    assert low.options.store == "int8"
+    low = compact(context, Request(ratio=3.5, method="highest-attention"))
+    assert low.plan.store == "int8"
     assert low.ratio >= 3.5
     assert all(set(heads.lengths) == {context.T} for heads in low.layers)
-    asked = compact(context, Options(ratio=3.5, method="highest-attention", store="int4"))
+    asked = compact(context, Request(ratio=3.5, method="highest-attention", store="int4"))
     assert low.errors is not None
     assert asked.errors is not None
     worst = [max(map(max, found.errors.output)) for found in (low, asked) if found.errors]
     assert worst[0] < worst[1] / 5
-    more = compact(context, Options(ratio=3.8, method="highest-attention"))
-    assert (more.options.store, more.ratio >= 3.8) == ("int4", True)
-    sized = compact(context, Options(tokens=context.T, method="highest-attention"))
-    assert sized.options.store == "int4"  # a size in tokens says nothing of bytes
+    more = compact(context, Request(ratio=3.8, method="highest-attention"))
+    assert (more.plan.store, more.ratio >= 3.8) == ("int4", True)
+    sized = compact(context, Request(tokens=context.T, method="highest-attention"))
+    assert sized.plan.store == "int4"  # a size in tokens says nothing of bytes
 
 
 def test_keys_that_four_bits_would_spoil_get_eight() -> None:

@@ -14,7 +14,9 @@ from amcli.errors import AmkvError, ModelMismatchError, OutOfMemoryError, UsageE
 from amcli.generator.dialogues import Questioner
 from amcli.generator.documents import generate
 from amcli.matching import methods
-from amcli.pipeline.compaction.compacting import Compaction, Options, compact
+from amcli.pipeline.compaction.compacting import compact
+from amcli.pipeline.compaction.request import Request
+from amcli.pipeline.compaction.result import Compaction
 from amcli.pipeline.contexts.context import Context, shared
 from amcli.pipeline.contexts.opening import restore
 from amcli.pipeline.contexts.reading import prefill
@@ -31,7 +33,7 @@ def context() -> Context:
 
 @pytest.fixture(scope="module")
 def compacted(context: Context) -> Compaction:
-    return compact(context, Options(ratio=10))
+    return compact(context, Request(ratio=10))
 
 
 def test_the_ratio_is_that_of_the_bytes_on_disk(compacted: Compaction, tmp_path: Path) -> None:
@@ -69,7 +71,7 @@ def test_direct_facts_survive_twenty_times(tmp_path: Path) -> None:
     loaded = model("pocket")
     document = generate(5, 1000)
     context = prefill(loaded, Source("doc.txt", document.text))
-    compact(context, Options(ratio=20)).save(tmp_path / "doc.amkv", overwrite=False)
+    compact(context, Request(ratio=20)).save(tmp_path / "doc.amkv", overwrite=False)
     with Artifact.open(tmp_path / "doc.amkv") as artifact:
         stored = restore(artifact, loaded)
     questions = Questioner(document).distinct(Random(0), "direct", 12)
@@ -81,14 +83,14 @@ def test_direct_facts_survive_twenty_times(tmp_path: Path) -> None:
 
 def test_compaction_leaves_the_context_as_it_was(context: Context) -> None:
     length, size = context.cache.get_seq_length(), context.cache.nbytes()
-    compact(context, Options(ratio=20, method="highest-attention"))
+    compact(context, Request(ratio=20, method="highest-attention"))
     assert (context.cache.get_seq_length(), context.cache.nbytes()) == (length, size)
 
 
 def test_equal_seeds_give_equal_files(context: Context, tmp_path: Path) -> None:
     one, two = tmp_path / "one.amkv", tmp_path / "two.amkv"
     for path in (one, two):
-        found = compact(context, Options(ratio=20, seed=3, max_queries=512))
+        found = compact(context, Request(ratio=20, seed=3, max_queries=512))
         found.save(path, overwrite=False)
     with Artifact.open(one) as a, Artifact.open(two) as b:
         assert a.manifest["seed"] == 3
@@ -103,7 +105,7 @@ def test_equal_seeds_give_equal_files(context: Context, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("budget", ["adaptive", "uniform"])
 def test_tokens_is_the_mean_budget_of_a_head(context: Context, budget: str) -> None:
-    named = Options(tokens=24, budget=budget, method="highest-attention", queries="repeat")
+    named = Request(tokens=24, budget=budget, method="highest-attention", queries="repeat")
     found = compact(context, named)
     lengths = [t for heads in found.layers for t in heads.lengths]
     assert sum(lengths) == 24 * len(lengths)
@@ -112,7 +114,7 @@ def test_tokens_is_the_mean_budget_of_a_head(context: Context, budget: str) -> N
 
 def test_sliding_layers_keep_their_tail() -> None:
     context = prefill(model("gemma3_text"), source(60))
-    found = compact(context, Options(ratio=8, max_queries=256))
+    found = compact(context, Request(ratio=8, max_queries=256))
     geometry = context.loaded.geometry.layers
     for layer, heads in zip(geometry, found.layers, strict=True):
         if layer.window is not None:
@@ -124,26 +126,26 @@ def test_sliding_layers_keep_their_tail() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (Options(ratio=0.5), "below 1"),
-        (Options(ratio=float("nan")), "below 1"),
-        (Options(ratio=1e9), "more than the context has tokens"),
-        (Options(tokens=10**9), "more than the context has"),
-        (Options(tokens=0), "below 1"),
-        (Options(ratio=2, tokens=3), "exclude each other"),
-        (Options(method="opm"), "unknown method 'opm'"),
-        (Options(budget="fair"), "unknown budget 'fair'"),
-        (Options(queries="guess"), "unknown reference queries 'guess'"),
-        (Options(method="keep", ratio=20), "keeps every key"),
+        (Request(ratio=0.5), "below 1"),
+        (Request(ratio=float("nan")), "below 1"),
+        (Request(ratio=1e9), "more than the context has tokens"),
+        (Request(tokens=10**9), "more than the context has"),
+        (Request(tokens=0), "below 1"),
+        (Request(ratio=2, tokens=3), "exclude each other"),
+        (Request(method="opm"), "unknown method 'opm'"),
+        (Request(budget="fair"), "unknown budget 'fair'"),
+        (Request(queries="guess"), "unknown reference queries 'guess'"),
+        (Request(method="keep", ratio=20), "keeps every key"),
     ],
 )
-def test_options_that_make_no_sense(context: Context, options: Options, message: str) -> None:
+def test_options_that_make_no_sense(context: Context, options: Request, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         compact(context, options)
 
 
 def test_a_wrong_method_name_is_helped(context: Context) -> None:
     with pytest.raises(UsageError) as caught:
-        compact(context, Options(method="opm"))
+        compact(context, Request(method="opm"))
     assert "did you mean 'omp'" in str(caught.value.hint)
     assert methods.names()[0] == "omp"
 
@@ -222,5 +224,5 @@ def test_a_cache_with_nan_is_refused_by_layer() -> None:
     values[0, 0, 3, 2] = float("nan")
     layer.set_live(keys[0], values[0], context.T)
     with pytest.raises(AmkvError, match=r"layer 1: 1 of [\d,]+ numbers of the values") as error:
-        compact(context, Options(ratio=2))
+        compact(context, Request(ratio=2))
     assert (error.value.code, error.value.field) == ("numbers-not-finite", "dtype")

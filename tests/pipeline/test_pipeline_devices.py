@@ -10,29 +10,31 @@ from boxes import source
 
 from amcli.entries.quantize import QuantizedHeads
 from amcli.models.loading import LoadedModel, load
-from amcli.pipeline.compaction.compacting import Compaction, Options, compact
+from amcli.pipeline.compaction.compacting import compact
+from amcli.pipeline.compaction.request import Request
+from amcli.pipeline.compaction.result import Compaction
 from amcli.pipeline.contexts.opening import restore
 from amcli.pipeline.contexts.reading import prefill
 from amcli.pipeline.talk.session import Session
 from amcli.storage.artifacts import Artifact
 
 CHECKED = [
-    Options(ratio=10, method="omp", queries="repeat", store="native"),
-    Options(ratio=30, method="omp", queries="repeat", store="int4"),
-    Options(ratio=10, method="highest-attention", queries="context", store="int8"),
-    Options(ratio=10, method="am-omp", queries="repeat"),
-    Options(ratio=10, method="kvzip"),
+    Request(ratio=10, method="omp", queries="repeat", store="native"),
+    Request(ratio=30, method="omp", queries="repeat", store="int4"),
+    Request(ratio=10, method="highest-attention", queries="context", store="int8"),
+    Request(ratio=10, method="am-omp", queries="repeat"),
+    Request(ratio=10, method="kvzip"),
 ]
 
 
-def on(device: str, options: Options) -> tuple[LoadedModel, Compaction]:
+def on(device: str, options: Request) -> tuple[LoadedModel, Compaction]:
     loaded = load("pocket", device=device, dtype="float32")
     return loaded, compact(prefill(loaded, source(1500)), options)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("options", CHECKED, ids=lambda o: f"{o.method}-{o.store}")
-def test_gpu_and_cpu_agree_in_float32(options: Options) -> None:
+def test_gpu_and_cpu_agree_in_float32(options: Request) -> None:
     """Sums in another order move scores by a few units in the last place, so that a key at the
     end of a budget may be another one. Errors, sizes and what is kept agree all the same."""
     _, cpu = on("cpu", options)
@@ -58,7 +60,7 @@ def test_gpu_and_cpu_agree_in_float32(options: Options) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("store", ["native", "int8", "int4"])
 def test_a_context_goes_to_the_gpu_as_it_is_in_the_file(store: str, tmp_path: Path) -> None:
-    loaded, found = on("cuda", Options(ratio=8, method="highest-attention", store=store))
+    loaded, found = on("cuda", Request(ratio=8, method="highest-attention", store=store))
     found.save(tmp_path / "a.amkv", overwrite=False)
     with Artifact.open(tmp_path / "a.amkv") as artifact:
         read = restore(artifact, loaded)
@@ -78,7 +80,7 @@ def test_two_gpus_answer_as_one(tmp_path: Path) -> None:
     text = source(1500)
     one, two = (load("pocket", device=name, dtype="float32") for name in ("cuda", "auto"))
     assert len(set(two.geometry.devices)) == 2
-    options = Options(ratio=8, method="omp", queries="repeat", store="int4")
+    options = Request(ratio=8, method="omp", queries="repeat", store="int4")
     answers = []
     for loaded in (one, two):
         compact(prefill(loaded, text), options).save(tmp_path / "a.amkv", overwrite=True)

@@ -14,7 +14,8 @@ from boxes import model
 from amcli.errors import OutOfMemoryError
 from amcli.generator.documents import generate
 from amcli.matching import methods
-from amcli.pipeline.compaction.compacting import Options, compact
+from amcli.pipeline.compaction.compacting import compact
+from amcli.pipeline.compaction.request import Request
 from amcli.pipeline.contexts.context import Context
 from amcli.pipeline.contexts.reading import prefill
 from amcli.pipeline.contexts.source import Source
@@ -39,7 +40,7 @@ def test_it_is_the_file_that_saving_makes(
     shared = {"ratio": 3.0, "method": method, "queries": None} | more
     if methods.get(method).selection == "all":
         shared |= {"ratio": None, "store": "native"}
-    options = Options(**shared)  # type: ignore[arg-type]
+    options = Request(**shared)  # type: ignore[arg-type]
     with NewArtifact(tmp_path / "a.amkv") as new:
         found = compact(context, options, errors=False, into=new)
         early = found.finish(new)
@@ -47,7 +48,7 @@ def test_it_is_the_file_that_saving_makes(
     written = {"created": None, "manifest_hash": None}
     assert early | written == late | written  # the hash of the payload is in it
     with Artifact.open(tmp_path / "a.amkv") as artifact:
-        assert artifact.store == found.options.storage(found.method)
+        assert artifact.store == found.plan.store
     with AmkvFile.open(tmp_path / "a.amkv") as file:
         file.verify()
 
@@ -56,7 +57,7 @@ def test_it_is_the_file_that_saving_makes(
 def test_so_it_is_with_windows_sinks_and_states(name: str, tmp_path: Path) -> None:
     loaded = families.loaded(name) if name == "qwen3_next" else model(name)
     context = prefill(loaded, Source("doc", "the quick brown fox jumps over a lazy dog " * 9))
-    options = Options(ratio=3, queries="repeat", store="int8", positions=True, max_queries=256)
+    options = Request(ratio=3, queries="repeat", store="int8", positions=True, max_queries=256)
     with NewArtifact(tmp_path / "a.amkv") as new:
         found = compact(context, options, errors=False, into=new)
         early = found.finish(new)
@@ -86,9 +87,9 @@ class Watching:
             self.see(self.heads)
 
 
-def one_at_a_time() -> Options:
+def one_at_a_time() -> Request:
     """Every head a bucket of its own."""
-    return Options(ratio=8, method="omp", memory_limit=1)
+    return Request(ratio=8, method="omp", memory_limit=1)
 
 
 def test_the_first_layers_are_in_the_file_before_the_last_are_fitted(

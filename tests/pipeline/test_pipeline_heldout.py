@@ -10,11 +10,15 @@ from boxes import model, source
 
 from amcli.matching import methods
 from amcli.pipeline.compaction import heldout
-from amcli.pipeline.compaction.compacting import Compaction, Options, compact
+from amcli.pipeline.compaction.compacting import compact
+from amcli.pipeline.compaction.request import Request
+from amcli.pipeline.compaction.result import Compaction
 from amcli.pipeline.contexts.context import Context, live_keys
 from amcli.pipeline.contexts.reading import prefill
 from amcli.pipeline.queries.passages import repeat_passages
 from amcli.system.progress import Silent
+
+REQUEST = Request(ratio=15, method="omp", queries="repeat", max_queries=512)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +28,7 @@ def context() -> Context:
 
 @pytest.fixture(scope="module")
 def compacted(context: Context) -> Compaction:
-    return compact(context, Options(ratio=15, method="omp", queries="repeat", max_queries=512))
+    return compact(context, REQUEST)
 
 
 def test_parts_begin_where_no_reference_passage_does(context: Context) -> None:
@@ -84,7 +88,7 @@ def test_errors_are_those_of_softmax_attention_in_float64(
 
 
 def test_measuring_changes_no_entry(compacted: Compaction, context: Context) -> None:
-    plain = compact(context, compacted.options, errors=False)
+    plain = compact(context, REQUEST, errors=False)
     assert plain.errors is None
     assert "errors" not in plain.seconds
     for a, b in zip(plain.layers, compacted.layers, strict=True):
@@ -97,7 +101,7 @@ def test_errors_of_all_methods_compare(context: Context) -> None:
     means = {}
     for name in ("keep", "random", "kvzip", "omp"):
         ratio = None if methods.get(name).selection == "all" else 8.0
-        found = compact(context, Options(method=name, ratio=ratio, queries=None, max_queries=512))
+        found = compact(context, Request(method=name, ratio=ratio, queries=None, max_queries=512))
         assert found.errors is not None
         assert found.errors.count == heldout.QUERIES
         outputs = torch.tensor(found.errors.output)
@@ -108,14 +112,14 @@ def test_errors_of_all_methods_compare(context: Context) -> None:
 
 def test_sliding_layers_have_no_errors_and_full_ones_have() -> None:
     context = prefill(model("gemma3_text"), source(60))
-    found = compact(context, Options(ratio=4, max_queries=256, queries="repeat"))
+    found = compact(context, Request(ratio=4, max_queries=256, queries="repeat"))
     assert found.errors is not None
     for layer, errors in zip(context.loaded.geometry.layers, found.errors.output, strict=True):
         assert len(errors) == (0 if layer.type == "sliding" else layer.kv_heads)
 
 
 def test_an_empty_head_misses_everything(context: Context) -> None:
-    found = compact(context, Options(tokens=1, budget="global", method="random"))
+    found = compact(context, Request(tokens=1, budget="global", method="random"))
     empty = [(i, h) for i, x in enumerate(found.layers) for h, t in enumerate(x.lengths) if t == 0]
     assert found.errors is not None
     for layer, head in empty:

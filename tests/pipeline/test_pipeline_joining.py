@@ -22,7 +22,8 @@ from amcli.generator.documents import generate
 from amcli.models.cache import CompactCache
 from amcli.models.loading import LoadedModel, load
 from amcli.models.replies import answers
-from amcli.pipeline.compaction.compacting import Options, compact
+from amcli.pipeline.compaction.compacting import compact
+from amcli.pipeline.compaction.request import Request
 from amcli.pipeline.contexts.context import Context
 from amcli.pipeline.contexts.joining import join
 from amcli.pipeline.contexts.opening import restore
@@ -99,7 +100,7 @@ def test_compact_contexts_through_files(store: str, tmp_path: Path) -> None:
     """A compact one behind a full one, with codes or numbers, from files as chat reads them."""
     loaded = model("qwen3")
     first, second = contexts(loaded, 40, 60)
-    options = Options(ratio=2, method="omp", queries="context", store=store)
+    options = Request(ratio=2, method="omp", queries="context", store=store)
     found = compact(second, options)
     save_prefill(first, tmp_path / "a.amkv", overwrite=False)
     found.save(tmp_path / "b.amkv", overwrite=False)
@@ -124,7 +125,7 @@ def test_compact_contexts_through_files(store: str, tmp_path: Path) -> None:
 def test_codes_are_rounded_once_more_and_no_further() -> None:
     loaded = model("qwen3")
     (context,) = contexts(loaded, 60)
-    compacted = compact(context, Options(ratio=3, method="omp", queries="context", store="int8"))
+    compacted = compact(context, Request(ratio=3, method="omp", queries="context", store="int8"))
     compacted.apply()
     joined = join([context, context])
     layer = joined.cache.attention[0].prefix

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from amcli.matching import recipes  # noqa: F401 - registers the methods
-from amcli.pipeline.compaction.compacting import Options, compact
+from amcli.pipeline.compaction.compacting import compact
+from amcli.pipeline.compaction.request import Request
 from amcli.pipeline.contexts.context import live_keys
 from amcli.pipeline.contexts.reading import prefill
 from amcli.storage.artifacts import Artifact
@@ -19,7 +20,7 @@ from amkv_format import AmkvFile
 @pytest.mark.parametrize("store", ["native", "int8"])
 def test_each_entry_is_the_key_of_the_token_it_names(store: str, tmp_path: Path) -> None:
     context = prefill(boxes.model("gemma3_text"), boxes.source())
-    options = Options(ratio=3, method="highest-attention", store=store, positions=True)
+    options = Request(ratio=3, method="highest-attention", store=store, positions=True)
     made = compact(context, options, errors=False)
     manifest = made.save(tmp_path / "f.amkv", overwrite=False)
     assert made.stored_bytes <= made.full_bytes / 3
@@ -44,7 +45,7 @@ def test_without_them_a_file_has_more_entries(tmp_path: Path) -> None:
     context = prefill(boxes.model("llama"), boxes.source())
     rows = []
     for positions in (False, True):
-        options = Options(ratio=10, method="highest-attention", positions=positions)
+        options = Request(ratio=10, method="highest-attention", positions=positions)
         made = compact(context, options, errors=False)
         assert 9.9 < made.ratio < 10.5
         rows.append(sum(sum(heads.lengths) for heads in made.layers))

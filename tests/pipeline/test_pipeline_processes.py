@@ -16,7 +16,8 @@ from amcli.entries.ragged import RaggedHeads
 from amcli.models import sharding
 from amcli.models.loading import load
 from amcli.models.sharding import Shard
-from amcli.pipeline.compaction.compacting import Options, compact
+from amcli.pipeline.compaction.compacting import compact
+from amcli.pipeline.compaction.request import Request
 from amcli.pipeline.contexts.opening import restore
 from amcli.pipeline.contexts.reading import prefill
 from amcli.pipeline.talk.session import Session
@@ -40,7 +41,7 @@ def test_two_processes_make_the_file_and_give_the_answer_of_one(tmp_path: Path) 
     text, path = source(400), tmp_path / "doc.txt"
     path.write_text(text.text)
     loaded = load("pocket", dtype="float32", device="cpu")
-    options = Options(ratio=6, method="omp", queries="repeat", store="int4")
+    options = Request(ratio=6, method="omp", queries="repeat", store="int4")
     alone = compact(prefill(loaded, text), options)
 
     made = tmp_path / "two.amkv"

@@ -15,7 +15,8 @@ from amcli.errors import UsageError
 from amcli.generator.dialogues import Question, Questioner
 from amcli.generator.documents import generate
 from amcli.models.thinking import MARKS
-from amcli.pipeline.compaction.compacting import Options, compact
+from amcli.pipeline.compaction.compacting import compact
+from amcli.pipeline.compaction.request import Request
 from amcli.pipeline.contexts.context import Context
 from amcli.pipeline.contexts.opening import restore
 from amcli.pipeline.contexts.reading import prefill
@@ -119,7 +120,7 @@ def told() -> tuple[Context, list[str], list[list[Question]]]:
 
     documents = [generate(f"grow/{i}", 260, measure, 1) for i in (0, 2, 3)]
     context = prefill(loaded, Source("doc.txt", documents[0].text))
-    compact(context, Options(ratio=4, queries="repeat"), errors=False).apply()
+    compact(context, Request(ratio=4, queries="repeat"), errors=False).apply()
     asked = [Questioner(d).distinct(Random(1), "direct", 3) for d in documents]
     return context, [d.text for d in documents], asked
 
@@ -159,7 +160,7 @@ def test_nothing_is_lost_where_everything_is_kept(
 ) -> None:
     """With a method that keeps every key, a conversation goes on as if nothing had happened."""
 
-    def keep(context: Context, options: Options, **more: Any) -> Any:
+    def keep(context: Context, options: Request, **more: Any) -> Any:
         kept = replace(options, method="keep", ratio=None, queries=None)
         return compact(context, kept, **more)
 

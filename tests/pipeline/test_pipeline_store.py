@@ -16,7 +16,10 @@ from amcli.errors import UsageError
 from amcli.generator.dialogues import Questioner
 from amcli.generator.documents import generate
 from amcli.models.cache import CompactCache
-from amcli.pipeline.compaction.compacting import Compaction, Options, compact, shapes
+from amcli.pipeline.compaction.compacting import compact
+from amcli.pipeline.compaction.plan import Target
+from amcli.pipeline.compaction.request import Request
+from amcli.pipeline.compaction.result import Compaction
 from amcli.pipeline.contexts.context import Context, full_layers
 from amcli.pipeline.contexts.opening import restore
 from amcli.pipeline.contexts.reading import prefill
@@ -35,7 +38,7 @@ def context() -> Context:
 
 @pytest.fixture(scope="module", params=list(CODES))
 def compacted(context: Context, request: pytest.FixtureRequest) -> Compaction:
-    options = Options(
+    options = Request(
         ratio=20, method="omp", queries="repeat", store=request.param, max_queries=512
     )
     return compact(context, options)
@@ -50,7 +53,7 @@ def holding(context: Context, compacted: Compaction) -> Context:
 
 
 def test_the_ratio_is_that_of_the_bytes_on_disk(compacted: Compaction, tmp_path: Path) -> None:
-    path, store = tmp_path / "doc.amkv", compacted.options.store
+    path, store = tmp_path / "doc.amkv", compacted.plan.store
     manifest = compacted.save(path, overwrite=False)
     assert manifest["store"] == store
     assert manifest["features_required"] == [f"store-{store}"]
@@ -69,11 +72,14 @@ def test_the_ratio_is_that_of_the_bytes_on_disk(compacted: Compaction, tmp_path:
 
 def test_few_bits_buy_more_entries(context: Context, compacted: Compaction) -> None:
     entries = sum(sum(heads.lengths) for heads in compacted.layers)
-    native, packed = shapes(context)[0], shapes(context, compacted.options.store)[0]
-    most = sum(x.full_bytes for x in shapes(context)) // 20 // native.entry_bytes()
+    native, packed = (
+        Target.of(context).shapes()[0],
+        Target.of(context).shapes(compacted.plan.store)[0],
+    )
+    most = Target.of(context).full_bytes // 20 // native.entry_bytes()
     assert entries >= most * (native.entry_bytes() / packed.entry_bytes()) - 1
     assert native.entry_bytes() / packed.entry_bytes() > (
-        3.2 if compacted.options.store == "int8" else 6
+        3.2 if compacted.plan.store == "int8" else 6
     )
 
 
@@ -86,7 +92,7 @@ def test_what_is_loaded_is_what_was_fitted(compacted: Compaction, tmp_path: Path
         prefix, heads = stored.cache.layers[i].prefix, compacted.layers[i]
         assert isinstance(prefix, QuantizedHeads)
         assert isinstance(heads, QuantizedHeads)
-        assert prefix.keys.codes.dtype == CODES[compacted.options.store]
+        assert prefix.keys.codes.dtype == CODES[compacted.plan.store]
         assert prefix.lengths == heads.lengths
         mine, theirs = prefix.unpack(), heads.unpack()
         assert torch.equal(mine.keys, theirs.keys)
@@ -119,7 +125,7 @@ def logits(context: Context, cache: CompactCache) -> torch.Tensor:
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3_text", "gpt_oss"])
 def test_attention_over_codes_is_attention_over_their_numbers(name: str, store: str) -> None:
     context = prefill(model(name), source(60))
-    found = compact(context, Options(ratio=4, store=store, max_queries=128))
+    found = compact(context, Request(ratio=4, store=store, max_queries=128))
     coded, plain = context.cache.fork(), context.cache.fork()
     for i in full_layers(context):
         coded.set_prefix(i, found.layers[i], context.T)
@@ -136,7 +142,7 @@ def test_attention_over_codes_is_attention_over_their_numbers(name: str, store: 
 def test_keep_loses_the_rounding_only(
     context: Context, store: str, most: float, tmp_path: Path
 ) -> None:
-    kept = compact(context, Options(method="keep", store=store))
+    kept = compact(context, Request(method="keep", store=store))
     kept.save(tmp_path / "doc.amkv", overwrite=False)
     assert kept.ratio == pytest.approx(512 / QUANTIZERS[store].entry_bytes(64, 64))
     with Artifact.open(tmp_path / "doc.amkv") as artifact:
@@ -153,7 +159,7 @@ def test_keep_loses_the_rounding_only(
 )
 def test_other_methods_store_codes_too(context: Context, method: str, tmp_path: Path) -> None:
     queries = "repeat" if method == "highest-attention" else None
-    options = Options(ratio=20, method=method, queries=queries, store="int8", max_queries=256)
+    options = Request(ratio=20, method=method, queries=queries, store="int8", max_queries=256)
     found = compact(context, options)
     found.save(tmp_path / "doc.amkv", overwrite=False)
     with AmkvFile.open(tmp_path / "doc.amkv") as file:
@@ -167,7 +173,7 @@ def test_bytes_answer_as_numbers_do_and_more_entries_answer_more() -> None:
     context = prefill(loaded, Source("doc.txt", document.text))
     questions = Questioner(document).distinct(Random(0), "direct", 10)
 
-    def answers(options: Options) -> list[str]:
+    def answers(options: Request) -> list[str]:
         session = Session(holding(context, compact(context, options)), max_tokens=16)
         told = []
         for question in questions:
@@ -180,18 +186,18 @@ def test_bytes_answer_as_numbers_do_and_more_entries_answer_more() -> None:
 
     # As many entries: nothing but the rounding differs.
     numbers, codes = (
-        answers(Options(tokens=48, queries="repeat", store=store)) for store in ("native", "int8")
+        answers(Request(tokens=48, queries="repeat", store=store)) for store in ("native", "int8")
     )
     assert numbers == codes
     assert right(codes) >= 9
     # As many bytes: four times the entries.
     few, many = (
-        answers(Options(ratio=100, queries="repeat", store=store)) for store in ("native", "int4")
+        answers(Request(ratio=100, queries="repeat", store=store)) for store in ("native", "int4")
     )
     assert right(many) >= right(few) + 3
 
 
 def test_a_store_that_makes_no_sense(context: Context) -> None:
     with pytest.raises(UsageError, match="unknown store 'int2'") as caught:
-        compact(context, Options(store="int2"))
+        compact(context, Request(store="int2"))
     assert "native, int8, int4" in str(caught.value.hint)

@@ -11,7 +11,7 @@ from amcli.evaluation import makers, runner, suites  # noqa: F401 - registers th
 from amcli.evaluation.results import Results
 from amcli.evaluation.runner import Settings
 from amcli.evaluation.suites import base
-from amcli.evaluation.suites.base import Request
+from amcli.evaluation.suites.base import Wanted
 from amcli.models.loading import load
 from amcli.system.progress import Silent
 
@@ -33,7 +33,7 @@ class Listener(Silent):
 def results(name: str, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
     """A generated document of some 500 tokens, and nine questions about it."""
     loaded = load(str(folder), device="cpu", dtype="float32")
-    request = Request(docs=1, questions=3, tokens=500, seed=5, measure=runner.measure_of(loaded))
+    request = Wanted(docs=1, questions=3, tokens=500, seed=5, measure=runner.measure_of(loaded))
     [document] = base.get("register").documents(request)
     asked = [{"question": q.text, "answer": q.answer} for q in document.questions]
     row = {"name": "register", "text": document.text, "questions": asked}

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from amcli.generator.documents import generate
 from amcli.models.generate import stream
 from amcli.models.loading import LoadedModel, load
-from amcli.pipeline.compaction.compacting import Options, compact
+from amcli.pipeline.compaction.compacting import compact
+from amcli.pipeline.compaction.request import Request
 from amcli.pipeline.contexts.context import Context
 from amcli.pipeline.contexts.opening import restore
 from amcli.pipeline.contexts.reading import prefill
@@ -40,7 +41,7 @@ def context(loaded: LoadedModel) -> Context:
 def kept(context: Context, tmp_path_factory: pytest.TempPathFactory) -> Context:
     """The same from a compact file that keeps everything."""
     path = tmp_path_factory.mktemp("kept") / "keep.amkv"
-    compact(context, Options(method="keep"), errors=False).save(path, overwrite=False)
+    compact(context, Request(method="keep"), errors=False).save(path, overwrite=False)
     with Artifact.open(path) as artifact:
         assert artifact.kind == "compact"
         return restore(artifact, context.loaded)

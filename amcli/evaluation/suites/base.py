@@ -75,7 +75,7 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class Request:
+class Wanted:
     """What a suite is asked to make.
 
     docs       documents; of each sort where a suite has several sorts; 0: all there are
@@ -100,9 +100,9 @@ class Request:
 class Suite:
     """A source of documents with questions.
 
-    docs, tokens  what `--docs` and `--tokens` are when left out
-    file          what the FILE argument has to be; None for a suite that wants none
-    whole         documents are as long as they are: there is no `--tokens`
+    docs, tokens  how many documents there are and how long, where nobody says
+    file          what the file has to be; None for a suite that wants none
+    whole         documents are as long as they are: there are no tokens to choose
     choice        multiple choice
     own           the whole document's own answers are measured, too, and what is generated is
                   compared with the right answers
@@ -111,7 +111,7 @@ class Suite:
     name: str
     summary: str
     scorer: Scorer
-    make: Callable[[Request], Iterable[Document]]
+    make: Callable[[Wanted], Iterable[Document]]
     docs: int = 8
     tokens: int = 2048
     file: str | None = None
@@ -119,16 +119,16 @@ class Suite:
     choice: bool = False
     own: bool = False
 
-    def documents(self, request: Request) -> list[Document]:
+    def documents(self, wanted: Wanted) -> list[Document]:
         """The documents, each with at least one question. Raises UsageError for none at all."""
-        found = [document for document in self.make(request) if document.questions]
+        found = [document for document in self.make(wanted) if document.questions]
         if not found:
             raise UsageError(
-                f"suite {self.name} has no document with questions at {request.tokens} tokens",
+                f"suite {self.name} has no document with questions at {wanted.tokens} tokens",
                 "raise tokens",
                 code="tokens-too-few",
                 field="tokens",
-                tokens=request.tokens,
+                tokens=wanted.tokens,
             )
         return found
 

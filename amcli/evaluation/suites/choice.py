@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from amcli.errors import UsageError
-from amcli.evaluation.suites.base import Document, Question, Request, Suite, register
+from amcli.evaluation.suites.base import Document, Question, Suite, Wanted, register
 from amcli.system.files import read_text
 
 _INSTEAD = "give the published file itself"
@@ -54,9 +54,9 @@ def question(text: str, options: Sequence[str], right: int, kind: str, reason: b
     )
 
 
-def quality(request: Request) -> Iterator[Document]:
-    """The first `request.docs` articles; kinds `easy` and `hard` by the annotators."""
-    path = _path(request, "quality")
+def quality(wanted: Wanted) -> Iterator[Document]:
+    """The first `wanted.docs` articles; kinds `easy` and `hard` by the annotators."""
+    path = _path(wanted, "quality")
     articles: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for number, line in enumerate(read_text(path, _INSTEAD).splitlines(), 1):
         if line.strip():
@@ -64,7 +64,7 @@ def quality(request: Request) -> Iterator[Document]:
                 entry = json.loads(line)
                 key = (str(entry["article_id"]), str(entry["article"]).strip())
                 articles.setdefault(key, []).extend(entry["questions"])
-    for (name, text), asked in list(articles.items())[: request.docs]:
+    for (name, text), asked in list(articles.items())[: wanted.docs]:
         with _Form(path, f"article {name}", "QuALITY"):
             questions = [
                 question(
@@ -72,27 +72,27 @@ def quality(request: Request) -> Iterator[Document]:
                     q["options"],
                     _right(int(q["gold_label"]) - 1, len(q["options"])),
                     "hard" if q["difficult"] else "easy",
-                    request.reason,
+                    wanted.reason,
                 )
-                for q in asked[: request.questions]
+                for q in asked[: wanted.questions]
             ]
         yield Document(f"article {name}", text, tuple(questions))
 
 
-def longhealth(request: Request) -> Iterator[Document]:
-    """The first `request.docs` groups of five patients (the last one may be smaller)."""
-    path = _path(request, "longhealth")
+def longhealth(wanted: Wanted) -> Iterator[Document]:
+    """The first `wanted.docs` groups of five patients (the last one may be smaller)."""
+    path = _path(wanted, "longhealth")
     with _Form(path, "the file", "LongHealth"):
         patients = sorted(dict(json.loads(read_text(path, _INSTEAD))).items())
     groups = [patients[i : i + PATIENTS] for i in range(0, len(patients), PATIENTS)]
-    for group in groups[: request.docs]:
+    for group in groups[: wanted.docs]:
         notes: list[str] = []
         questions: list[Question] = []
         for name, patient in group:
             with _Form(path, name, "LongHealth"):
                 notes += [f"<{k}>\n{v.strip()}\n</{k}>" for k, v in patient["texts"].items()]
-                asked = patient["questions"][: request.questions]
-                questions += [_about(name, patient, q, request.reason) for q in asked]
+                asked = patient["questions"][: wanted.questions]
+                questions += [_about(name, patient, q, wanted.reason) for q in asked]
         title = " to ".join(dict.fromkeys((group[0][0], group[-1][0])))
         yield Document(title, "\n\n".join(notes), tuple(questions))
 
@@ -114,8 +114,8 @@ def _right(index: int, count: int) -> int:
     return index
 
 
-def _path(request: Request, suite: str) -> Path:
-    if request.path is None:
+def _path(wanted: Wanted, suite: str) -> Path:
+    if wanted.path is None:
         raise UsageError(
             f"suite {suite} reads a published file",
             "name it, or see docs/eval.md",
@@ -123,7 +123,7 @@ def _path(request: Request, suite: str) -> Path:
             field="path",
             suite=suite,
         )
-    return request.path
+    return wanted.path
 
 
 class _Form:

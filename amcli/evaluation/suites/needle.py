@@ -10,20 +10,20 @@ from collections.abc import Iterator
 from random import Random
 
 from amcli.evaluation.suites import filler
-from amcli.evaluation.suites.base import Document, Question, Request, Suite, register
+from amcli.evaluation.suites.base import Document, Question, Suite, Wanted, register
 
 DEPTHS = 10
 
 
-def documents(request: Request) -> Iterator[Document]:
-    """`request.docs` documents at each of ten depths."""
-    for index in range(request.docs):
+def documents(wanted: Wanted) -> Iterator[Document]:
+    """`wanted.docs` documents at each of ten depths."""
+    for index in range(wanted.docs):
         for step in range(DEPTHS):
             depth = step / (DEPTHS - 1)
-            rng = Random(f"eval/needle/{request.seed}/{request.tokens}/{index}/{step}")
+            rng = Random(f"eval/needle/{wanted.seed}/{wanted.tokens}/{index}/{step}")
             [key], [value] = filler.keys(rng, 1), filler.numbers(rng, 1)
             fact = f"The special magic number for {key} is {value}."
-            text = filler.hide(rng, request.measure, request.tokens, [fact], [depth])
+            text = filler.hide(rng, wanted.measure, wanted.tokens, [fact], [depth])
             question = Question(
                 f"What is the special magic number for {key}? Answer with the number only.",
                 value,

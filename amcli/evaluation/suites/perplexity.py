@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from amcli.errors import UsageError
-from amcli.evaluation.suites.base import Document, Question, Request, Suite, register
+from amcli.evaluation.suites.base import Document, Question, Suite, Wanted, register
 from amcli.pipeline.contexts.source import read_source
 
 _SHORTEST = 8  # tokens of half a window: less says nothing
 
 
-def documents(request: Request) -> Iterator[Document]:
-    """Up to `request.docs` windows of `request.tokens` tokens, one after the other, halved."""
-    if request.path is None:
+def documents(wanted: Wanted) -> Iterator[Document]:
+    """Up to `wanted.docs` windows of `wanted.tokens` tokens, one after the other, halved."""
+    if wanted.path is None:
         raise UsageError(
             "suite perplexity reads a text file",
             "name one, such as book.txt",
@@ -26,9 +26,9 @@ def documents(request: Request) -> Iterator[Document]:
             field="path",
             suite="perplexity",
         )
-    rest = read_source(str(request.path)).text
-    measure, half = request.measure, request.tokens // 2
-    for index in range(request.docs):
+    rest = read_source(str(wanted.path)).text
+    measure, half = wanted.measure, wanted.tokens // 2
+    for index in range(wanted.docs):
         first = measure.cut(rest, half)
         second = measure.cut(rest[len(first) :], half)
         if min(measure.count([first, second])) < half // 2:  # what is left of the text
@@ -38,11 +38,11 @@ def documents(request: Request) -> Iterator[Document]:
             second = rest[len(first) :]
             if min(measure.count([first, second])) < _SHORTEST:
                 raise UsageError(
-                    f"{request.path} is too short to be halved",
+                    f"{wanted.path} is too short to be halved",
                     "give a longer text",
                     code="text-too-short",
                     field="path",
-                    path=request.path,
+                    path=wanted.path,
                 )
         yield Document(
             f"part {index + 1}", first, (Question(second, "", "text", continuation=True),)

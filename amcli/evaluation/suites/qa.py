@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from amcli.errors import UsageError
-from amcli.evaluation.suites.base import Document, Question, Request, Suite, register
+from amcli.evaluation.suites.base import Document, Question, Suite, Wanted, register
 from amcli.pipeline.contexts.source import STDIN, Source, read_source
 from amcli.pipeline.talk.questions import asked, from_file, json_lines
 from amcli.system.files import looks_like_artifact, read_text
@@ -28,9 +28,9 @@ KIND = "question"
 _FORM = '{"name": "report", "text": "…", "questions": [{"question": "…", "answer": "…"}]}'
 
 
-def documents(request: Request) -> Iterator[Document]:
-    """The first `request.docs` documents, or all; of each the first `request.questions`."""
-    if request.path is None:
+def documents(wanted: Wanted) -> Iterator[Document]:
+    """The first `wanted.docs` documents, or all; of each the first `wanted.questions`."""
+    if wanted.path is None:
         raise UsageError(
             "suite qa reads a file of documents and questions",
             _FORM,
@@ -38,29 +38,29 @@ def documents(request: Request) -> Iterator[Document]:
             field="path",
             suite="qa",
         )
-    if request.asked is not None:
-        yield _one(request.path, request.asked, request.questions)
+    if wanted.asked is not None:
+        yield _one(wanted.path, wanted.asked, wanted.questions)
         return
-    if looks_like_artifact(request.path):
+    if looks_like_artifact(wanted.path):
         raise UsageError(
-            f"{request.path} is an artifact, not documents",
+            f"{wanted.path} is an artifact, not documents",
             f"one line each: {_FORM}",
             code="not-documents",
             field="path",
-            path=request.path,
+            path=wanted.path,
         )
-    text = read_text(request.path, "convert it first")
-    rows = list(json_lines(text, str(request.path), _FORM))
+    text = read_text(wanted.path, "convert it first")
+    rows = list(json_lines(text, str(wanted.path), _FORM))
     if not rows:
         raise UsageError(
-            f"{request.path} has no documents",
+            f"{wanted.path} has no documents",
             f"one line each: {_FORM}",
             code="not-documents",
             field="path",
-            path=request.path,
+            path=wanted.path,
         )
-    for where, row in rows[: request.docs or None]:
-        yield _document(where, row, request.path.parent, request.questions)
+    for where, row in rows[: wanted.docs or None]:
+        yield _document(where, row, wanted.path.parent, wanted.questions)
 
 
 def _one(path: Path, questions: Path, most: int | None) -> Document:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from random import Random
 
-from amcli.evaluation.suites.base import Document, Measure, Question, Request, Suite, register
+from amcli.evaluation.suites.base import Document, Measure, Question, Suite, Wanted, register
 from amcli.generator import filler
 from amcli.generator.dialogues import KINDS, Questioner
 from amcli.generator.documents import Block, blocks, cut
@@ -24,19 +24,19 @@ SPARSE = 40
 _TRIES = 8  # documents drawn for one that has questions
 
 
-def documents(request: Request, sparse: bool = False) -> Iterator[Document]:
-    """`request.docs` registers of at most `request.tokens` tokens."""
-    count = QUESTIONS if request.questions is None else request.questions
+def documents(wanted: Wanted, sparse: bool = False) -> Iterator[Document]:
+    """`wanted.docs` registers of at most `wanted.tokens` tokens."""
+    count = QUESTIONS if wanted.questions is None else wanted.questions
     name = "register-sparse" if sparse else "register"
-    measure = request.measure
+    measure = wanted.measure
     blank = measure.one("\n\n")
     found = 0
-    for index in range(_TRIES * request.docs):
-        seed = f"eval/{name}/{request.seed}/{request.tokens}/{index}"
+    for index in range(_TRIES * wanted.docs):
+        seed = f"eval/{name}/{wanted.seed}/{wanted.tokens}/{index}"
         source = blocks(Random(seed))
         if sparse:
             source = _thinned(source, Random(f"{seed}/filler"), measure)
-        document = cut(source, request.tokens, measure.count, blank)
+        document = cut(source, wanted.tokens, measure.count, blank)
         questioner, rng = Questioner(document), Random(f"{seed}/questions")
         asked = tuple(
             Question(found.question, found.answer, kind)
@@ -46,7 +46,7 @@ def documents(request: Request, sparse: bool = False) -> Iterator[Document]:
         if asked:  # a short document may state nothing that can be asked
             yield Document(f"{name} {found}", document.text, asked)
             found += 1
-        if found == request.docs:
+        if found == wanted.docs:
             return
 
 
@@ -69,5 +69,5 @@ REGISTER = register(
 
 SPARSE_REGISTER = register(
     Suite("register-sparse", "the same with filler: one fact in about 40 tokens", "exact",
-          lambda request: documents(request, sparse=True))
+          lambda wanted: documents(wanted, sparse=True))
 )  # fmt: skip

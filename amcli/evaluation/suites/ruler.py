@@ -14,7 +14,7 @@ from random import Random
 
 from amcli.errors import UsageError
 from amcli.evaluation.suites import filler
-from amcli.evaluation.suites.base import Document, Measure, Question, Request, Suite, register
+from amcli.evaluation.suites.base import Document, Measure, Question, Suite, Wanted, register
 
 NEEDLES = 4
 HOPS = 4
@@ -127,12 +127,12 @@ Task = Callable[[Random, Measure, int], tuple[str, Question]]
 TASKS: tuple[Task, ...] = (multi_key, multi_value, multi_query, variable_tracking, common_words)
 
 
-def documents(request: Request) -> Iterator[Document]:
-    """`request.docs` documents of each task family, one question each."""
-    for index in range(request.docs):
+def documents(wanted: Wanted) -> Iterator[Document]:
+    """`wanted.docs` documents of each task family, one question each."""
+    for index in range(wanted.docs):
         for task in TASKS:
-            rng = Random(f"eval/ruler/{request.seed}/{request.tokens}/{index}/{task.__name__}")
-            text, question = task(rng, request.measure, request.tokens)
+            rng = Random(f"eval/ruler/{wanted.seed}/{wanted.tokens}/{index}/{task.__name__}")
+            text, question = task(rng, wanted.measure, wanted.tokens)
             yield Document(f"{question.kind} {index}", text, (question,))
 
 

@@ -13,8 +13,7 @@ import torch
 from amcli.entries.quantize import Entries, quantizer_of
 from amcli.entries.ragged import RaggedHeads
 from amcli.matching.budgets import Lengths
-from amcli.matching.methods import Method
-from amcli.pipeline.compaction.options import Options
+from amcli.pipeline.compaction.plan import LayerPlan, Plan
 from amcli.pipeline.contexts.context import Context, dense, full_layers
 from amcli.storage.artifacts import NewArtifact, named, named_entries, spec
 from amkv_format import layer_tensor
@@ -23,18 +22,17 @@ Done = Callable[[int, Entries, torch.Tensor | None], None]
 """Takes a layer's number, its entries, and the positions of these where they are stored."""
 
 
-def begin(
-    new: NewArtifact, context: Context, method: Method, options: Options, lengths: Lengths
-) -> Done:
+def begin(new: NewArtifact, context: Context, plan: Plan, lengths: Lengths) -> Done:
     """Announces the tensors of a compaction to these `lengths`, has those written that are known
     already, and returns what does the same for a layer that is finished."""
     full, places = full_layers(context), {}
     rows = {i: sum(heads) for i, heads in zip(full, lengths, strict=True)}
+    plans = {x.layer: x for x in plan.layers}
     layers: list[Entries] = []
     for i in range(len(context.loaded.geometry.layers)):
         live = dense(context.cache, i)
-        layers.append(_none_yet(live, method, options) if i in rows else live)
-    if options.positions:
+        layers.append(_none_yet(live, plans[i], plan.method.has_beta) if i in rows else live)
+    if plan.positions:
         places = {i: torch.empty(0, dtype=torch.int32) for i in full}
     tensors = dict(named(context.ids, layers, context.cache.get_states(), places))
     coming = {name: rows[i] for i in full for name, _ in named_entries(i, layers[i])}
@@ -52,9 +50,9 @@ def begin(
     return done
 
 
-def _none_yet(like: RaggedHeads, method: Method, options: Options) -> Entries:
+def _none_yet(like: RaggedHeads, plan: LayerPlan, has_beta: bool) -> Entries:
     """No entries, of the kind that a layer's will be."""
-    beta = like.keys.new_empty(0, dtype=torch.float32) if method.has_beta else None
+    beta = like.keys.new_empty(0, dtype=torch.float32) if has_beta else None
     heads = RaggedHeads(like.keys[:0], like.values[:0], beta, (0,) * len(like.lengths))
-    quantizer = quantizer_of(options.storage(method))
+    quantizer = quantizer_of(plan.store)
     return heads if quantizer is None else quantizer.pack(heads)

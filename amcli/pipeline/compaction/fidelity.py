@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,12 +17,14 @@ from amcli.entries.quantize import Entries
 from amcli.errors import UsageError
 from amcli.matching import methods
 from amcli.pipeline.compaction import heldout
-from amcli.pipeline.compaction.compacting import Compaction, compact, measure, settled, shapes
-from amcli.pipeline.compaction.options import Options, check
+from amcli.pipeline.compaction.compacting import carry_out, measure, planned
+from amcli.pipeline.compaction.plan import Plan
+from amcli.pipeline.compaction.request import Request
+from amcli.pipeline.compaction.result import Compaction, Probe, Reached
 from amcli.pipeline.contexts.context import Context, shared
 from amcli.pipeline.queries.passages import Passage
 from amcli.pipeline.queries.passes import Passes
-from amcli.system.progress import Progress, Silent
+from amcli.system.progress import SILENT, Progress
 
 LARGEST = 400.0
 """The largest ratio that is tried."""
@@ -40,67 +42,41 @@ _LOGITS = {"cuda": 2**27}  # logits of one batch; elsewhere:
 _LOGITS_CPU = 2**25
 
 
-@dataclass(frozen=True)
-class Probe:
-    """One ratio that was tried: asked for, real, the bytes, and the agreement it gave."""
-
-    ratio: float
-    real_ratio: float
-    stored_bytes: int
-    agreement: float
-
-    def record(self) -> dict[str, float | int]:
-        """The probe as JSON."""
-        return {
-            "ratio": self.ratio,
-            "real_ratio": round(self.real_ratio, 4),
-            "stored_bytes": self.stored_bytes,
-            "agreement": round(self.agreement, 6),
-        }
-
-
-@dataclass(frozen=True)
-class Reached:
-    """What a search was asked for and found: agreement on so many held-out tokens."""
-
-    asked: float
-    agreement: float
-    tokens: int
-    probes: tuple[Probe, ...]
-
-    def record(self) -> dict[str, Any]:
-        """The search as JSON, for manifests and `--json`."""
-        return {
-            "asked": self.asked,
-            "agreement": round(self.agreement, 6),
-            "tokens": self.tokens,
-            "probes": [probe.record() for probe in self.probes],
-        }
-
-
-def require(fidelity: float, options: Options) -> None:
+def require(fidelity: float, request: Request) -> None:
     """Raises UsageError for an agreement that cannot be, and for options that exclude it."""
     if not 0 < fidelity <= 1:
         raise UsageError(
-            f"--fidelity {fidelity:g} is not a share: above 0, and at most 1",
-            "for example --fidelity 0.99",
+            f"a fidelity of {fidelity:g} is not a share: above 0, and at most 1",
+            "for example 0.99",
+            code="fidelity-no-share",
+            field="fidelity",
+            fidelity=fidelity,
         )
-    for name, value in (("--ratio", options.ratio), ("--tokens", options.tokens)):
+    for name, value in (("ratio", request.ratio), ("tokens", request.tokens)):
         if value is not None:
-            raise UsageError(f"--fidelity and {name} exclude each other", "give one of them")
-    if methods.get(options.method).selection == "all":
+            raise UsageError(
+                f"fidelity and {name} exclude each other",
+                "give one of them",
+                code="sizes-exclude",
+                field="fidelity",
+                one="fidelity",
+                other=name,
+            )
+    if methods.get(request.method).selection == "all":
         raise UsageError(
-            f"method {options.method!r} keeps every key: there is nothing to search for",
-            "leave --fidelity out, or choose another method",
+            f"method {request.method!r} keeps every key: there is nothing to search for",
+            "leave the fidelity out, or choose another method",
+            code="nothing-to-search",
+            field="fidelity",
         )
 
 
 def search(
     context: Context,
-    options: Options,
+    request: Request,
     fidelity: float,
     *,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> Compaction:
     """The compaction at the largest ratio of a grid whose agreement is at least `fidelity`.
 
@@ -112,13 +88,13 @@ def search(
     Raises UsageError when no ratio tried reaches it, with the best that was seen, and as
     `compact`.
     """
-    progress = progress or Silent()
-    require(fidelity, options)
-    method = check(options, context.T)
+    require(fidelity, request)
     passes = Passes(context, shared=False, search=True)
-    options = settled(context, method, options, passes, progress)
-    judge = Judge(context, held_out(context, options.seed), progress)
-    grid = ratios(context, options.storage(method), method.has_beta, options.positions)
+    # Entries are stored in one way at all ratios.
+    first = planned(context, request, passes, progress)
+    request = replace(request, store=first.store)
+    judge = Judge(context, held_out(context, request.seed), progress)
+    grid = ratios(first)
     found: Compaction | None = None
     probes: list[Probe] = []
     reference: dict[str, dict[str, float]] = {}  # stages before `compact`, by source of queries
@@ -127,12 +103,12 @@ def search(
     while high - low > 1:
         middle = (low + high) // 2
         stages = _Stages(progress, grid[middle], probes)
-        asked = replace(options, ratio=grid[middle])
-        tried = compact(context, asked, progress=stages, passes=passes, errors=False)
+        plan = planned(context, replace(request, ratio=grid[middle]), passes, stages)
+        tried = carry_out(context, plan, passes, progress=stages)
         agreement = judge.agreement(tried.layers, stages)
         probes.append(Probe(grid[middle], tried.ratio, tried.stored_bytes, agreement))
         compacting += tried.seconds.pop("compact")
-        reference[tried.options.source(method)] = tried.seconds
+        reference[plan.queries.name] = tried.seconds
         if agreement >= fidelity:
             low, found = middle, tried
         else:
@@ -156,14 +132,14 @@ def _of_all(stages: Iterable[dict[str, float]]) -> dict[str, float]:
     return total
 
 
-def ratios(context: Context, store: str, beta: bool, positions: bool = False) -> list[float]:
+def ratios(plan: Plan) -> list[float]:
     """The grid, from 1 on, in three digits; as far as every head is left an entry."""
-    layers = shapes(context, store, positions)
+    layers = plan.shapes
     heads = sum(layer.heads for layer in layers)
     grid = [float(f"{LARGEST ** (k / STEPS):.3g}") for k in range(STEPS + 1)]
-    cost = max((layer.entry_bytes(beta) for layer in layers), default=1)
+    cost = max((layer.entry_bytes(plan.method.has_beta) for layer in layers), default=1)
     room = sum(layer.full_bytes for layer in layers)
-    return [r for r in grid if r == 1 or (r <= context.T and room / r >= heads * cost)]
+    return [r for r in grid if r == 1 or (r <= plan.target.T and room / r >= heads * cost)]
 
 
 def held_out(context: Context, seed: int) -> list[Passage]:
@@ -173,7 +149,11 @@ def held_out(context: Context, seed: int) -> list[Passage]:
         raise UsageError(
             f"the model's {context.loaded.geometry.max_positions:,} positions leave no room to "
             f"measure an agreement behind a context of {context.T:,} tokens",
-            "shorten the document, or give a --ratio",
+            "shorten the document, or give a ratio",
+            code="no-room-to-measure",
+            field="fidelity",
+            positions=context.loaded.geometry.max_positions,
+            tokens=context.T,
         )
     return parts
 
@@ -193,9 +173,9 @@ class Judge:
         self.seconds = 0.0
         self._truth = self._likeliest(None, progress)  # [tokens]
 
-    def agreement(self, layers: Sequence[Entries], progress: Progress | None = None) -> float:
+    def agreement(self, layers: Sequence[Entries], progress: Progress = SILENT) -> float:
         """Share of the predictions in which these entries agree with the full context."""
-        mine = self._likeliest(layers, progress or Silent())
+        mine = self._likeliest(layers, progress)
         return int((mine == self._truth).sum()) / max(1, self.tokens)
 
     @torch.no_grad()
@@ -250,9 +230,12 @@ class _Stages:
 def _too_high(fidelity: float, probes: Sequence[Probe]) -> UsageError:
     best = max(probes, key=lambda probe: (probe.agreement, probe.ratio))
     less = int(best.agreement * 1000) / 1000
-    ask = f"ask for less, such as --fidelity {less:g}, or " if less else ""
+    ask = f"ask for less, such as {less:g}, or " if less else ""
     return UsageError(
         f"no ratio reaches an agreement of {fidelity:g}: the best seen is "
         f"{best.agreement:.4f}, at {best.ratio:g}×",
-        f"{ask}keep everything with --method keep",
+        f"{ask}keep everything with the method keep",
+        code="fidelity-not-reached" if less else "no-agreement",
+        field="fidelity",
+        less=less,
     )

@@ -11,11 +11,10 @@ from amcli.entries.quantize import Entries, quantizer_of
 from amcli.matching.budgets import Lengths
 from amcli.matching.compact import LayerInput, LayerResult, compact_layers
 from amcli.matching.known import Known
-from amcli.matching.methods import Method
 from amcli.matching.tiles import room_on
 from amcli.models.rotary import Rotary
 from amcli.pipeline.compaction.early import Done
-from amcli.pipeline.compaction.options import Options
+from amcli.pipeline.compaction.plan import Plan
 from amcli.pipeline.contexts.context import Context, dense, full_layers, live_keys
 from amcli.pipeline.queries.reference import LayerReference
 from amcli.system.progress import Progress
@@ -23,8 +22,7 @@ from amcli.system.progress import Progress
 
 def fit(
     context: Context,
-    method: Method,
-    options: Options,
+    plan: Plan,
     references: Mapping[int, LayerReference],
     scores: Sequence[torch.Tensor],
     lengths: Lengths,
@@ -40,21 +38,22 @@ def fit(
     done     is given this process's heads of each such layer, and the positions if any, as soon as
              the layer is finished
     """
-    shard, full = context.loaded.shard, full_layers(context)
+    shard, full, method = context.loaded.shard, full_layers(context), plan.method
     inputs = []
     for layer, part, chosen in zip(full, scores, lengths, strict=True):
         mine = chosen[shard.rank * len(part) : (shard.rank + 1) * len(part)]
         inputs.append(_input(context, references.get(layer), layer, part, mine))
     progress.start("compact heads", sum(len(layer.lengths) for layer in inputs))
-    quantizer = quantizer_of(options.storage(method))
+    quantizers = {x.layer: quantizer_of(x.store) for x in plan.layers}
     found: dict[int, Entries] = {}
     positions: dict[int, torch.Tensor] = {}
-    for place, result in _results(method, inputs, options, progress.advance):
+    for place, result in _results(plan, inputs, progress.advance):
         layer = full[place]
         if method.rerotate and rotary is not None:
             result = _rerotate(result, rotary, layer, context.T)
+        quantizer = quantizers[layer]
         found[layer] = result.heads if quantizer is None else quantizer.pack(result.heads)
-        if options.positions:
+        if plan.positions:
             positions[layer] = result.index
         if done is not None:
             done(layer, found[layer], positions.get(layer))
@@ -90,17 +89,18 @@ def _input(
 
 
 def _results(
-    method: Method, layers: Sequence[LayerInput], options: Options, advance: Callable[[int], None]
+    plan: Plan, layers: Sequence[LayerInput], advance: Callable[[int], None]
 ) -> Iterator[tuple[int, LayerResult]]:
     """By the method's own fit, a layer at a time, or by `compact_layers`."""
+    method = plan.method
     # Keys that are turned after the fit are rounded after that, once.
-    rounding = None if method.rerotate else quantizer_of(options.storage(method))
+    rounding = None if method.rerotate else quantizer_of(plan.store)
     if method.fit is None:
         room = None
-        if options.memory_limit is not None and layers:
-            room = room_on(layers[0].K.device, options.memory_limit)
+        if plan.memory_limit is not None and layers:
+            room = room_on(layers[0].K.device, plan.memory_limit)
         yield from compact_layers(
-            method, layers, seed=options.seed, rounding=rounding, room=room, advance=advance
+            method, layers, seed=plan.seed, rounding=rounding, room=room, advance=advance
         )
         return
     for i, x in enumerate(layers):

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
-from amcli import __version__
 from amcli.entries.quantize import Entries
 from amcli.entries.ragged import RaggedHeads
 from amcli.errors import AmkvError
 from amcli.models.cache import CompactCache
 from amcli.models.loading import LoadedModel
+from amcli.system.versions import tools
 
 
 @dataclass
@@ -60,17 +58,6 @@ class Context:
             "boundary": self.boundary,
             "tools": tools(),
         }
-
-
-def tools() -> dict[str, str]:
-    """Versions of what made an artifact."""
-    found = {"amkv": __version__, "python": platform.python_version()}
-    for name in ("torch", "transformers"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def dense(cache: CompactCache, layer: int) -> RaggedHeads:

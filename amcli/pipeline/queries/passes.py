@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -11,14 +12,34 @@ from amcli.matching.known import Known
 from amcli.matching.methods import Method
 from amcli.matching.scores import SCORE_KINDS, ScoreKind
 from amcli.models.rotary import Rotary
-from amcli.pipeline.compaction.options import Options
 from amcli.pipeline.contexts.context import Context
-from amcli.pipeline.queries.passages import SOURCES, Passage, context_passages, sources
+from amcli.pipeline.queries.passages import SOURCES, Passage, context_passages
 from amcli.pipeline.queries.reference import LayerReference, collect, mixed, pooled
 from amcli.system.clock import stopwatch
 from amcli.system.progress import Progress
 
 Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class QueryPlan:
+    """Which reference queries a method gets.
+
+    sources      names of `passages.SOURCES`, of which a mixture has several; () where a method
+                 wants none
+    max_queries  reference queries per KV head that the fits may use at most
+    window       most recent tokens that are looked from, as the user set it; None: the method's own
+    """
+
+    sources: tuple[str, ...]
+    seed: int
+    max_queries: int
+    window: int | None = None
+
+    @property
+    def name(self) -> str:
+        """As manifests have it: `repeat+self-study`, or `none`."""
+        return "+".join(self.sources) or "none"
 
 
 class Passes:
@@ -47,24 +68,23 @@ class Passes:
 def references(
     context: Context,
     method: Method,
-    options: Options,
+    plan: QueryPlan,
     rotary: Rotary | None,
     passes: Passes,
     progress: Progress,
 ) -> tuple[dict[int, LayerReference], dict[str, float]]:
     """The queries a method asks for, `layer -> reference`, and the seconds of each stage."""
-    source = options.source(method)
-    if source == "none":
+    if not plan.sources:
         return {}, {"reference": 0.0}
-    last = method.window if options.window is None else max(options.window, method.window or 0)
+    last = method.window if plan.window is None else max(plan.window, method.window or 0)
     watched = method.watch is not None
-    sample = None if watched else (options.seed, options.max_queries)
+    sample = None if watched else (plan.seed, plan.max_queries)
     window = last if watched else None
 
     def ask(name: str) -> list[Passage]:
         if name == "context" and method.window is not None:
             return context_passages(context, last)
-        return SOURCES[name].passages(context, options.seed, progress)
+        return SOURCES[name].passages(context, plan.seed, progress)
 
     def run(
         passages: list[Passage], statistic: ScoreKind, kinds: tuple[ScoreKind, ...]
@@ -72,8 +92,8 @@ def references(
         found = collect(
             context,
             passages,
-            max_queries=options.max_queries,
-            seed=options.seed,
+            max_queries=plan.max_queries,
+            seed=plan.seed,
             kinds=kinds,
             statistic=statistic,
             watch=method.watch,
@@ -87,8 +107,8 @@ def references(
 
     parts: list[dict[int, LayerReference]] = []
     seconds: dict[str, float] = {}
-    for name in sources(source):  # one by one: a source serves alone and in mixtures
-        passages, asking = passes.get(("passages", name, options.seed, window), partial(ask, name))
+    for name in plan.sources:  # one by one: a source serves alone and in mixtures
+        passages, asking = passes.get(("passages", name, plan.seed, window), partial(ask, name))
         if name == "self-study":
             seconds["self-study"] = asking
         statistic = SOURCES[name].statistic

@@ -18,8 +18,10 @@ from amcli.entries.quantize import NATIVE, Entries, Packed
 from amcli.errors import UsageError
 from amcli.models import lengths
 from amcli.models.cache import CompactCache
-from amcli.pipeline.compaction.compacting import Compaction, Options, compact, shapes
-from amcli.pipeline.compaction.options import DEFAULT_RATIO
+from amcli.pipeline.compaction.compacting import compact
+from amcli.pipeline.compaction.plan import Target
+from amcli.pipeline.compaction.request import DEFAULT_RATIO, Request
+from amcli.pipeline.compaction.result import Compaction
 from amcli.pipeline.contexts.context import Context, dense, full_layers
 from amcli.pipeline.contexts.reading import POSITIONS_FOR_ANSWERS
 from amcli.pipeline.talk.session import Session
@@ -72,13 +74,13 @@ def grow(
     cache = session.cache.fork()
     for layer, entries in prefix.items():
         cache.set_prefix(layer, entries, session.context.T)
-    options = Options(
+    request = Request(
         ratio=max(1.0, min(ratio, n / LEAST)),
         queries=queries,
         store=_store(list(prefix.values())),
         seed=session.seed,
     )
-    found = compact(_said(session, cache), options, progress=progress, errors=False)
+    found = compact(_said(session, cache), request, progress=progress, errors=False)
     context = _grown(session, cache, prefix, found)
     session.context, session.cache, session.ids = context, context.cache.fork(), []
     session.settled = len(session.history)
@@ -104,7 +106,7 @@ def save(session: Session, path: Path, overwrite: bool) -> dict[str, Any]:
     layers = [_held(context, i) for i in range(len(loaded.geometry.layers))]
     compacted = [layers[i] for i in full_layers(context)]
     stored = sum(entries.nbytes for entries in compacted)
-    full = sum(shape.full_bytes for shape in shapes(context))
+    full = Target.of(context).full_bytes
     manifest = {
         **context.manifest(),
         "kind": "compact",

@@ -52,6 +52,15 @@ def published(name: str, model: Path, target: Path) -> None:
         target.write_text(json.dumps(record), encoding="utf-8")
 
 
+def measured(target: Path) -> list[str]:
+    """The methods that a file of results has; it goes on only with all of these."""
+    if not target.exists():
+        return []
+    record = json.loads(target.read_text(encoding="utf-8"))
+    names = [name for name, _ in record["settings"]["methods"]]
+    return [name for name in names if name not in ("full", "none")]
+
+
 def book(data: Path, folder: Path) -> Path:
     """One long text: the articles of QuALITY, one after the other."""
     articles: dict[str, str] = {}
@@ -90,7 +99,8 @@ def main() -> None:
             options += ["--docs", args.docs]
         result = f"{args.model.name}-{args.suite}.json"
         published(result, args.model, args.output / result)
-        for methods in GROUPS[: args.groups]:
+        for group in GROUPS[: args.groups]:
+            methods = dict.fromkeys([*group, *measured(args.output / result)])
             command = [
                 *("amkv", "eval", str(file), *options, "--model", str(args.model)),
                 *("--method", ",".join(methods), "--ratio", args.ratio, "--jobs", args.jobs),

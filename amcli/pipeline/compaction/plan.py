@@ -1,0 +1,305 @@
+"""The plan of a compaction: all that is decided before anything is fitted, in one place.
+
+`decide` turns what was asked for (`Request`) into a `Plan`, which everything after it takes and
+nothing changes. A plan needs no tensor: of a model it wants the shapes of its layers (`Target`), so
+that it can be made, and looked at, before anything is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from amcli.entries.quantize import NATIVE, quantizer_of
+from amcli.errors import UsageError
+from amcli.matching import budgets
+from amcli.matching.budgets import LayerShape, Lengths
+from amcli.matching.methods import Method
+from amcli.models.geometry import LayerGeometry
+from amcli.models.memory import Preview
+from amcli.models.template import ChatTemplate
+from amcli.pipeline.compaction.budget_file import BudgetFile
+from amcli.pipeline.compaction.choices import holds_every_key
+from amcli.pipeline.compaction.request import AUTO, Request, check
+from amcli.pipeline.contexts.context import Context
+from amcli.pipeline.queries.passes import QueryPlan
+from amcli.storage.artifacts import Artifact
+
+POSITION_BYTES = 4
+"""What the position of an entry costs, where it is stored."""
+
+FILE = "file"
+"""What a budget that was read from a file is called."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is to be compacted: a context, as far as its shape goes.
+
+    model     the model's id
+    T         tokens of the context
+    layers    the layers that can be compacted, by index; with the heads of all processes
+    itemsize  bytes of a number of the full cache
+    """
+
+    model: str
+    T: int
+    layers: Mapping[int, LayerGeometry]
+    itemsize: int
+
+    @classmethod
+    def of(cls, context: Context) -> Target:
+        """The target that a context in a cache is."""
+        loaded = context.loaded
+        geometry = loaded.geometry
+        full = {i: geometry.layers[i].times(loaded.shard.size) for i in geometry.full_layers}
+        return cls(loaded.id, context.T, full, loaded.dtype.itemsize)
+
+    @classmethod
+    def of_artifact(cls, artifact: Artifact, dtype: torch.dtype | None = None) -> Target:
+        """The target that a prefill on disk is, once it is loaded in `dtype`; None: in its own."""
+        model = artifact.manifest["model"]
+        full = {
+            i: LayerGeometry("full", x.kv_heads, x.key_dim, x.value_dim)
+            for i, x in enumerate(artifact.layers)
+            if x.type == "full"
+        }
+        own: torch.dtype = getattr(torch, model["dtype"])
+        return cls(model["id"], artifact.logical_length, full, (dtype or own).itemsize)
+
+    @classmethod
+    def of_text(cls, preview: Preview, text: str) -> Target:
+        """The target that a document will be, by the configuration of its model.
+
+        Raises UsageError for a configuration that does not say what the layers are.
+        """
+        if preview.layers is None:
+            raise UsageError(
+                f"the configuration of {preview.id} does not say what its layers are",
+                "prefill the document, and plan for that",
+                code="unknown-layers",
+                field="model",
+            )
+        tokens = len(ChatTemplate(preview.tokenizer).open_document(text).ids)
+        full = {i: x for i, x in enumerate(preview.layers) if x.type == "full"}
+        return cls(preview.id, tokens, full, preview.dtype.itemsize)
+
+    def shapes(self, store: str = NATIVE, positions: bool = False) -> list[LayerShape]:
+        """The shapes of the layers, in order, with entries stored as `store`, and with their
+        `positions` or without."""
+        quantizer, found = quantizer_of(store), []
+        for layer in self.layers.values():
+            dims = layer.key_dim, layer.value_dim
+            packed = None if quantizer is None else quantizer.entry_bytes(*dims)
+            if positions:
+                packed = (sum(dims) * self.itemsize if packed is None else packed) + POSITION_BYTES
+            found.append(LayerShape(layer.kv_heads, self.T, *dims, self.itemsize, packed))
+        return found
+
+    @property
+    def full_bytes(self) -> int:
+        """Bytes of the uncompacted keys and values of these layers."""
+        return sum(shape.full_bytes for shape in self.shapes())
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One layer that is compacted.
+
+    layer    its index in the model
+    shape    its heads and numbers, and what an entry costs as stored
+    store    how its entries are stored: one of `STORES`
+    entries  entries that a head gets on average. Where heads and layers share by scores, which are
+             not known yet, what the budget expects of the layer
+    """
+
+    layer: int
+    shape: LayerShape
+    store: str
+    entries: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A compaction, decided.
+
+    method        the method
+    queries       where its reference queries come from
+    budget        how heads share the entries: a name of `budgets.NAMES`, `all` or `file`
+    file          the budget file that was given
+    layers        the layers that are compacted, in order
+    size          the size that was asked for: `ratio`, or `tokens` a head
+    measure_int4  whether 4 bits were asked for by name, so that what they do is measured
+    positions     whether the token of each entry is stored
+    """
+
+    target: Target
+    method: Method
+    queries: QueryPlan
+    budget: str
+    file: BudgetFile | None
+    layers: tuple[LayerPlan, ...]
+    size: Mapping[str, float | int]
+    seed: int
+    memory_limit: int | None
+    measure_int4: bool
+    positions: bool
+
+    @property
+    def shapes(self) -> list[LayerShape]:
+        """Shapes of the layers that are compacted, in order, as stored."""
+        return [layer.shape for layer in self.layers]
+
+    @property
+    def store(self) -> str:
+        """How entries are stored."""
+        return self.layers[0].store if self.layers else NATIVE
+
+    @property
+    def full_bytes(self) -> int:
+        """Bytes of the uncompacted keys and values."""
+        return sum(shape.full_bytes for shape in self.shapes)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of what will be stored, by the entries that layers are expected to get."""
+        has_beta = self.method.has_beta
+        return sum(x.shape.heads * x.entries * x.shape.entry_bytes(has_beta) for x in self.layers)
+
+    def allocate(self, scores: Sequence[torch.Tensor]) -> Lengths:
+        """Entries per layer and head, by the scores `[H, T]` of each layer's keys."""
+        layers = self.shapes
+        if self.method.selection == "all":
+            return [[layer.tokens] * layer.heads for layer in layers]
+
+        def share(total: int) -> Lengths:
+            if self.file is not None:
+                return self.file.allocate(total, layers)
+            return budgets.allocate(self.budget, total, layers, scores)
+
+        return share(_total(self.size, layers, self.method, share))
+
+    def record(self) -> dict[str, Any]:
+        """The plan as JSON."""
+        full, stored = self.full_bytes, self.stored_bytes
+        return {
+            "model": self.target.model,
+            "tokens": self.target.T,
+            "method": self.method.name,
+            "queries": self.queries.name,
+            "budget": self.budget,
+            "requested": dict(self.size),
+            "store": self.store,
+            "seed": self.seed,
+            "full_bytes": full,
+            "stored_bytes": stored,
+            "ratio": round(full / stored, 4) if stored else 1.0,
+            "layers": [
+                {
+                    "layer": x.layer,
+                    "heads": x.shape.heads,
+                    "store": x.store,
+                    "entries": x.entries,
+                    "bytes": x.shape.heads * x.entries * x.shape.entry_bytes(self.method.has_beta),
+                }
+                for x in self.layers
+            ],
+        }
+
+
+def decide(target: Target, request: Request, auto: Callable[[], str]) -> Plan:
+    """The plan for a request.
+
+    auto  what the store `auto` comes to, asked only where the sizes do not decide it: finding out
+          wants the model
+
+    Raises UsageError for what makes no sense or does not fit the model, ModelMismatchError for a
+    budget file of another one.
+    """
+    method = check(request, target.T)
+    if not target.layers and method.selection != "all":
+        raise UsageError(
+            f"{target.model} has only sliding-window layers: nothing to compact",
+            "prefill the document and chat with that",
+            code="nothing-to-compact",
+        )
+    file = request.budget if isinstance(request.budget, BudgetFile) else None
+    budget = FILE if file is not None else str(request.budget or method.budget)
+    if method.selection == "all":
+        file, budget = None, "all"
+    if file is not None:
+        file.require_fit(target.model, list(target.layers), target.shapes())
+    store = _store(target, request, method, auto)
+    shapes, size = target.shapes(store, request.positions), request.size(method)
+    planned = _entries(shapes, method, size, budget, file)
+    return Plan(
+        target=target,
+        method=method,
+        queries=request.query_plan(method),
+        budget=budget,
+        file=file,
+        layers=tuple(
+            LayerPlan(i, shape, store, entries)
+            for i, shape, entries in zip(target.layers, shapes, planned, strict=True)
+        ),
+        size=size,
+        seed=request.seed,
+        memory_limit=request.memory_limit,
+        measure_int4=request.store == "int4",
+        positions=request.positions,
+    )
+
+
+def _store(target: Target, request: Request, method: Method, auto: Callable[[], str]) -> str:
+    """How entries are stored. Raises UsageError where they cannot be."""
+    store, ratio = request.storage(method), request.ratio
+    int8 = target.shapes("int8", request.positions)
+    if store == AUTO and ratio is not None and holds_every_key(ratio, int8, method.has_beta):
+        store = "int8"  # nothing has to go: fewer bits would only cost precision
+    elif store == AUTO:
+        store = auto()
+    quantizer = quantizer_of(store)
+    odd = [d for x in int8 for d in (x.key_dim, x.value_dim) if d % 2]
+    if quantizer is not None and quantizer.bits == 4 and odd:
+        raise UsageError(
+            f"store {store} wants even head dimensions, {target.model} has {odd[0]}",
+            "use store int8",
+            code="store-wants-even",
+            field="store",
+            store=store,
+            model=target.model,
+            dim=odd[0],
+        )
+    return store
+
+
+def _entries(
+    layers: Sequence[LayerShape],
+    method: Method,
+    size: Mapping[str, float | int],
+    budget: str,
+    file: BudgetFile | None,
+) -> list[int]:
+    """Entries per head of each layer, before scores are known; see `budgets.planned`."""
+    if method.selection == "all":
+        return [layer.tokens for layer in layers]
+    total = _total(size, layers, method)
+    if file is not None:
+        return [sum(heads) // max(1, len(heads)) for heads in file.allocate(total, layers)]
+    return budgets.planned(budget, total, layers)
+
+
+def _total(
+    size: Mapping[str, float | int],
+    layers: Sequence[LayerShape],
+    method: Method,
+    share: Callable[[int], Lengths] | None = None,
+) -> int:
+    """Entries of all heads, by the size that was asked for."""
+    if "tokens" in size:
+        return int(size["tokens"]) * sum(layer.heads for layer in layers)
+    ratio = float(size["ratio"])
+    return budgets.entries_for_ratio(ratio, layers, beta=method.has_beta, allocate=share)

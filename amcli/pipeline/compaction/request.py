@@ -1,0 +1,197 @@
+"""What the user asks of a compaction, and what of it makes no sense."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from amcli.entries.quantize import STORES
+from amcli.errors import UsageError
+from amcli.matching import budgets, methods
+from amcli.matching.methods import Method
+from amcli.pipeline.compaction.budget_file import BudgetFile
+from amcli.pipeline.queries import passages, reference
+from amcli.pipeline.queries.passes import QueryPlan
+
+DEFAULT_RATIO = 20.0
+
+AUTO = "auto"
+"""The store as `choices` has it for the document and the size at hand."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for; `plan.decide` makes a plan of it.
+
+    ratio, tokens  full bytes over stored bytes, or mean entries per KV head: at most one
+    budget         one of `budgets.NAMES`, a budget file that was read, or None for the method's own
+    queries        names of `passages.SOURCES`, joined by `+`; None for the method's own
+    window         most recent tokens that snapkv and pyramidkv look from and keep; None: 64, or
+                   fewer where that would be more than a quarter of a head's entries
+    store          how entries are stored: one of `STORES`, `auto`, or None for the method's own
+    memory_limit   bytes that the fits may take beside the cache; None: what suits the device
+    positions      whether the token that each entry was taken from is stored too
+    """
+
+    ratio: float | None = None
+    tokens: int | None = None
+    method: str = "omp"
+    budget: str | BudgetFile | None = None
+    queries: str | None = None
+    seed: int = 0
+    max_queries: int = reference.MAX_QUERIES
+    window: int | None = None
+    store: str | None = None
+    memory_limit: int | None = None
+    positions: bool = False
+
+    @classmethod
+    def of(cls, budget: str | None = None, **given: Any) -> Request:
+        """A request for what is given; None stands for the default. A budget may be the path of a
+        file, which is read; see `budget_named`."""
+        known = {name: value for name, value in given.items() if value is not None}
+        return cls(budget=budget_named(budget), **known)
+
+    def query_plan(self, method: Method) -> QueryPlan:
+        """Where a method's queries come from."""
+        source = (self.queries or method.source) if method.queries else None
+        sources = () if source is None else passages.sources(source)
+        return QueryPlan(sources, self.seed, self.max_queries, self.window)
+
+    def storage(self, method: Method) -> str:
+        """How entries are stored: `auto`, or one of `STORES`."""
+        return self.store or method.store
+
+    def size(self, method: Method) -> dict[str, float | int]:
+        """The size that was asked for, as the manifest records it: `ratio` or `tokens`."""
+        if self.tokens is not None:
+            return {"tokens": self.tokens}
+        if self.ratio is None and method.selection == "all":
+            return {"ratio": 1.0}
+        return {"ratio": DEFAULT_RATIO if self.ratio is None else float(self.ratio)}
+
+
+def budget_named(name: str | None) -> str | BudgetFile | None:
+    """The budget that a name stands for, or the file of that name, read: a name wins.
+
+    Raises UsageError for what is neither, and for a file that is no budget.
+    """
+    if name is None or name in budgets.NAMES:
+        return name
+    path = Path(name)
+    if not path.exists():
+        known = ", ".join(budgets.NAMES)
+        raise UsageError(
+            f"unknown budget {name!r}: no such name, and no such file",
+            f"budgets: {known}, or a file that a compaction wrote",
+            code="unknown-budget",
+            field="budget",
+            name=name,
+            known=known,
+        )
+    return BudgetFile.read(path)
+
+
+def check(request: Request, T: int | None = None) -> Method:
+    """The method that a request names; raises UsageError for what makes no sense, early.
+
+    T  tokens of the context, where that is known already
+    """
+    method = methods.get(request.method)
+    _check_size(request, method, T)
+    if request.store not in (None, AUTO, *STORES):
+        known = ", ".join((AUTO, *STORES))
+        raise UsageError(
+            f"unknown store {request.store!r}",
+            f"stores: {known}",
+            code="unknown-store",
+            field="store",
+        )
+    if isinstance(request.budget, str) and request.budget not in budgets.NAMES:
+        raise UsageError(
+            f"unknown budget {request.budget!r}",
+            f"budgets: {', '.join(budgets.NAMES)}",
+            code="unknown-budget",
+            field="budget",
+            name=request.budget,
+            known=", ".join(budgets.NAMES),
+        )
+    _check_queries(request, method)
+    return method
+
+
+def _check_size(request: Request, method: Method, T: int | None) -> None:
+    """Raises UsageError for a ratio or a number of tokens that cannot be."""
+    ratio, tokens = request.ratio, request.tokens
+    if ratio is not None and tokens is not None:
+        raise UsageError(
+            "ratio and tokens exclude each other",
+            "give one of them",
+            code="sizes-exclude",
+            field="ratio",
+            one="ratio",
+            other="tokens",
+        )
+    if ratio is not None and not ratio >= 1:
+        raise UsageError(
+            f"a ratio of {ratio:g} is below 1",
+            "use a ratio such as 20",
+            code="ratio-below-1",
+            field="ratio",
+            ratio=ratio,
+        )
+    if tokens is not None and tokens < 1:
+        raise UsageError(
+            f"{tokens} tokens a head are below 1",
+            "use a number such as 256",
+            code="tokens-below-1",
+            field="tokens",
+            tokens=tokens,
+        )
+    if T is not None and ratio is not None and ratio > T:
+        raise UsageError(
+            f"a ratio of {ratio:g} is more than the context has tokens ({T:,})",
+            f"use a ratio between 1 and {T}",
+            code="ratio-above-length",
+            field="ratio",
+            ratio=ratio,
+            length=T,
+        )
+    if T is not None and tokens is not None and tokens > T:
+        raise UsageError(
+            f"{tokens:,} tokens a head are more than the context has ({T:,})",
+            f"use a number up to {T}",
+            code="tokens-above-length",
+            field="tokens",
+            tokens=tokens,
+            length=T,
+        )
+    if method.selection == "all" and (tokens or (ratio or 1) != 1):
+        raise UsageError(
+            f"method {method.name!r} keeps every key",
+            "leave the ratio out, or use 1",
+            code="method-keeps-all",
+            field="ratio",
+        )
+
+
+def _check_queries(request: Request, method: Method) -> None:
+    """Raises UsageError for queries or a window that the method cannot use."""
+    if request.queries is not None:
+        passages.sources(request.queries)
+    if method.watch is not None and request.queries not in (None, method.source):
+        raise UsageError(
+            f"method {method.name!r} is defined by its own queries ({method.source}), "
+            f"not by {request.queries!r}",
+            "leave queries out",
+            code="queries-of-method",
+            field="queries",
+        )
+    if request.window is not None and request.window < 1:
+        raise UsageError(
+            f"a window of {request.window} tokens is below 1",
+            "use 64, for example",
+            code="window-below-1",
+            field="window",
+        )
