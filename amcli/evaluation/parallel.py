@@ -19,7 +19,8 @@ import torch
 from amcli.errors import AmkvError
 from amcli.evaluation import runner
 from amcli.evaluation.results import Results
-from amcli.evaluation.runner import Listener, Settings
+from amcli.evaluation.runner import Listener
+from amcli.evaluation.settings import Settings
 from amcli.evaluation.suites.base import Document
 from amcli.models.failures import quiet
 from amcli.models.loading import LoadedModel, load

@@ -8,7 +8,6 @@ A model is named by `pocket` (the one in the box), a folder, a GGUF file, a hub 
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr
 from dataclasses import dataclass, field, replace
@@ -31,40 +30,15 @@ from transformers.utils.import_utils import is_accelerate_available
 from amcli.errors import AmkvError, UsageError
 from amcli.models import gguf, identity, memory
 from amcli.models.attention import NAME, register
+from amcli.models.devices import AUTO, device_of, dtype_of
 from amcli.models.failures import explain, quiet
 from amcli.models.geometry import ModelGeometry, refuse_attention, refuse_unsupported
-from amcli.models.gguf import GgufModel
 from amcli.models.lengths import forget_lengths, trained_length
 from amcli.models.memory import Preview
 from amcli.models.probe import probe
 from amcli.models.sharding import Shard, here, leave_at_exit
+from amcli.models.sources import ModelSource
 from amcli.models.template import ChatTemplate
-from amcli.system.processes import launched
-
-POCKET = "pocket"
-
-AUTO = "auto"
-"""The device that stands for all GPUs, layers spread over them."""
-
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
-
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "tekken.json",
-)
-_WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 
 
 @dataclass(frozen=True)
@@ -158,9 +132,9 @@ def preview(
 
 
 @contextmanager
-def _opened(spec: str) -> Iterator[_Source]:
+def _opened(spec: str) -> Iterator[ModelSource]:
     """Where to load from; what goes wrong inside the block is said in words."""
-    source = _Source.of(spec)
+    source = ModelSource.of(spec)
     with quiet(), ExitStack() as stack:
         if source.is_gguf:
             file = stack.enter_context(gguf.opened(Path(source.location)))
@@ -172,186 +146,6 @@ def _opened(spec: str) -> Iterator[_Source]:
         except Exception as error:
             known = None if source.gguf is None else gguf.explain(error, source.gguf)
             raise known or explain(error, source.id, source.revision) from error
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Where to load from (`location`), and by which name to remember it (`id`).
-
-    The location of a GGUF model is its file, and once that is open, as `gguf`, a folder around it.
-    """
-
-    id: str
-    location: str
-    revision: str | None
-    is_gguf: bool = False
-    gguf: GgufModel | None = None
-
-    @classmethod
-    def of(cls, spec: str) -> _Source:
-        if not spec:
-            raise UsageError(
-                "no model named",
-                "name one, such as Qwen/Qwen3-4B",
-                code="model-unnamed",
-                field="model",
-            )
-        if spec == POCKET:
-            from amcli.pocket import folder
-
-            _check_folder(folder())
-            return cls(POCKET, str(folder()), None)
-        path = Path(spec).expanduser()
-        if gguf.named(path):
-            # Not resolved: parts lie side by side, which they need not where links lead.
-            return cls(os.path.abspath(path), str(path), None, is_gguf=True)
-        if path.exists() or spec.startswith((".", "/", "~", "\\")) or spec.count("/") > 1:
-            _check_folder(path)
-            return cls(str(path.resolve()), str(path), None)
-        name, _, revision = spec.partition("@")
-        return cls(name, name, revision or None)
-
-
-def _check_folder(path: Path) -> None:
-    if not path.exists():
-        raise UsageError(
-            f"model folder {path} does not exist",
-            "check the path",
-            code="model-missing",
-            field="model",
-            path=path,
-        )
-    if not path.is_dir():
-        raise UsageError(
-            f"{path} is a file, not a model folder",
-            "give the folder that holds config.json, or a GGUF file",
-            code="model-not-a-folder",
-            field="model",
-            path=path,
-        )
-    files = sorted(path.glob(f"*{gguf.ENDING}"))
-    if files and not (path / "config.json").is_file():
-        raise UsageError(
-            f"model folder {path} has no config.json, but GGUF files",
-            f"name the file: {files[0]}",
-            code="model-is-gguf",
-            field="model",
-            path=path,
-            file=files[0],
-        )
-    if not (path / "config.json").is_file():
-        raise UsageError(
-            f"model folder {path} has no config.json",
-            "give a folder in Hugging Face format",
-            code="model-incomplete",
-            field="model",
-            path=path,
-        )
-    if not any((path / name).is_file() for name in _TOKENIZER_FILES):
-        raise UsageError(
-            f"model folder {path} has no tokenizer",
-            "put the model's tokenizer.json into it",
-            code="model-incomplete",
-            field="model",
-            path=path,
-        )
-    if not any(next(path.glob(pattern), None) for pattern in _WEIGHT_PATTERNS):
-        raise UsageError(
-            f"model folder {path} has no weights",
-            "put the model's *.safetensors files into it",
-            code="model-incomplete",
-            field="model",
-            path=path,
-        )
-
-
-def _device(name: str | None) -> torch.device:
-    if launched() > 1:
-        return _own_device(name)
-    if name is None or name == AUTO:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(
-            f"unknown device {name!r}",
-            "use cpu, cuda, cuda:0 or auto",
-            code="unknown-device",
-            field="device",
-            device=name,
-        ) from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        asked = f"device {name} was asked for, but PyTorch sees no CUDA device"
-        if torch.version.cuda is not None or torch.version.hip is not None:
-            raise UsageError(
-                asked,
-                "use device='cpu', or see whether nvidia-smi lists the GPU",
-                code="gpu-missing",
-                field="device",
-                device=name,
-            )
-        raise UsageError(
-            f"{asked}: this PyTorch is for CPUs only",
-            "use device='cpu', or install PyTorch with CUDA: https://pytorch.org",
-            code="gpu-not-supported",
-            field="device",
-            device=name,
-        )
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(
-            f"device {name} was asked for, but there are {torch.cuda.device_count()}",
-            "use device='cuda:0'",
-            code="unknown-gpu",
-            field="device",
-            device=name,
-            count=torch.cuda.device_count(),
-        )
-    return device
-
-
-def _own_device(name: str | None) -> torch.device:
-    """The device of one of several processes: a GPU each where there are any."""
-    if name not in (None, AUTO, "cpu", "cuda"):
-        raise UsageError(
-            f"device {name} was asked for, but {launched()} processes have one each",
-            "leave device out",
-            code="device-per-process",
-            field="device",
-            device=name,
-            processes=launched(),
-        )
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    own, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if name == "cpu" or own >= count:
-        raise UsageError(
-            f"{launched()} processes were started, and there are {count} GPUs for them",
-            f"torchrun --nproc-per-node {count}",
-            code="gpus-too-few",
-            processes=launched(),
-            count=count,
-        )
-    return torch.device("cuda", own)
-
-
-def _dtype(name: str | None, device: torch.device, config: PreTrainedConfig) -> torch.dtype:
-    if name is not None:
-        if name not in DTYPES:
-            raise UsageError(
-                f"unknown dtype {name!r}",
-                "use float32, bfloat16 or float16",
-                code="unknown-dtype",
-                field="dtype",
-                dtype=name,
-            )
-        return DTYPES[name]
-    if device.type == "cpu":
-        return torch.float32
-    own = getattr(config.get_text_config(decoder=True), "dtype", None)
-    brain = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-    if own == torch.float16 or (own == torch.bfloat16 and brain):
-        return cast(torch.dtype, own)
-    return torch.bfloat16 if brain else torch.float16
 
 
 @dataclass(frozen=True)
@@ -368,16 +162,16 @@ class _Found:
 
 
 def _find(
-    source: _Source, device_name: str | None, dtype_name: str | None, trust_remote_code: bool
+    source: ModelSource, device_name: str | None, dtype_name: str | None, trust_remote_code: bool
 ) -> _Found:
-    device, spread = _device(device_name), device_name == AUTO
+    device, spread = device_of(device_name), device_name == AUTO
     # The configuration comes first: it is small, and most refusals need nothing else.
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if source.gguf is not None:
         options["gguf_file"] = source.gguf.file
     config = AutoConfig.from_pretrained(source.location, revision=source.revision, **options)
     refuse_unsupported(config)
-    dtype = _dtype(dtype_name, device, config)
+    dtype = dtype_of(dtype_name, device, config)
     commit = None if Path(source.location).is_dir() else getattr(config, "_commit_hash", None)
     options["revision"] = commit or source.revision
     tokenizer = _tokenizer(source, options)
@@ -421,7 +215,7 @@ def _find(
     return _Found(config, options, commit, device, dtype, shard, seen)
 
 
-def _load(source: _Source, found: _Found) -> LoadedModel:
+def _load(source: ModelSource, found: _Found) -> LoadedModel:
     options, config, device, shard = found.options, found.config, found.device, found.shard
     tokenizer = found.preview.tokenizer
     model = _weights(source, found.dtype, options, config)
@@ -461,7 +255,7 @@ def _probed(model: PreTrainedModel, shard: Shard) -> ModelGeometry:
     return geometry
 
 
-def _tokenizer(source: _Source, options: dict[str, Any]) -> PreTrainedTokenizerBase:
+def _tokenizer(source: ModelSource, options: dict[str, Any]) -> PreTrainedTokenizerBase:
     if source.gguf is None:
         return AutoTokenizer.from_pretrained(source.location, **options)
     try:
@@ -473,7 +267,7 @@ def _tokenizer(source: _Source, options: dict[str, Any]) -> PreTrainedTokenizerB
 
 
 def _weights(
-    source: _Source, dtype: torch.dtype, options: dict[str, Any], config: PreTrainedConfig
+    source: ModelSource, dtype: torch.dtype, options: dict[str, Any], config: PreTrainedConfig
 ) -> PreTrainedModel:
     with ExitStack() as stack:
         if source.gguf is not None:
@@ -488,7 +282,7 @@ def _weights(
 
 
 def _read(
-    source: _Source, dtype: torch.dtype, options: dict[str, Any], kind: str
+    source: ModelSource, dtype: torch.dtype, options: dict[str, Any], kind: str
 ) -> PreTrainedModel:
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(

@@ -14,8 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from amcli.errors import UsageError, did_you_mean
 from amcli.models import identity
 from amcli.models.attention import NAME, register
+from amcli.models.devices import DTYPES, device_of
 from amcli.models.failures import quiet
-from amcli.models.loading import DTYPES, LoadedModel, _device
+from amcli.models.loading import LoadedModel
 from amcli.models.probe import probe
 from amcli.models.template import ChatTemplate
 
@@ -70,7 +71,7 @@ def shaped(
 
     register()
     kind, fields = SHAPES[name]
-    place = _device(device)
+    place = device_of(device)
     number = DTYPES[dtype] if dtype else (torch.float32 if place.type == "cpu" else torch.bfloat16)
     config = AutoConfig.for_model(kind, **{**fields, **sizes})
     with quiet(), torch.device(place), torch.random.fork_rng(devices=[]):

@@ -89,7 +89,7 @@ def test_the_names_offered_are_those_that_there_are() -> None:
     from amcli.evaluation import suites  # noqa: F401 - registers them
     from amcli.evaluation.suites import base
     from amcli.matching import methods, recipes  # noqa: F401 - registers them
-    from amcli.models.loading import DTYPES
+    from amcli.models.devices import DTYPES
 
     assert [*completion.METHODS] == methods.names()
     assert {*completion.SUITES} == {*base.names()}

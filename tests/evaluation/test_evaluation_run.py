@@ -13,7 +13,7 @@ import pytest
 from amcli.errors import UsageError
 from amcli.evaluation import makers, runner, suites  # noqa: F401 - registers the suites
 from amcli.evaluation.results import Results
-from amcli.evaluation.runner import Settings
+from amcli.evaluation.settings import Settings
 from amcli.evaluation.suites import base
 from amcli.pipeline.compaction.request import Request
 from amcli.pipeline.contexts.reading import prefill
