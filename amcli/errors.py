@@ -8,6 +8,8 @@ is about. `commands.failures` turns these into the words of the command line.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
+from typing import Any, Self
 
 
 class AmkvError(Exception):
@@ -16,6 +18,7 @@ class AmkvError(Exception):
     code   what is wrong, as one word of several parts such as `ratio-below-1`; the same for
            every value that is wrong in that way. None: nothing that a program would act on
     field  name of the argument that is wrong, as the Python API has it; None: none
+    place  where it was found, such as a line of a file; the message begins with it
     facts  the values that the message and the hint are made of, by name
     """
 
@@ -28,29 +31,40 @@ class AmkvError(Exception):
         *,
         code: str | None = None,
         field: str | None = None,
+        place: str | None = None,
         **facts: object,
     ):
-        super().__init__(message)
-        self.message = message
+        self.message = message if place is None else f"{place}: {message}"
+        super().__init__(self.message)
         self.hint = hint
         self.code = code
         self.field = field
+        self.place = place
         self.facts = facts
+        self._bare = message
+
+    def at(self, place: str) -> Self:
+        """The same error with where it was found."""
+        return self._again(self._bare, self.hint, place)
+
+    def worded(self, message: str | None, hint: str | None) -> Self:
+        """The same error in other words; None: its own."""
+        return self._again(message or self._bare, hint or self.hint, self.place)
+
+    def _again(self, message: str, hint: str | None, place: str | None) -> Self:
+        return type(self)(
+            message, hint, code=self.code, field=self.field, place=place, **self.facts
+        )
 
     def __reduce__(self) -> tuple[object, ...]:
         # Errors cross the border between processes, and keyword arguments are not in `args`.
-        return _again, (type(self), self.message, self.hint, self.code, self.field, self.facts)
-
-
-def _again(
-    kind: type[AmkvError],
-    message: str,
-    hint: str | None,
-    code: str | None,
-    field: str | None,
-    facts: dict[str, object],
-) -> AmkvError:
-    return kind(message, hint, code=code, field=field, **facts)
+        how: dict[str, Any] = {
+            "code": self.code,
+            "field": self.field,
+            "place": self.place,
+            **self.facts,
+        }
+        return partial(type(self), self._bare, self.hint, **how), ()
 
 
 class UsageError(AmkvError):

@@ -85,11 +85,10 @@ def _of_setting(
     error: AmkvError, found: Mapping[str, settings.Setting], args: Sequence[str]
 ) -> AmkvError:
     """An error with where its value was set, when it was not typed."""
-    for name, setting in found.items():
-        option = f"--{name}"
-        if option in error.message and not any(word.startswith(option) for word in args):
-            return type(error)(f"{setting.origin}: {error.message}", error.hint)
-    return error
+    name = (error.field or "").replace("_", "-")
+    if name not in found or any(word.startswith(f"--{name}") for word in args):
+        return error
+    return error.at(found[name].origin)
 
 
 def _typed(ctx: typer.Context, name: str) -> bool:

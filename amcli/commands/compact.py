@@ -47,6 +47,7 @@ def _share(value: object) -> float:
         raise UsageError(
             f"--fidelity {found:g} is not a share: above 0, and at most 1",
             "for example --fidelity 0.99",
+            field="fidelity",
         )
     return found
 

@@ -108,6 +108,7 @@ def evaluate(
     with work(console) as progress:
         from amcli.evaluation import parallel, runner
         from amcli.evaluation import results as _  # noqa: F401 - the slow imports, with a word
+        from amcli.evaluation.settings import Settings
         from amcli.evaluation.suites import base
 
         if plot is not None:
@@ -115,7 +116,7 @@ def evaluate(
 
             plotting.require()
         asked = questions if isinstance(questions, Path) else None
-        settings = runner.Settings.of(
+        settings = Settings.of(
             base.get(suite or (DEFAULT_SUITE if asked is None else DEFAULT_ASKED)),
             method, ratio,  # type: ignore[arg-type]
             path=file, asked=asked, docs=docs, questions=None if asked else questions,

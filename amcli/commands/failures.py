@@ -44,7 +44,8 @@ def _usage_error(error: Exception) -> UsageError:
         hint = f"did you mean {', '.join(sorted(near))}? see {hint}"
     elif meant:
         hint = f"did you mean {meant} see {hint}"
-    return UsageError(text[:1].lower() + text[1:], hint)
+    field = getattr(getattr(error, "param", None), "name", None)
+    return UsageError(text[:1].lower() + text[1:], hint, field=field)
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from amcli.commands import options as opt
+from amcli.commands.failures import as_amkv_error
 from amcli.commands.screen.console import Console
 from amcli.commands.screen.terminal import columns, is_terminal, paint, printable
 from amcli.errors import AmkvError, UsageError
@@ -89,7 +90,7 @@ def _entry(path: Path) -> dict[str, Any]:
             if artifact.kind == "compact":
                 found["method"] = manifest["method"]["name"]
     except AmkvError as error:
-        found["error"] = error.message
+        found["error"] = as_amkv_error(error).message
     except OSError as error:
         found["error"] = f"cannot read it: {error.strerror}"
     return found

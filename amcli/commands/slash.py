@@ -174,9 +174,9 @@ def _overwriting() -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        if "already exists" not in error.message:
+        if error.code != "file-exists":
             raise
-        raise UsageError(error.message, "/save -f FILE replaces it") from error
+        raise UsageError(error.message, "/save -f FILE replaces it", field="path") from error
 
 
 def _short(text: str) -> str:

@@ -76,6 +76,9 @@ def require_exportable(artifact: Artifact) -> None:
         raise UsageError(
             f"{artifact.path} has {what}, which the loader does not know",
             "use the Python API instead: amcli.load(path).attach(model)",
+            code="not-exportable",
+            field="artifact",
+            path=artifact.path,
         )
 
 

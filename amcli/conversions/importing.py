@@ -62,13 +62,31 @@ class SavedCache:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 metadata = file.metadata() or {}
         except FileNotFoundError as error:
-            raise UsageError(f"no such file: {path}", "check the path") from error
+            raise UsageError(
+                f"no such file: {path}",
+                "check the path",
+                code="file-missing",
+                field="path",
+                path=path,
+            ) from error
         except (SafetensorError, OSError) as error:
-            raise UsageError(f"{path} is not a safetensors file: {error}", _ELSE) from error
+            raise UsageError(
+                f"{path} is not a safetensors file: {error}",
+                _ELSE,
+                code="not-a-cache",
+                field="path",
+                path=path,
+            ) from error
         # mlx_lm says which class of cache each layer has.
         kinds = {value for name, value in metadata.items() if re.fullmatch(r"2\.\d+", name)}
         if other := sorted(kinds - {"KVCache"}):
-            raise UsageError(f"{path} holds a {other[0]}, not KVCaches alone", _ELSE)
+            raise UsageError(
+                f"{path} holds a {other[0]}, not KVCaches alone",
+                _ELSE,
+                code="not-a-cache",
+                field="path",
+                path=path,
+            )
         return cls(path, _layers(path, tensors))
 
 
@@ -77,11 +95,25 @@ def read_ids(path: Path) -> list[int]:
     try:
         ids = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UsageError(f"no such file: {path}", "check the path") from error
+        raise UsageError(
+            f"no such file: {path}", "check the path", code="file-missing", field="path", path=path
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not JSON", "write the token ids as [1, 2, 3]") from error
+        raise UsageError(
+            f"{path} is not JSON",
+            "write the token ids as [1, 2, 3]",
+            code="not-token-ids",
+            field="path",
+            path=path,
+        ) from error
     if not isinstance(ids, list) or not ids or not all(type(x) is int and x >= 0 for x in ids):
-        raise UsageError(f"{path} is not an array of token ids", "write them as [1, 2, 3]")
+        raise UsageError(
+            f"{path} is not an array of token ids",
+            "write them as [1, 2, 3]",
+            code="not-token-ids",
+            field="path",
+            path=path,
+        )
     return ids
 
 
@@ -90,7 +122,7 @@ def context_of(
 ) -> Context:
     """The context of a saved cache.
 
-    source  the document: its ids are those that `amkv prefill` would have read
+    source  the document: its ids are those that a prefill would have read
     ids     in place of it, what was read; the context then has no chat template around it
 
     Raises UsageError when the lengths differ or the model keeps states, ModelMismatchError when
@@ -99,7 +131,10 @@ def context_of(
     if loaded.geometry.states:
         raise UsageError(
             f"{loaded.id} has layers that keep a state, which no such file holds",
-            "prefill the document with amkv prefill",
+            "prefill the document itself",
+            code="cache-without-states",
+            field="model",
+            model=loaded.id,
         )
     if ids is None and source is not None:
         opened = loaded.chat.open_document(source.text)
@@ -123,14 +158,32 @@ def _layers(
     for name, tensor in tensors.items():
         matches = [match for known in _NAMES if (match := known.fullmatch(name))]
         if not matches:
-            raise UsageError(f"{path} has a tensor {name!r}, which is no layer's", _ELSE)
+            raise UsageError(
+                f"{path} has a tensor {name!r}, which is no layer's",
+                _ELSE,
+                code="not-a-cache",
+                field="path",
+                path=path,
+            )
         found[int(matches[0]["layer"]), matches[0]["part"] in _KEYS] = tensor
         if tensor.ndim != 4 or tensor.shape[0] != 1 or not tensor.is_floating_point():
             what = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-            raise UsageError(f"{name} of {path} is {what}, not floats [1, heads, n, dim]", _ELSE)
+            raise UsageError(
+                f"{name} of {path} is {what}, not floats [1, heads, n, dim]",
+                _ELSE,
+                code="not-a-cache",
+                field="path",
+                path=path,
+            )
     count = len(found) // 2
     if not found or found.keys() != {(i, k) for i in range(count) for k in (True, False)}:
-        raise UsageError(f"{path} does not have keys and values of layers 0, 1, and so on", _ELSE)
+        raise UsageError(
+            f"{path} does not have keys and values of layers 0, 1, and so on",
+            _ELSE,
+            code="not-a-cache",
+            field="path",
+            path=path,
+        )
     return [(found[i, True], found[i, False]) for i in range(count)]
 
 
@@ -140,6 +193,10 @@ def _cache(saved: SavedCache, loaded: LoadedModel, T: int) -> CompactCache:
         raise ModelMismatchError(
             f"{saved.path} has {len(saved.layers)} layers, {loaded.id} has {len(geometry.layers)}",
             "name the model that the cache was made with",
+            code="cache-of-another-model",
+            field="model",
+            path=saved.path,
+            model=loaded.id,
         )
     cache = CompactCache.empty(geometry)
     for i, (layer, (keys, values)) in enumerate(zip(geometry.layers, saved.layers, strict=True)):
@@ -160,13 +217,21 @@ def _rows(
             f"layer {i} of {path} has {shapes[0][0]} heads of {shapes[0][1]}, the model "
             f"{layer.kv_heads} of {layer.key_dim}",
             "name the model that the cache was made with",
+            code="cache-of-another-model",
+            field="model",
+            path=path,
         )
     wanted = T if layer.window is None else min(T, layer.window - 1)
     there = keys.shape[2]
     if values.shape[2] != there or there < wanted or (layer.window is None and there != T):
         raise UsageError(
             f"layer {i} of {path} has {there:,} tokens, the ids are {T:,}",
-            "give the document, or with --ids the tokens, that the cache was made from",
+            "give the document, or the tokens, that the cache was made from",
+            code="cache-of-another-length",
+            field="ids",
+            path=path,
+            tokens=there,
+            ids=T,
         )
     return wanted
 
@@ -186,8 +251,12 @@ def _compare(saved: SavedCache, loaded: LoadedModel, ids: list[int], cache: Comp
                 raise ModelMismatchError(
                     f"{saved.path} is not what {loaded.id} makes of these tokens: {name} of layer "
                     f"{i} differ by {error:.0%}",
-                    "give the model and the document, or with --ids the tokens, that the cache "
-                    "was made from",
+                    "give the model and the document, or the tokens, that the cache was made from",
+                    code="cache-of-another-text",
+                    field="ids",
+                    path=saved.path,
+                    model=loaded.id,
+                    error=error,
                 )
 
 

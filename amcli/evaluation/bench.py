@@ -90,7 +90,7 @@ class _Totals:
 def measure(
     loaded: LoadedModel, tokens: int, request: Request, repeats: int, progress: Progress
 ) -> dict[str, Any]:
-    """Stages of `amkv compact` on a document of `tokens` tokens, medians over `repeats` runs.
+    """Stages of a compaction of a document of `tokens` tokens, medians over `repeats` runs.
 
     A short document goes first, so that nothing is compiled or looked up while it is timed.
     """

@@ -99,7 +99,12 @@ def tokenize(loaded: LoadedModel, question: Question) -> Forced:
     # Some tokenizers put a space of its own before the letter.
     options = [chat.answer_ids(letter)[-1] for letter in question.options]
     if len(set(options)) < len(options):
-        raise UsageError(f"the tokenizer of {loaded.id} cannot tell the options apart")
+        raise UsageError(
+            f"the tokenizer of {loaded.id} cannot tell the options apart",
+            code="options-alike",
+            field="model",
+            model=loaded.id,
+        )
     prompt = chat.first_turn(question.text)
     return Forced(prompt, targets, end is not None, options, len(answer) - 1)
 

@@ -95,7 +95,7 @@ def compacted(
     return made, found.layers
 
 
-# ---- what is no method of `amkv compact` -----------------------------------------------------
+# ---- what is no method -----------------------------------------------------------------------
 
 SUMMARIZE = (
     "Summarize the text above in at most {words} words. Keep as many of its facts, names and "
@@ -178,7 +178,7 @@ SPECIAL: dict[str, Callable[[Context, Request, Passes, Progress], Made]] = {
     "summary": summary,
     "shuffled": shuffled,
 }
-"""What makes those of `catalogue.SPECIAL`."""
+"""What can be measured besides the registered methods."""
 
 
 def make(context: Context, request: Request, passes: Passes, progress: Progress) -> Made:

@@ -19,7 +19,8 @@ import torch
 from amcli.errors import AmkvError
 from amcli.evaluation import runner
 from amcli.evaluation.results import Results
-from amcli.evaluation.runner import Listener, Settings
+from amcli.evaluation.runner import Listener
+from amcli.evaluation.settings import Settings
 from amcli.evaluation.suites.base import Document
 from amcli.models.failures import quiet
 from amcli.models.loading import LoadedModel, load
@@ -110,7 +111,10 @@ def gather(
             if dead:
                 raise AmkvError(
                     f"a process that measured documents ended with code {dead[0].exitcode}",
-                    "it may have run out of memory: try fewer --jobs",
+                    "it may have run out of memory: try fewer jobs",
+                    code="process-ended",
+                    field="jobs",
+                    exit_code=dead[0].exitcode,
                 ) from None
             continue
         if kind == "error":

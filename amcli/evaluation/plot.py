@@ -33,7 +33,9 @@ _SMALLEST_KL = 1e-5
 def require() -> None:
     """Raises UsageError, with what to install, when there is no matplotlib."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("--plot needs matplotlib", "pip install 'amkv[plots]'")
+        raise UsageError(
+            "a plot needs matplotlib", "pip install 'amkv[plots]'", code="plot-package-missing"
+        )
 
 
 def draw(results: Results, path: Path) -> None:

@@ -118,7 +118,7 @@ class Results:
     # ---- the file ------------------------------------------------------------------------------
 
     def record(self, cells: bool = True) -> dict[str, Any]:
-        """The run as JSON; without its cells for `--json`."""
+        """The run as JSON; without its cells for a summary."""
         complete = self.complete
         found = {
             "amkv_eval": VERSION,
@@ -158,7 +158,11 @@ class Results:
         if differing:
             raise UsageError(
                 f"{path} was made with other settings: {'; '.join(differing)}",
-                "name another file with -o, or start over with --force",
+                "name another file, or remove this one to start over",
+                code="results-of-other-settings",
+                field="path",
+                path=path,
+                differs=differing,
             )
         for cell in found["cells"]:
             self.cells[cell["document"], cell["method"], cell["ratio"]] = cell
@@ -239,13 +243,22 @@ def _read(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", "check the path") from error
+        raise UsageError(
+            f"cannot read {path}: {error.strerror}",
+            "check the path",
+            code="file-unreadable",
+            field="path",
+            path=path,
+        ) from error
     except ValueError:
         found = None
     if not isinstance(found, dict) or found.get("amkv_eval") != VERSION:
         raise UsageError(
-            f"{path} already exists and is not a result of amkv eval",
-            "name another file with -o, or replace it with --force",
+            f"{path} already exists and is not the result of an evaluation",
+            "name another file, or remove this one",
+            code="not-results",
+            field="path",
+            path=path,
         )
     return found
 

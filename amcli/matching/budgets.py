@@ -223,13 +223,19 @@ def entries_for_ratio(
     that leaves no entry.
     """
     if not ratio >= 1:
-        raise UsageError(f"a ratio of {ratio:g} would not compact", hint="use --ratio 1 or more")
+        raise UsageError(
+            f"a ratio of {ratio:g} would not compact",
+            "use a ratio of 1 or more",
+            code="ratio-below-1",
+            field="ratio",
+            ratio=ratio,
+        )
     full = sum(layer.full_bytes for layer in layers)
     costs = {layer.entry_bytes(beta) for layer in layers}
     capacity = sum(layer.heads * layer.tokens for layer in layers)
     limit = int(full / ratio * (1 + 1e-12))  # 1056 / 1.1 is a little less than 960
     if not costs or capacity == 0:
-        raise UsageError("there is no key to compact")
+        raise UsageError("there is no key to compact", code="nothing-to-compact")
     entries = min(capacity, limit // max(costs))
     if len(costs) > 1 and allocate is not None:
         low, high = entries, min(capacity, limit // min(costs))
@@ -241,7 +247,11 @@ def entries_for_ratio(
     if entries == 0:
         raise UsageError(
             f"a ratio of {ratio:g} leaves no entry of {capacity} keys",
-            hint="use a smaller --ratio",
+            "use a smaller ratio",
+            code="ratio-leaves-nothing",
+            field="ratio",
+            ratio=ratio,
+            keys=capacity,
         )
     return entries
 

@@ -174,7 +174,7 @@ class LayerFit(Protocol):
 class Method:
     """Which pieces a method uses. The defaults are the best that was measured.
 
-    name            what `--method` takes
+    name            what it is called
     score_kind      statistic of the reference queries' softmax that ranks keys; None: the one
                     that suits the source of the queries
     score           replaces `score_kind`: `score(ctx) -> [H, T]`, larger is better

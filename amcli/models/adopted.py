@@ -40,6 +40,8 @@ def adopt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = No
         raise UsageError(
             f"{type(model).__name__} is not a transformers model",
             "give what AutoModelForCausalLM.from_pretrained returns",
+            code="not-a-model",
+            field="model",
         )
     refuse_unsupported(model.config)
     name = model.name_or_path or type(model).__name__
@@ -93,6 +95,10 @@ def _tokenizer(name: str) -> PreTrainedTokenizerBase:
             found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
     except Exception as error:
         raise UsageError(
-            f"no tokenizer was found at {name!r}", "attach(model, tokenizer) takes one"
+            f"no tokenizer was found at {name!r}",
+            "attach(model, tokenizer) takes one",
+            code="tokenizer-missing",
+            field="tokenizer",
+            model=name,
         ) from error
     return found

@@ -123,7 +123,10 @@ def _window(layer: CompactLayer, asked: int | None) -> int | None:
             return None
         raise UsageError(
             f"layer {layer.index} sees no more than {asked:,} tokens at once",
-            "shorten the document, or choose a model with a longer context with --model",
+            "shorten the document, or choose a model with a longer context",
+            code="document-too-long",
+            field="source",
+            limit=asked,
         )
     if window != asked:
         raise ValueError(

@@ -86,6 +86,8 @@ class CompactCache(Cache):
                 "so the compact context would be ignored",
                 'load the model with attn_implementation="amkv"; after an interrupted forward '
                 "pass, truncate() the cache first",
+                code="attention-not-amkv",
+                field="model",
             )
 
     def set_prefix(self, layer: int, prefix: Prefix, logical_length: int) -> None:

@@ -62,17 +62,29 @@ def explain(error: Exception, name: str, revision: str | None) -> AmkvError:
     if any(out_of_memory(link) for link in chain):
         return OutOfMemoryError(
             f"{name} does not fit into memory",
-            "try --dtype bfloat16, --device cpu, or a smaller model",
+            "try dtype='bfloat16', device='cpu', or a smaller model",
+            code="model-out-of-memory",
+            field="model",
+            model=name,
         )
     full = any(isinstance(link, OSError) and link.errno == errno.ENOSPC for link in chain)
     if full:
         return OutOfMemoryError(
-            f"no space left to download {name}", "free some space, or set HF_HOME to another disk"
+            f"no space left to download {name}",
+            "free some space, or set HF_HOME to another disk",
+            code="download-disk-full",
+            model=name,
         )
     found = _hub_error(chain, name, revision) or _model_error(chain, name)
     if found is not None:
         return found
-    return AmkvError(f"cannot load {name}: {_first_line(error)}", "run again with --debug")
+    return AmkvError(
+        f"cannot load {name}: {_first_line(error)}",
+        "the exception that caused this one says where",
+        code="model-not-loadable",
+        field="model",
+        model=name,
+    )
 
 
 def _why_no_configuration(name: str, revision: str | None) -> Exception | None:
@@ -94,27 +106,45 @@ def _hub_error(chain: list[BaseException], name: str, revision: str | None) -> A
         return UsageError(
             f"the model {name} is gated and your account has no access to it",
             f"accept its terms at https://huggingface.co/{name}, then run: hf auth login",
+            code="model-gated",
+            field="model",
+            model=name,
         )
     if among(hub.RevisionNotFoundError):
         return UsageError(
-            f"the model {name} has no revision {revision}", f"leave it out: --model {name}"
+            f"the model {name} has no revision {revision}",
+            f"leave it out: {name}",
+            code="unknown-revision",
+            field="model",
+            model=name,
+            revision=revision,
         )
     if among(hub.RepositoryNotFoundError, hub.HFValidationError):
         return UsageError(
             f"there is no model {name}, neither as a folder nor on the Hugging Face hub",
             "check the name; for a private model run: hf auth login",
+            code="unknown-model",
+            field="model",
+            model=name,
         )
     if among(hub.RemoteEntryNotFoundError):
         return UsageError(
             f"the model {name} has no config.json: it is not in the form of transformers",
             "choose the repository it was made from, or download its GGUF file and name that",
+            code="model-not-transformers",
+            field="model",
+            model=name,
         )
     for link in chain:
         status = getattr(getattr(link, "response", None), "status_code", None)
         if isinstance(link, hub.HfHubHTTPError) and status is not None:
             return AmkvError(
                 f"the Hugging Face hub answered {status} when asked for {name}",
-                "try again in a while, or give --model a folder",
+                "try again in a while, or give the folder of a model",
+                code="hub-failed",
+                field="model",
+                model=name,
+                status=status,
             )
     away = (hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError, ConnectionError)
     if not among(*away) and not any("couldn't connect to" in str(link) for link in chain):
@@ -123,10 +153,16 @@ def _hub_error(chain: list[BaseException], name: str, revision: str | None) -> A
         return AmkvError(
             f"the model {name} is not in the local cache, and HF_HUB_OFFLINE is set",
             f"unset HF_HUB_OFFLINE, or fetch it first: hf download {name}",
+            code="hub-offline",
+            field="model",
+            model=name,
         )
     return AmkvError(
         f"the model {name} is not in the local cache, and the hub cannot be reached",
-        "check the network, or give --model a folder",
+        "check the network, or give the folder of a model",
+        code="hub-unreachable",
+        field="model",
+        model=name,
     )
 
 
@@ -135,26 +171,43 @@ def _model_error(chain: list[BaseException], name: str) -> AmkvError | None:
     if "trust_remote_code" in text:
         return UsageError(
             f"the model {name} brings its own code, which amkv does not run unasked",
-            "choose a model that transformers supports itself, or read that code and add "
-            "--trust-remote-code",
+            "choose a model that transformers supports itself, or read that code and pass "
+            "trust_remote_code=True",
+            code="model-brings-code",
+            field="trust_remote_code",
+            model=name,
         )
     if "does not recognize this architecture" in text or "Unrecognized model in" in text:
         return UsageError(
             f"transformers {transformers_version} does not know the architecture of {name}",
             "pip install --upgrade transformers, or choose another model",
+            code="model-architecture-unknown",
+            field="model",
+            model=name,
         )
     if "Unrecognized configuration class" in text:
         return UsageError(
-            f"{name} is not a causal language model", "choose one, such as Qwen/Qwen3-4B"
+            f"{name} is not a causal language model",
+            "choose one, such as Qwen/Qwen3-4B",
+            code="model-not-causal",
+            field="model",
+            model=name,
         )
     if "not a valid JSON file" in text:
         return UsageError(
-            f"the config.json of {name} is not valid JSON", "download the model again"
+            f"the config.json of {name} is not valid JSON",
+            "download the model again",
+            code="model-damaged",
+            field="model",
+            model=name,
         )
     if any(isinstance(link, SafetensorError) for link in chain):
         return UsageError(
             f"the weights of {name} are damaged: {_first_line(chain[-1])}",
             "download the model again",
+            code="model-damaged",
+            field="model",
+            model=name,
         )
     return None
 

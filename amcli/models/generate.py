@@ -84,7 +84,9 @@ def forward(
         if out_of_memory(error):
             raise OutOfMemoryError(
                 f"out of memory on {device} at token {mark.length + len(ids)}",
-                "try a shorter document, --dtype bfloat16, or --device cpu",
+                "try a shorter document, dtype='bfloat16', or device='cpu'",
+                code="out-of-memory",
+                device=device,
             ) from error
         raise
     return output

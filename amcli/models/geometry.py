@@ -131,7 +131,14 @@ def refuse_unsupported(config: PreTrainedConfig) -> None:
 
 def refuse(name: str, reason: str) -> NoReturn:
     """Raise UsageError: a model type cannot work, and why."""
-    raise UsageError(f"the model type {name} is not supported: {reason}", SUPPORTED)
+    raise UsageError(
+        f"the model type {name} is not supported: {reason}",
+        SUPPORTED,
+        code="model-unsupported",
+        field="model",
+        model=name,
+        reason=reason,
+    )
 
 
 def refuse_attention(name: str) -> NoReturn:

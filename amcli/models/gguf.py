@@ -38,7 +38,7 @@ _PART = re.compile(r"(?P<stem>.+)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf", re.I
 _ROPE_FACTORS = ("rope_freqs", "rope_factors")
 _COPIED_AT_ONCE = 1 << 24
 
-_OTHER_FORM = "give --model the folder or hub id that the file was made from"
+_OTHER_FORM = "give the folder or hub id that the file was made from"
 
 
 def named(path: Path) -> bool:
@@ -145,6 +145,7 @@ class GgufModel:
                 f"no space left in {tempfile.gettempdir()} to make one file of the "
                 f"{len(self.parts)} parts of {self.path.name}",
                 "free some space, or set TMPDIR to a folder on another disk",
+                code="temporary-disk-full",
             ) from error
 
 
@@ -155,7 +156,13 @@ def opened(path: Path) -> Iterator[GgufModel]:
     Raises UsageError for everything that can be known to be wrong before tensors are read.
     """
     if not path.is_file():
-        raise UsageError(f"GGUF file {path} does not exist", "check the path given to --model")
+        raise UsageError(
+            f"GGUF file {path} does not exist",
+            "check the path",
+            code="model-missing",
+            field="model",
+            path=path,
+        )
     _require_packages()
     parts = _parts(path)
     _check(path, parts)
@@ -180,12 +187,18 @@ def explain(error: Exception, model: GgufModel) -> AmkvError | None:
             f"transformers {transformers_version} does not read GGUF files of the architecture "
             f"{model.architecture}, such as {model.path.name}",
             _OTHER_FORM,
+            code="gguf-unreadable",
+            field="model",
+            architecture=model.architecture,
         )
     if "Unknown gguf model_type" in text:
         return UsageError(
             f"the package gguf does not know the architecture {model.architecture} of "
             f"{model.path.name}",
             f"pip install --upgrade gguf, or {_OTHER_FORM}",
+            code="gguf-package-too-old",
+            field="model",
+            architecture=model.architecture,
         )
     return None
 
@@ -197,6 +210,9 @@ def no_tokenizer(error: Exception, model: GgufModel) -> AmkvError:
         f"transformers {transformers_version} cannot make the tokenizer of {model.path.name}, of "
         f"the kind {kind}: {(str(error) or type(error).__name__).splitlines()[0]}",
         f"pip install --upgrade transformers, or {_OTHER_FORM}",
+        code="gguf-tokenizer-unreadable",
+        field="model",
+        tokenizer=kind,
     )
 
 
@@ -216,7 +232,9 @@ def _require_packages() -> None:
     absent = [name for name, found in there.items() if not found]
     if absent:
         raise UsageError(
-            f"GGUF models want the package {' and '.join(absent)}", "pip install 'amkv[gguf]'"
+            f"GGUF models want the package {' and '.join(absent)}",
+            "pip install 'amkv[gguf]'",
+            code="package-missing",
         )
 
 
@@ -231,6 +249,9 @@ def _parts(path: Path) -> tuple[tuple[Path, Header], ...]:
         raise UsageError(
             f"{path} is one of {count} parts, and its name does not say what the others are called",
             f"name them as they were made: model-00001-of-{count:05}.gguf and so on",
+            code="gguf-part-missing",
+            field="model",
+            path=path,
         )
     found = []
     for i in range(count):
@@ -239,12 +260,19 @@ def _parts(path: Path) -> tuple[tuple[Path, Header], ...]:
             raise UsageError(
                 f"part {i + 1} of {count} is missing: there is no {part}",
                 "put all parts into one folder",
+                code="gguf-part-missing",
+                field="model",
+                path=part,
             )
         found.append((part, read_header(part)))
         said = found[-1][1].metadata
         if (said.get("split.count"), said.get("split.no")) != (count, i):
             raise UsageError(
-                f"{part} is not part {i + 1} of {count}, by what is in it", "download it again"
+                f"{part} is not part {i + 1} of {count}, by what is in it",
+                "download it again",
+                code="gguf-part-missing",
+                field="model",
+                path=part,
             )
     return tuple(found)
 
@@ -253,11 +281,29 @@ def _check(path: Path, parts: tuple[tuple[Path, Header], ...]) -> None:
     metadata = parts[0][1].metadata
     tensors = [tensor for _, header in parts for tensor in header.tensors]
     if not metadata.get("general.architecture"):
-        raise UsageError(f"{path} does not say of which architecture it is", _OTHER_FORM)
+        raise UsageError(
+            f"{path} does not say of which architecture it is",
+            _OTHER_FORM,
+            code="gguf-incomplete",
+            field="model",
+            path=path,
+        )
     if len(tensors) < metadata.get("split.tensors.count", 0) or not tensors:
-        raise UsageError(f"{path} has no tensors, or not all of them", "download it again")
+        raise UsageError(
+            f"{path} has no tensors, or not all of them",
+            "download it again",
+            code="gguf-damaged",
+            field="model",
+            path=path,
+        )
     if not metadata.get(TOKENS):
-        raise UsageError(f"{path} has no tokenizer", _OTHER_FORM)
+        raise UsageError(
+            f"{path} has no tokenizer",
+            _OTHER_FORM,
+            code="gguf-incomplete",
+            field="model",
+            path=path,
+        )
     from gguf import GGMLQuantizationType, dequantize
 
     for kind, (_, size) in {tensor.kind: tensor.block for tensor in tensors}.items():
@@ -268,6 +314,10 @@ def _check(path: Path, parts: tuple[tuple[Path, Header], ...]) -> None:
             raise UsageError(
                 f"{path} has tensors of the type {name}, which the package gguf cannot unpack",
                 "take a file of another type, such as Q4_K_M, or pip install --upgrade gguf",
+                code="gguf-type-unknown",
+                field="model",
+                path=path,
+                type=name,
             ) from None
 
 

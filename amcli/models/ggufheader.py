@@ -81,13 +81,23 @@ def read_header(path: Path) -> Header:
     """The header of a file; raises UsageError for one that is none, or is cut off."""
     with path.open("rb") as file:
         if file.read(len(MAGIC)) != MAGIC:
-            raise UsageError(f"{path} is not a GGUF file: it does not begin as one", _AGAIN)
+            raise UsageError(
+                f"{path} is not a GGUF file: it does not begin as one",
+                _AGAIN,
+                code="gguf-damaged",
+                field="model",
+                path=path,
+            )
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
                 return _Reader(data, path).header()
             except (struct.error, IndexError, UnicodeDecodeError, _DamageError) as error:
                 raise UsageError(
-                    f"the GGUF file {path} is damaged or cut off", f"{_AGAIN}, and all of it"
+                    f"the GGUF file {path} is damaged or cut off",
+                    f"{_AGAIN}, and all of it",
+                    code="gguf-damaged",
+                    field="model",
+                    path=path,
                 ) from error
 
 
@@ -114,6 +124,10 @@ class _Reader:
                 + ("with the big end first" if swapped else f"of version {version}")
                 + ", which transformers does not read",
                 "choose one for common machines, of version 2 or 3",
+                code="gguf-version",
+                field="model",
+                path=self.path,
+                version=version,
             )
         tensor_count, field_count = self._number("Q"), self._number("Q")
         begin, metadata = self.at, {}
@@ -144,6 +158,10 @@ class _Reader:
                 raise UsageError(
                     f"{self.path} has tensors of type {kind}, which the package gguf does not know",
                     "pip install --upgrade gguf, or take a file of another type, such as Q4_K_M",
+                    code="gguf-type-unknown",
+                    field="model",
+                    path=self.path,
+                    type=kind,
                 )
             size = math.prod(dims) // blocks[kind][0] * blocks[kind][1]
             if start + offset + size > len(self.data):

@@ -8,7 +8,6 @@ A model is named by `pocket` (the one in the box), a folder, a GGUF file, a hub 
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr
 from dataclasses import dataclass, field, replace
@@ -29,33 +28,18 @@ from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils.import_utils import is_accelerate_available
 
 from amcli.errors import AmkvError, UsageError
-from amcli.models import catalogue, gguf, identity, memory
+from amcli.models import gguf, identity, memory
 from amcli.models.attention import NAME, register
-from amcli.models.catalogue import AUTO, POCKET
+from amcli.models.catalogue import AUTO
+from amcli.models.devices import device_of, dtype_of
 from amcli.models.failures import explain, quiet
 from amcli.models.geometry import ModelGeometry, refuse_attention, refuse_unsupported
-from amcli.models.gguf import GgufModel
 from amcli.models.lengths import forget_lengths, trained_length
 from amcli.models.memory import Preview
 from amcli.models.probe import probe
 from amcli.models.sharding import Shard, here, leave_at_exit
+from amcli.models.sources import ModelSource
 from amcli.models.template import ChatTemplate
-from amcli.system.processes import launched
-
-DTYPES: dict[str, torch.dtype] = {
-    name: getattr(torch, full) for full, short in catalogue.DTYPES.items() for name in (full, short)
-}
-
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "tekken.json",
-)
-_WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 
 
 @dataclass(frozen=True)
@@ -119,7 +103,7 @@ def load(
     device  `cpu`, `cuda`, `cuda:1`, …; CUDA where there is one; `auto`: layers are spread over all
             GPUs. Where `torchrun` started several processes, each has its share of the heads,
             on a device of its own
-    dtype   a key of `DTYPES`; float32 on the CPU, elsewhere the model's own 16-bit type, or
+    dtype   a key of `devices.DTYPES`; float32 on the CPU, elsewhere the model's own 16-bit type, or
             bfloat16 where the device has it
     look    called with what is known before the weights are read; may raise to stop there
 
@@ -149,9 +133,9 @@ def preview(
 
 
 @contextmanager
-def _opened(spec: str) -> Iterator[_Source]:
+def _opened(spec: str) -> Iterator[ModelSource]:
     """Where to load from; what goes wrong inside the block is said in words."""
-    source = _Source.of(spec)
+    source = ModelSource.of(spec)
     with quiet(), ExitStack() as stack:
         if source.is_gguf:
             file = stack.enter_context(gguf.opened(Path(source.location)))
@@ -163,125 +147,6 @@ def _opened(spec: str) -> Iterator[_Source]:
         except Exception as error:
             known = None if source.gguf is None else gguf.explain(error, source.gguf)
             raise known or explain(error, source.id, source.revision) from error
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Where to load from (`location`), and by which name to remember it (`id`).
-
-    The location of a GGUF model is its file, and once that is open, as `gguf`, a folder around it.
-    """
-
-    id: str
-    location: str
-    revision: str | None
-    is_gguf: bool = False
-    gguf: GgufModel | None = None
-
-    @classmethod
-    def of(cls, spec: str) -> _Source:
-        if not spec:
-            raise UsageError("no model named", "name one with --model, such as Qwen/Qwen3-4B")
-        if spec == POCKET:
-            from amcli.pocket import folder
-
-            _check_folder(folder())
-            return cls(POCKET, str(folder()), None)
-        path = Path(spec).expanduser()
-        if gguf.named(path):
-            # Not resolved: parts lie side by side, which they need not where links lead.
-            return cls(os.path.abspath(path), str(path), None, is_gguf=True)
-        if path.exists() or spec.startswith((".", "/", "~", "\\")) or spec.count("/") > 1:
-            _check_folder(path)
-            return cls(str(path.resolve()), str(path), None)
-        name, _, revision = spec.partition("@")
-        return cls(name, name, revision or None)
-
-
-def _check_folder(path: Path) -> None:
-    if not path.exists():
-        raise UsageError(f"model folder {path} does not exist", "check the path given to --model")
-    if not path.is_dir():
-        raise UsageError(
-            f"{path} is a file, not a model folder",
-            "give the folder that holds config.json, or a GGUF file",
-        )
-    files = sorted(path.glob(f"*{gguf.ENDING}"))
-    if files and not (path / "config.json").is_file():
-        raise UsageError(
-            f"model folder {path} has no config.json, but GGUF files",
-            f"name the file: --model {files[0]}",
-        )
-    if not (path / "config.json").is_file():
-        raise UsageError(
-            f"model folder {path} has no config.json", "give a folder in Hugging Face format"
-        )
-    if not any((path / name).is_file() for name in _TOKENIZER_FILES):
-        raise UsageError(
-            f"model folder {path} has no tokenizer", "put the model's tokenizer.json into it"
-        )
-    if not any(next(path.glob(pattern), None) for pattern in _WEIGHT_PATTERNS):
-        raise UsageError(
-            f"model folder {path} has no weights", "put the model's *.safetensors files into it"
-        )
-
-
-def _device(name: str | None) -> torch.device:
-    if launched() > 1:
-        return _own_device(name)
-    if name is None or name == AUTO:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"unknown device {name!r}", "use cpu, cuda, cuda:0 or auto") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        built = torch.version.cuda is not None or torch.version.hip is not None
-        raise UsageError(
-            f"device {name} was asked for, but PyTorch sees no CUDA device"
-            + ("" if built else ": this PyTorch is for CPUs only"),
-            "use --device cpu, or see whether nvidia-smi lists the GPU"
-            if built
-            else "use --device cpu, or install PyTorch with CUDA: https://pytorch.org",
-        )
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(
-            f"device {name} was asked for, but there are {torch.cuda.device_count()}",
-            "use --device cuda:0",
-        )
-    return device
-
-
-def _own_device(name: str | None) -> torch.device:
-    """The device of one of several processes: a GPU each where there are any."""
-    if name not in (None, AUTO, "cpu", "cuda"):
-        raise UsageError(
-            f"device {name} was asked for, but {launched()} processes have one each",
-            "leave --device out",
-        )
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    own, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if name == "cpu" or own >= count:
-        raise UsageError(
-            f"{launched()} processes were started, and there are {count} GPUs for them",
-            f"torchrun --nproc-per-node {count}",
-        )
-    return torch.device("cuda", own)
-
-
-def _dtype(name: str | None, device: torch.device, config: PreTrainedConfig) -> torch.dtype:
-    if name is not None:
-        if name not in DTYPES:
-            raise UsageError(f"unknown dtype {name!r}", "use float32, bfloat16 or float16")
-        return DTYPES[name]
-    if device.type == "cpu":
-        return torch.float32
-    own = getattr(config.get_text_config(decoder=True), "dtype", None)
-    brain = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-    if own == torch.float16 or (own == torch.bfloat16 and brain):
-        return cast(torch.dtype, own)
-    return torch.bfloat16 if brain else torch.float16
 
 
 @dataclass(frozen=True)
@@ -298,25 +163,33 @@ class _Found:
 
 
 def _find(
-    source: _Source, device_name: str | None, dtype_name: str | None, trust_remote_code: bool
+    source: ModelSource, device_name: str | None, dtype_name: str | None, trust_remote_code: bool
 ) -> _Found:
-    device, spread = _device(device_name), device_name == AUTO
+    device, spread = device_of(device_name), device_name == AUTO
     # The configuration comes first: it is small, and most refusals need nothing else.
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if source.gguf is not None:
         options["gguf_file"] = source.gguf.file
     config = AutoConfig.from_pretrained(source.location, revision=source.revision, **options)
     refuse_unsupported(config)
-    dtype = _dtype(dtype_name, device, config)
+    dtype = dtype_of(dtype_name, device, config)
     commit = None if Path(source.location).is_dir() else getattr(config, "_commit_hash", None)
     options["revision"] = commit or source.revision
     tokenizer = _tokenizer(source, options)
     if len(tokenizer) == 0:
-        raise UsageError(f"{source.id} has no tokenizer", "choose a model that brings its own")
+        raise UsageError(
+            f"{source.id} has no tokenizer",
+            "choose a model that brings its own",
+            code="model-incomplete",
+            field="model",
+            path=source.id,
+        )
     shard = here(config)
     if (shard.size > 1 or spread) and not is_accelerate_available():
         raise UsageError(
-            "several GPUs want the package accelerate", "pip install 'amkv[multi-gpu]'"
+            "several GPUs want the package accelerate",
+            "pip install 'amkv[multi-gpu]'",
+            code="package-missing",
         )
     devices = [device]
     if shard.size > 1:
@@ -343,7 +216,7 @@ def _find(
     return _Found(config, options, commit, device, dtype, shard, seen)
 
 
-def _load(source: _Source, found: _Found) -> LoadedModel:
+def _load(source: ModelSource, found: _Found) -> LoadedModel:
     options, config, device, shard = found.options, found.config, found.device, found.shard
     tokenizer = found.preview.tokenizer
     model = _weights(source, found.dtype, options, config)
@@ -375,12 +248,15 @@ def _probed(model: PreTrainedModel, shard: Shard) -> ModelGeometry:
     if shard.size > 1 and geometry.states:
         raise UsageError(
             f"{geometry.architecture} has layers that keep a state, which is not divided",
-            "start one process, with --device-map auto for several GPUs",
+            "start one process, with device='auto' for several GPUs",
+            code="model-not-divisible",
+            field="model",
+            model=geometry.architecture,
         )
     return geometry
 
 
-def _tokenizer(source: _Source, options: dict[str, Any]) -> PreTrainedTokenizerBase:
+def _tokenizer(source: ModelSource, options: dict[str, Any]) -> PreTrainedTokenizerBase:
     if source.gguf is None:
         return AutoTokenizer.from_pretrained(source.location, **options)
     try:
@@ -392,7 +268,7 @@ def _tokenizer(source: _Source, options: dict[str, Any]) -> PreTrainedTokenizerB
 
 
 def _weights(
-    source: _Source, dtype: torch.dtype, options: dict[str, Any], config: PreTrainedConfig
+    source: ModelSource, dtype: torch.dtype, options: dict[str, Any], config: PreTrainedConfig
 ) -> PreTrainedModel:
     with ExitStack() as stack:
         if source.gguf is not None:
@@ -407,7 +283,7 @@ def _weights(
 
 
 def _read(
-    source: _Source, dtype: torch.dtype, options: dict[str, Any], kind: str
+    source: ModelSource, dtype: torch.dtype, options: dict[str, Any], kind: str
 ) -> PreTrainedModel:
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -429,5 +305,8 @@ def _read(
             f"the weights of {source.id} are incomplete: {len(absent)} tensors are missing or of "
             f"another shape, such as {absent[0]}",
             "download the model again, or check that it is a causal language model",
+            code="model-incomplete",
+            field="model",
+            path=source.id,
         )
     return cast(PreTrainedModel, model)

@@ -99,12 +99,19 @@ class Preview:
         need = self.need
         if need.weights is None or need.free is None or need.weights <= need.free:
             return
-        smaller = "--dtype bfloat16, " if self.dtype == torch.float32 else ""
-        other = "a machine with more memory" if self._place == "cpu" else "--device cpu"
+        smaller = "dtype='bfloat16', " if self.dtype == torch.float32 else ""
+        other = "a machine with more memory" if self._place == "cpu" else "device='cpu'"
         raise OutOfMemoryError(
             f"{self.id} needs {bytes_text(need.weights)} for its weights in "
             f"{dtype_name(self.dtype)}, and {self._place} has {bytes_text(need.free)} free",
             f"try {smaller}a smaller model, or {other}",
+            code="model-too-large",
+            field="model",
+            model=self.id,
+            dtype=dtype_name(self.dtype),
+            device=self._place,
+            weights=need.weights,
+            free=need.free,
         )
 
     def require_document(self, name: str, text: str) -> None:
@@ -120,6 +127,10 @@ class Preview:
             f"{name} has {tokens:,} tokens, whose cache takes {bytes_text(cache)} beside "
             f"{bytes_text(weights)} of weights, and {self._place} has {bytes_text(free)} free",
             f"shorten the document to about {longest:,} tokens, or choose a smaller model",
+            code="cache-too-large",
+            field="source",
+            tokens=tokens,
+            longest=longest,
         )
 
     @property

@@ -23,7 +23,7 @@ from amcli.models.layer import CompactLayer
 from amcli.models.lengths import changes_with_length
 
 _PROBED_POSITION = 37
-_OTHER = "choose another --method, such as omp"
+_OTHER = "choose another method, such as omp"
 
 Apply = Callable[..., Any]
 
@@ -42,6 +42,9 @@ class Rotary:
                 f"{geometry.architecture} has {kind} RoPE, whose frequencies change with the "
                 "length, and this method needs to turn keys",
                 _OTHER,
+                code="rope-changes-with-length",
+                field="method",
+                rope=kind,
             )
         module = getattr(decoder_of(model), "rotary_emb", None)
         apply = apply_function(model)
@@ -174,4 +177,6 @@ def _unknown(geometry: ModelGeometry) -> UsageError:
         f"the rotary position embedding of {geometry.architecture} could not be found, "
         "and this method needs it",
         _OTHER,
+        code="rope-unknown",
+        field="method",
     )

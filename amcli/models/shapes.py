@@ -14,8 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from amcli.errors import UsageError, did_you_mean
 from amcli.models import identity
 from amcli.models.attention import NAME, register
+from amcli.models.devices import DTYPES, device_of
 from amcli.models.failures import quiet
-from amcli.models.loading import DTYPES, LoadedModel, _device
+from amcli.models.loading import LoadedModel
 from amcli.models.probe import probe
 from amcli.models.template import ChatTemplate
 
@@ -45,7 +46,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }  # fmt: skip
-"""Shapes by the names that `amkv bench --shape` takes: the model type, and what is configured."""
+"""Shapes by name: the model type, and what is configured."""
 
 _KNOWN_TOKENS = 8.0
 
@@ -59,12 +60,18 @@ def shaped(
     """
     if name not in SHAPES:
         meant = did_you_mean(name, SHAPES)
-        raise UsageError(f"unknown shape {name!r}", f"{meant}shapes: {', '.join(SHAPES)}")
+        raise UsageError(
+            f"unknown shape {name!r}",
+            f"{meant}shapes: {', '.join(SHAPES)}",
+            code="unknown-shape",
+            field="shape",
+            shape=name,
+        )
     from amcli.pocket import folder
 
     register()
     kind, fields = SHAPES[name]
-    place = _device(device)
+    place = device_of(device)
     number = DTYPES[dtype] if dtype else (torch.float32 if place.type == "cpu" else torch.bfloat16)
     config = AutoConfig.for_model(kind, **{**fields, **sizes})
     with quiet(), torch.device(place), torch.random.fork_rng(devices=[]):

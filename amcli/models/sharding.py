@@ -98,13 +98,20 @@ def here(config: PreTrainedConfig) -> Shard:
     if not getattr(text, "base_model_tp_plan", None):
         raise UsageError(
             f"transformers has no tensor-parallel plan for {config.model_type}",
-            "start one process, with --device-map auto for several GPUs",
+            "start one process, with device='auto' for several GPUs",
+            code="model-not-divisible",
+            field="model",
+            model=config.model_type,
         )
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     if heads % size:
         raise UsageError(
             f"{heads} KV heads cannot be divided among {size} processes",
             f"start a number of processes that divides {heads}",
+            code="heads-not-divisible",
+            field="model",
+            heads=heads,
+            processes=size,
         )
     return Shard(int(os.environ["RANK"]), size)
 

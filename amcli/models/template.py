@@ -175,6 +175,9 @@ class ChatTemplate:
         raise UsageError(
             f"the model's chat template cannot be split around a document: {reason}",
             "choose an instruction-tuned model with an ordinary chat template",
+            code="template-not-divisible",
+            field="model",
+            reason=reason,
         )
 
     def _end_of_turn(self) -> set[int]:

@@ -75,7 +75,12 @@ class Artifact:
         try:
             return self._file.token_ids().tolist()
         except FormatError as error:
-            raise ArtifactError(f"{self.path} is not a valid .amkv file: {error}") from error
+            raise ArtifactError(
+                f"{self.path} is not a valid .amkv file: {error}",
+                code="artifact-damaged",
+                field="path",
+                path=self.path,
+            ) from error
 
     def heads(self, layer: int, device: torch.device | str = "cpu") -> Entries:
         """The entries of one layer on a device, as they are in the file: numbers or codes."""

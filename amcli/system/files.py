@@ -45,16 +45,31 @@ def open_artifact(path: str | os.PathLike[str]) -> AmkvFile:
     except FormatError as error:
         if path.is_file() and not looks_like_artifact(path):
             raise ArtifactError(
-                f"{path} is not an .amkv file", f"make one from a text with: amkv compact {path}"
+                f"{path} is not an .amkv file",
+                "give a file that a compaction or a prefill wrote",
+                code="not-an-artifact",
+                field="path",
+                path=path,
             ) from error
         raise ArtifactError(
             f"{path} is not a valid .amkv file: {error}",
-            "make it again with amkv prefill or amkv compact",
+            "make it again",
+            code="artifact-invalid",
+            field="path",
+            path=path,
         ) from error
     except FileNotFoundError as error:
-        raise UsageError(f"no such file: {path}", "check the path") from error
+        raise UsageError(
+            f"no such file: {path}", "check the path", code="file-missing", field="path", path=path
+        ) from error
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", "check the path") from error
+        raise UsageError(
+            f"cannot read {path}: {error.strerror}",
+            "check the path",
+            code="file-unreadable",
+            field="path",
+            path=path,
+        ) from error
     return file
 
 
@@ -115,7 +130,13 @@ def require_new_folder(folder: Path) -> None:
     """Raises UsageError when a folder to be made exists, or the one around it does not, OutputError
     without permission."""
     if folder.exists() or folder.is_symlink():
-        raise UsageError(f"{folder} already exists", "name a new folder with -o")
+        raise UsageError(
+            f"{folder} already exists",
+            "name a new folder",
+            code="folder-exists",
+            field="folder",
+            path=folder,
+        )
     with output_errors(folder):
         if not folder.parent.is_dir():
             raise FileNotFoundError
@@ -165,19 +186,36 @@ def output_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except FileExistsError as error:
         raise UsageError(
-            f"{path} already exists", "add --force to replace it, or name another file with -o"
+            f"{path} already exists",
+            "pass overwrite=True to replace it, or name another file",
+            code="file-exists",
+            field="path",
+            path=path,
         ) from error
     except FileNotFoundError as error:
+        folder = Path(path).parent
         raise UsageError(
-            f"the folder {Path(path).parent} does not exist", "make it, or choose another with -o"
+            f"the folder {folder} does not exist",
+            "make it, or choose another",
+            code="folder-missing",
+            field="path",
+            folder=folder,
         ) from error
     except OSError as error:
         if error.errno in _FULL:
             raise OutOfMemoryError(
-                f"no space left to write {path}", "free some space, or choose another disk with -o"
+                f"no space left to write {path}",
+                "free some space, or choose another disk",
+                code="disk-full",
+                field="path",
+                path=path,
             ) from error
         raise OutputError(
-            f"cannot write {path}: {error.strerror}", "choose another place with -o"
+            f"cannot write {path}: {error.strerror}",
+            "choose another place",
+            code="not-writable",
+            field="path",
+            path=path,
         ) from error
 
 
@@ -187,8 +225,18 @@ def read_text(path: Path, instead: str) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
-        raise UsageError(f"no such file: {path}", "check the path") from error
+        raise UsageError(
+            f"no such file: {path}", "check the path", code="file-missing", field="path", path=path
+        ) from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text", instead) from error
+        raise UsageError(
+            f"{path} is not UTF-8 text", instead, code="not-text", field="path", path=path
+        ) from error
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", "check the path") from error
+        raise UsageError(
+            f"cannot read {path}: {error.strerror}",
+            "check the path",
+            code="file-unreadable",
+            field="path",
+            path=path,
+        ) from error

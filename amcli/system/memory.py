@@ -40,11 +40,15 @@ def last_prefill() -> Path:
     if not kept:
         raise UsageError(
             "nothing to compact: no document was prefilled yet",
-            "name a document, or prefill one first: amkv prefill doc.txt",
+            "name a document, or prefill one first",
+            code="no-prefill",
         )
     path = Path(os.fsdecode(kept))
     if not path.exists():
         raise UsageError(
-            f"the last prefill, {path}, is gone", "name a document or another artifact"
+            f"the last prefill, {path}, is gone",
+            "name a document or another artifact",
+            code="prefill-gone",
+            path=path,
         )
     return path

@@ -24,4 +24,9 @@ def follows() -> bool:
 def require_one(what: str, instead: str) -> None:
     """Raise UsageError where several processes would each do `what`."""
     if launched() > 1:
-        raise UsageError(f"{launched()} processes cannot {what}", instead)
+        raise UsageError(
+            f"{launched()} processes cannot {what}",
+            instead,
+            code="several-processes",
+            processes=launched(),
+        )

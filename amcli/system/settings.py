@@ -105,11 +105,18 @@ def _read(file: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
-        raise UsageError(f"cannot read {file}: {error.strerror}", "mend or move it") from error
+        raise UsageError(
+            f"cannot read {file}: {error.strerror}",
+            "mend or move it",
+            code="settings-unreadable",
+            path=file,
+        ) from error
     try:
         record = tomllib.loads(data.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file} is not valid TOML: {error}", f"edit {file}") from error
+        raise UsageError(
+            f"{file} is not valid TOML: {error}", f"edit {file}", code="settings-invalid", path=file
+        ) from error
     return {
         _dashed(name): {_dashed(k): v for k, v in value.items()}
         if isinstance(value, dict)
@@ -138,13 +145,21 @@ def _check(file: Path, record: Mapping[str, Any]) -> None:
 def _check_one(file: Path, place: str, name: str, value: Any, allowed: list[str]) -> None:
     if name in _TYPED:
         raise UsageError(
-            f"{file}: {name} cannot be set, only typed: --{name}", f"take it out of {file}"
+            f"{file}: {name} cannot be set",
+            f"take it out of {file}",
+            code="setting-only-typed",
+            path=file,
+            name=name,
         )
     if name not in allowed:
         raise _unknown(file, place, name, allowed, "settings")
     if not isinstance(value, (str, int, float)):
         raise UsageError(
-            f"{file}: {place} is {value!r}, not a word or a number", f'for example {name} = "…"'
+            f"{file}: {place} is {value!r}, not a word or a number",
+            f'for example {name} = "…"',
+            code="settings-invalid",
+            path=file,
+            name=name,
         )
 
 
@@ -154,4 +169,7 @@ def _unknown(
     return UsageError(
         f"{file}: there is no setting {place}",
         f"{did_you_mean(name, sorted(known))}{what}: {', '.join(sorted(known))}",
+        code="unknown-setting",
+        path=file,
+        name=name,
     )

@@ -13,7 +13,7 @@ from amcli.system.version import VERSION
 
 
 def text() -> str:
-    """What `amkv --version` prints: `amkv` and its version on the first line."""
+    """Versions for people: `amkv` and its own on the first line."""
     file = settings.path()
     libraries = [f"python {platform.python_version()}"]
     libraries += [f"{name} {version(name)}" for name in ("torch", "transformers", "safetensors")]

@@ -14,7 +14,7 @@ from amcli.commands.app import main
 from amcli.errors import UsageError
 from amcli.evaluation import makers, runner, scorers
 from amcli.evaluation.results import Results
-from amcli.evaluation.runner import Settings
+from amcli.evaluation.settings import Settings
 from amcli.evaluation.suites import base
 from amcli.evaluation.suites.base import Document, Measure, Question, Wanted
 from amcli.generator.documents import generate

@@ -16,7 +16,7 @@ from amcli.errors import UsageError
 from amcli.evaluation import parallel, runner
 from amcli.evaluation.forcing import Outcome
 from amcli.evaluation.results import Results, finite
-from amcli.evaluation.runner import Settings
+from amcli.evaluation.settings import Settings
 from amcli.evaluation.suites import base
 
 Row = dict[str, Any]

@@ -13,7 +13,7 @@ import pytest
 from amcli.errors import UsageError
 from amcli.evaluation import makers, runner
 from amcli.evaluation.results import Results
-from amcli.evaluation.runner import Settings
+from amcli.evaluation.settings import Settings
 from amcli.evaluation.suites import base
 from amcli.pipeline.compaction.request import Request
 from amcli.pipeline.contexts.reading import prefill
@@ -151,15 +151,16 @@ def test_other_settings_are_refused(whole: Path, change: dict[str, Any], said: s
     with pytest.raises(UsageError) as caught:
         run(whole, **change)
     assert said in caught.value.message
-    assert "--force" in (caught.value.hint or "")
+    assert (caught.value.code, caught.value.field) == ("results-of-other-settings", "path")
 
 
 def test_a_file_that_is_something_else_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "notes.json"
     for content in ("{}", "[1]", "no JSON"):
         path.write_text(content, encoding="utf-8")
-        with pytest.raises(UsageError, match="is not a result of amkv eval"):
+        with pytest.raises(UsageError, match="is not the result of an evaluation") as caught:
             run(path)
+        assert caught.value.code == "not-results"
         assert path.read_text(encoding="utf-8") == content
 
 

@@ -49,7 +49,7 @@ CASES = {
         {"X-Error-Code": "RevisionNotFound"},
         UsageError,
         "no revision v9",
-        "--model",
+        "leave it out: someone/model",
     ),
     "no config": (
         404,
@@ -82,7 +82,8 @@ def test_a_hub_out_of_reach_is_one_line_and_no_chatter(
     hub(down)
     with pytest.raises(AmkvError, match="the hub cannot be reached") as caught:
         loading.load("someone/model", device="cpu")
-    assert "give --model a folder" in (caught.value.hint or "")
+    assert caught.value.code == "hub-unreachable"
+    assert "the folder of a model" in (caught.value.hint or "")
     assert capfd.readouterr() == ("", "")
     assert caplog.records == []
 
@@ -179,6 +180,7 @@ def test_code_of_a_model_runs_only_when_asked(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(UsageError, match="its own code") as caught:
         loading.load(str(tmp_path), device="cpu")
-    assert "--trust-remote-code" in (caught.value.hint or "")
+    assert (caught.value.code, caught.value.field) == ("model-brings-code", "trust_remote_code")
+    assert "trust_remote_code=True" in (caught.value.hint or "")
     with pytest.raises(AmkvError, match="the code was run"):
         loading.load(str(tmp_path), device="cpu", trust_remote_code=True)

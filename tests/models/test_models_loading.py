@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as hf_logging
 
 from amcli.errors import AmkvError, OutOfMemoryError, UsageError
-from amcli.models import loading
+from amcli.models import devices, loading
 from amcli.models.generate import stream
 from amcli.models.identity import config_hash
 from amcli.models.loading import load
@@ -77,9 +77,9 @@ def test_a_folder_loads_ready_to_answer(saved: Path) -> None:
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "float16", "bf16"])
 def test_the_dtype_asked_for_is_the_dtype_got(saved: Path, name: str) -> None:
     loaded = load(str(saved), device="cpu", dtype=name)
-    assert next(loaded.model.parameters()).dtype == loaded.dtype == loading.DTYPES[name]
+    assert next(loaded.model.parameters()).dtype == loaded.dtype == devices.DTYPES[name]
     manifest = loaded.fingerprint()["model"]["dtype"]
-    assert loading.DTYPES[manifest] == loaded.dtype
+    assert devices.DTYPES[manifest] == loaded.dtype
 
 
 def test_the_box_is_loaded_by_its_name(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,7 +287,9 @@ def test_devices_and_dtypes_that_are_not_there(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     absent = refused(UsageError, saved, device="cuda")
     assert "no CUDA device" in absent.message
-    assert "--device cpu" in (absent.hint or "")
+    assert absent.code in ("gpu-missing", "gpu-not-supported")
+    assert absent.field == "device"
+    assert "device='cpu'" in (absent.hint or "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert "there are 1" in refused(UsageError, saved, device="cuda:3").message

@@ -109,7 +109,8 @@ def test_weights_that_cannot_fit_are_refused_unread(
         load(str(saved), device="cpu")
     assert caught.value.exit_code == 5
     assert "for its weights in float32, and cpu has 10 kB free" in caught.value.message
-    assert "--dtype bfloat16" in (caught.value.hint or "")
+    assert (caught.value.code, caught.value.field) == ("model-too-large", "model")
+    assert "dtype='bfloat16'" in (caught.value.hint or "")
 
 
 def test_a_document_that_cannot_fit_is_refused_and_its_limit_named(

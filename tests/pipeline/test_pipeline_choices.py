@@ -122,7 +122,8 @@ def test_a_model_that_says_nothing_cannot_study(
     )
     with pytest.raises(UsageError, match="no answer to any question") as error:
         compact(context, Request(tokens=4, queries=queries))
-    assert "--queries repeat" in str(error.value.hint)
+    assert (error.value.code, error.value.field) == ("no-self-study", "queries")
+    assert "queries='repeat'" in str(error.value.hint)
 
 
 def test_parts_score_their_own_keys(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -225,4 +225,4 @@ def test_a_cache_with_nan_is_refused_by_layer() -> None:
     layer.set_live(keys[0], values[0], context.T)
     with pytest.raises(AmkvError, match=r"layer 1: 1 of [\d,]+ numbers of the values") as error:
         compact(context, Request(ratio=2))
-    assert "--dtype" in str(error.value.hint)
+    assert (error.value.code, error.value.field) == ("numbers-not-finite", "dtype")

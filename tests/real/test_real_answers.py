@@ -9,7 +9,7 @@ import pytest
 
 from amcli.evaluation import runner
 from amcli.evaluation.results import Results
-from amcli.evaluation.runner import Settings
+from amcli.evaluation.settings import Settings
 from amcli.evaluation.suites import base
 from amcli.evaluation.suites.base import Wanted
 from amcli.models.loading import load

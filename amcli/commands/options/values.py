@@ -9,6 +9,11 @@ from pathlib import Path
 from amcli.errors import UsageError
 
 
+def _field(option: str) -> str:
+    """The name of the argument that an option stands for: `max_tokens` of `--max-tokens`."""
+    return option.lstrip("-/").replace("-", "_")
+
+
 def number(option: str, example: str, least: float = -math.inf) -> Callable[[object], float]:
     """A reader of numbers from `least` up; raises UsageError that names option and value."""
 
@@ -18,10 +23,16 @@ def number(option: str, example: str, least: float = -math.inf) -> Callable[[obj
         except ValueError:
             found = math.nan
         if not math.isfinite(found):
-            raise UsageError(f"{option} {value} is not a number", f"for example {option} {example}")
+            raise UsageError(
+                f"{option} {value} is not a number",
+                f"for example {option} {example}",
+                field=_field(option),
+            )
         if found < least:
             raise UsageError(
-                f"{option} {found:g} is below {least:g}", f"for example {option} {example}"
+                f"{option} {found:g} is below {least:g}",
+                f"for example {option} {example}",
+                field=_field(option),
             )
         return found
 
@@ -37,11 +48,15 @@ def whole(option: str, example: str, least: int = 0) -> Callable[[object], int]:
             found = int(text)
         except ValueError:
             raise UsageError(
-                f"{option} {value} is not a whole number", f"for example {option} {example}"
+                f"{option} {value} is not a whole number",
+                f"for example {option} {example}",
+                field=_field(option),
             ) from None
         if found < least:
             raise UsageError(
-                f"{option} {found} is below {least}", f"for example {option} {example}"
+                f"{option} {found} is below {least}",
+                f"for example {option} {example}",
+                field=_field(option),
             )
         return found
 
@@ -65,7 +80,9 @@ def size(option: str, example: str) -> Callable[[object], int]:
             found = math.nan
         if not (math.isfinite(found) and found >= 1):
             raise UsageError(
-                f"{option} {value} is no amount of memory", f"for example {option} {example}"
+                f"{option} {value} is no amount of memory",
+                f"for example {option} {example}",
+                field=_field(option),
             )
         return int(found)
 

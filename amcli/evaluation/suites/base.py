@@ -102,8 +102,9 @@ class Wanted:
 class Suite:
     """A source of documents with questions.
 
-    docs, tokens  what `--docs` and `--tokens` are when left out
-    whole         documents are as long as they are: there is no `--tokens`
+    docs, tokens  how many documents there are and how long, where nobody says
+    file          what the file has to be; None for a suite that wants none
+    whole         documents are as long as they are: there are no tokens to choose
     choice        multiple choice
     own           the whole document's own answers are measured, too, and what is generated is
                   compared with the right answers
@@ -129,7 +130,10 @@ class Suite:
         if not found:
             raise UsageError(
                 f"suite {self.name} has no document with questions at {wanted.tokens} tokens",
-                "raise --tokens",
+                "raise tokens",
+                code="tokens-too-few",
+                field="tokens",
+                tokens=wanted.tokens,
             )
         return found
 

@@ -56,7 +56,7 @@ def question(text: str, options: Sequence[str], right: int, kind: str, reason: b
 
 def quality(wanted: Wanted) -> Iterator[Document]:
     """The first `wanted.docs` articles; kinds `easy` and `hard` by the annotators."""
-    path = _path(wanted)
+    path = _path(wanted, "quality")
     articles: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for number, line in enumerate(read_text(path, _INSTEAD).splitlines(), 1):
         if line.strip():
@@ -81,7 +81,7 @@ def quality(wanted: Wanted) -> Iterator[Document]:
 
 def longhealth(wanted: Wanted) -> Iterator[Document]:
     """The first `wanted.docs` groups of five patients (the last one may be smaller)."""
-    path = _path(wanted)
+    path = _path(wanted, "longhealth")
     with _Form(path, "the file", "LongHealth"):
         patients = sorted(dict(json.loads(read_text(path, _INSTEAD))).items())
     groups = [patients[i : i + PATIENTS] for i in range(0, len(patients), PATIENTS)]
@@ -114,9 +114,15 @@ def _right(index: int, count: int) -> int:
     return index
 
 
-def _path(wanted: Wanted) -> Path:
+def _path(wanted: Wanted, suite: str) -> Path:
     if wanted.path is None:
-        raise UsageError("this suite reads a published file", "name it, or see docs/eval.md")
+        raise UsageError(
+            f"suite {suite} reads a published file",
+            "name it, or see docs/eval.md",
+            code="suite-wants-file",
+            field="path",
+            suite=suite,
+        )
     return wanted.path
 
 
@@ -135,6 +141,10 @@ class _Form:
             raise UsageError(
                 f"{self.path} has not the form of {self.benchmark}: {self.place}: {what}",
                 "give the published file, unchanged; docs/eval.md says which",
+                code="not-of-the-benchmark",
+                field="path",
+                path=self.path,
+                benchmark=self.benchmark,
             ) from error
 
 

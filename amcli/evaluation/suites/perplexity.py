@@ -19,7 +19,13 @@ _SHORTEST = 8  # tokens of half a window: less says nothing
 def documents(wanted: Wanted) -> Iterator[Document]:
     """Up to `wanted.docs` windows of `wanted.tokens` tokens, one after the other, halved."""
     if wanted.path is None:
-        raise UsageError("suite perplexity reads a text file", "name one: amkv eval book.txt …")
+        raise UsageError(
+            "suite perplexity reads a text file",
+            "name one, such as book.txt",
+            code="suite-wants-file",
+            field="path",
+            suite="perplexity",
+        )
     rest = read_source(str(wanted.path)).text
     measure, half = wanted.measure, wanted.tokens // 2
     for index in range(wanted.docs):
@@ -31,7 +37,13 @@ def documents(wanted: Wanted) -> Iterator[Document]:
             first = measure.cut(rest, measure.one(rest) // 2)
             second = rest[len(first) :]
             if min(measure.count([first, second])) < _SHORTEST:
-                raise UsageError(f"{wanted.path} is too short to be halved", "give a longer text")
+                raise UsageError(
+                    f"{wanted.path} is too short to be halved",
+                    "give a longer text",
+                    code="text-too-short",
+                    field="path",
+                    path=wanted.path,
+                )
         yield Document(
             f"part {index + 1}", first, (Question(second, "", "text", continuation=True),)
         )

@@ -4,8 +4,8 @@ A file of JSON lines, one document a line:
 
     {"name": "report", "text": "…", "questions": [{"question": "…", "answer": "…"}]}
 
-or `path` in place of `text`, relative to the file and of any kind that `amkv prefill` reads. Or
-one document by itself, with the file of questions that `amkv chat --questions` reads. A question
+or `path` in place of `text`, relative to the file and of any kind that a prefill reads. Or one
+document by itself, with a file of questions as `pipeline.talk.questions` reads it. A question
 without an answer is measured on what the whole document answers.
 """
 
@@ -31,16 +31,34 @@ _FORM = '{"name": "report", "text": "…", "questions": [{"question": "…", "an
 def documents(wanted: Wanted) -> Iterator[Document]:
     """The first `wanted.docs` documents, or all; of each the first `wanted.questions`."""
     if wanted.path is None:
-        raise UsageError("suite qa reads a file of documents and questions", _FORM)
+        raise UsageError(
+            "suite qa reads a file of documents and questions",
+            _FORM,
+            code="suite-wants-documents",
+            field="path",
+            suite="qa",
+        )
     if wanted.asked is not None:
         yield _one(wanted.path, wanted.asked, wanted.questions)
         return
     if looks_like_artifact(wanted.path):
-        raise UsageError(f"{wanted.path} is an artifact, not documents", f"one line each: {_FORM}")
+        raise UsageError(
+            f"{wanted.path} is an artifact, not documents",
+            f"one line each: {_FORM}",
+            code="not-documents",
+            field="path",
+            path=wanted.path,
+        )
     text = read_text(wanted.path, "convert it first")
     rows = list(json_lines(text, str(wanted.path), _FORM))
     if not rows:
-        raise UsageError(f"{wanted.path} has no documents", f"one line each: {_FORM}")
+        raise UsageError(
+            f"{wanted.path} has no documents",
+            f"one line each: {_FORM}",
+            code="not-documents",
+            field="path",
+            path=wanted.path,
+        )
     for where, row in rows[: wanted.docs or None]:
         yield _document(where, row, wanted.path.parent, wanted.questions)
 
@@ -48,7 +66,12 @@ def documents(wanted: Wanted) -> Iterator[Document]:
 def _one(path: Path, questions: Path, most: int | None) -> Document:
     """A document of a file of its own."""
     if STDIN in (str(path), str(questions)):  # a run that goes on reads both again
-        raise UsageError("amkv eval reads files, not standard input", "name a file in place of -")
+        raise UsageError(
+            "an evaluation reads files, not standard input",
+            "name a file in place of -",
+            code="stdin-not-taken",
+            field="path",
+        )
     source = read_source(str(path))
     found = []
     for number, q in enumerate(from_file(questions)[:most], 1):
@@ -58,22 +81,36 @@ def _one(path: Path, questions: Path, most: int | None) -> Document:
 
 def _document(where: str, row: Any, folder: Path, most: int | None) -> Document:
     if not isinstance(row, dict):
-        raise UsageError(f"{where} is no object", _FORM)
+        raise UsageError(
+            f"{where} is no object", _FORM, code="not-documents", field="path", where=where
+        )
     name, text, path = row.get("name"), row.get("text"), row.get("path")
     for field, value in (("name", name), ("text", text), ("path", path)):
         if not isinstance(value, str | None):
-            raise UsageError(f"{where}: {field} is no string: {value!r:.40}", _FORM)
+            raise UsageError(
+                f"{where}: {field} is no string: {value!r:.40}",
+                _FORM,
+                code="not-documents",
+                field="path",
+                where=where,
+            )
     if (text is None) == (path is None):
         which = "neither text nor path" if text is None else "both text and path"
-        raise UsageError(f"{where} has {which}", _FORM)
+        raise UsageError(
+            f"{where} has {which}", _FORM, code="not-documents", field="path", where=where
+        )
     if path is not None:
         source = _read(where, folder, path)
         name, text = name or source.name, source.text
     if not text or not text.strip():
-        raise UsageError(f"{where}: the text is empty", _FORM)
+        raise UsageError(
+            f"{where}: the text is empty", _FORM, code="not-documents", field="path", where=where
+        )
     questions = row.get("questions")
     if not isinstance(questions, list) or not questions:
-        raise UsageError(f"{where} has no questions", _FORM)
+        raise UsageError(
+            f"{where} has no questions", _FORM, code="not-documents", field="path", where=where
+        )
     found = []
     for number, value in enumerate(questions[:most], 1):
         place = f"{where}: question {number}"
@@ -86,7 +123,7 @@ def _read(where: str, folder: Path, path: str) -> Source:
     try:
         return read_source(os.path.join(folder, path))  # a plain `-` is a file's name here
     except UsageError as error:
-        raise UsageError(f"{where}: {error.message}", error.hint) from error
+        raise error.at(where) from error
 
 
 def _question(where: str, text: str, given: Any) -> Question:
@@ -95,7 +132,13 @@ def _question(where: str, text: str, given: Any) -> Question:
     answer, kind = given.get("answer"), given.get("kind")
     for field, value in (("answer", answer), ("kind", kind)):
         if not isinstance(value, str | None):
-            raise UsageError(f"{where}: its {field} is no string: {value!r:.40}", _FORM)
+            raise UsageError(
+                f"{where}: its {field} is no string: {value!r:.40}",
+                _FORM,
+                code="not-documents",
+                field="path",
+                where=where,
+            )
     return Question(text, (answer or "").strip(), kind or KIND)
 
 

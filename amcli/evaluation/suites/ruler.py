@@ -107,7 +107,13 @@ def common_words(rng: Random, measure: Measure, tokens: int) -> tuple[str, Quest
         else:
             high = middle - 1
     if low == 0:
-        raise UsageError(f"a list of words does not fit into {tokens} tokens", "use --tokens 1024")
+        raise UsageError(
+            f"a list of words does not fit into {tokens} tokens",
+            "use tokens=1024",
+            code="words-too-many",
+            field="tokens",
+            tokens=tokens,
+        )
     asked = (
         f"What are the {COMMON} words that stand most often in the list above? "
         "Answer with these words only, separated by commas."

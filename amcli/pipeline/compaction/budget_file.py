@@ -23,7 +23,7 @@ FORMAT = "amkv-budget"
 VERSION = 1
 
 _LARGEST = 1 << 26  # bytes; a thousand layers of a thousand heads take less
-_AGAIN = "make one with: amkv compact DOC --save-budget FILE"
+_AGAIN = "make one with budget_file.write"
 _LEAST_SHARE = 1e-9  # so that a head whose share was nothing is filled last, not never
 
 
@@ -52,24 +52,50 @@ class BudgetFile:
         except (ValueError, RecursionError):
             record = None
         if not isinstance(record, dict) or record.get("format") != FORMAT:
-            raise UsageError(f"{path} is not a budget file", _AGAIN)
+            raise UsageError(
+                f"{path} is not a budget file",
+                _AGAIN,
+                code="not-a-budget",
+                field="budget",
+                path=path,
+            )
         if record.get("version") != VERSION:
             raise UsageError(
                 f"{path} is a budget file of version {record.get('version')!r}; "
                 f"this amkv reads version {VERSION}",
                 "update amkv, or save the budget again",
+                code="budget-version",
+                field="budget",
+                path=path,
+                version=record.get("version"),
             )
         layers = record.get("layers")
         if not isinstance(layers, list) or not all(map(_is_layer, layers)):
             raise UsageError(
-                f"{path} is a broken budget file: its shares are not numbers from 0 to 1", _AGAIN
+                f"{path} is a broken budget file: its shares are not numbers from 0 to 1",
+                _AGAIN,
+                code="budget-broken",
+                field="budget",
+                path=path,
             )
         indices = [layer["layer"] for layer in layers]
         if twice := [i for i in indices if indices.count(i) > 1]:
-            raise UsageError(f"{path} is a broken budget file: layer {twice[0]} twice", _AGAIN)
+            raise UsageError(
+                f"{path} is a broken budget file: layer {twice[0]} twice",
+                _AGAIN,
+                code="budget-broken",
+                field="budget",
+                path=path,
+            )
         total = math.fsum(s for layer in layers for s in layer["shares"])
         if not total > 0:
-            raise UsageError(f"{path} is a broken budget file: its shares are all zero", _AGAIN)
+            raise UsageError(
+                f"{path} is a broken budget file: its shares are all zero",
+                _AGAIN,
+                code="budget-broken",
+                field="budget",
+                path=path,
+            )
         model = record.get("model")
         return cls(
             path,
@@ -88,7 +114,11 @@ class BudgetFile:
         raise ModelMismatchError(
             f"budget {self.path} does not fit {model}: the file has {_counted(there)}, "
             f"the model {_counted(here)} to compact",
-            f"save one with this model: amkv compact DOC --model {model} --save-budget FILE",
+            "write one with this model",
+            code="budget-of-another-model",
+            field="budget",
+            path=self.path,
+            model=model,
         )
 
     def made_elsewhere(self, model: Mapping[str, Any]) -> bool:
@@ -154,12 +184,30 @@ def write(
 def _bytes(path: Path) -> bytes:
     try:
         if not path.is_file():
-            raise UsageError(f"budget {path} is not a file", "check the path")
+            raise UsageError(
+                f"budget {path} is not a file",
+                "check the path",
+                code="budget-unreadable",
+                field="budget",
+                path=path,
+            )
         if path.stat().st_size > _LARGEST:
-            raise UsageError(f"{path} is not a budget file", _AGAIN)
+            raise UsageError(
+                f"{path} is not a budget file",
+                _AGAIN,
+                code="not-a-budget",
+                field="budget",
+                path=path,
+            )
         return path.read_bytes()
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", "check the path") from error
+        raise UsageError(
+            f"cannot read {path}: {error.strerror}",
+            "check the path",
+            code="budget-unreadable",
+            field="budget",
+            path=path,
+        ) from error
 
 
 def _is_layer(layer: object) -> bool:

@@ -117,5 +117,7 @@ def _require_finite(layer: str, name: str, tensor: torch.Tensor) -> None:
         raise AmkvError(
             f"{layer}: {wrong:,} of {tensor.numel():,} numbers of the {name} are infinite or no "
             "numbers",
-            "prefill the document again with --dtype bfloat16 or float32",
+            "prefill the document again with dtype='bfloat16' or 'float32'",
+            code="numbers-not-finite",
+            field="dtype",
         )

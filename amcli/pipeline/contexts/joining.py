@@ -70,12 +70,19 @@ def _require_joinable(first: Context, T: int, limit: int | None) -> None:
     loaded = first.loaded
     if first.cache.states:
         raise UsageError(
-            f"{loaded.id} has layers that keep a state, and two states do not make one", _ALONE
+            f"{loaded.id} has layers that keep a state, and two states do not make one",
+            _ALONE,
+            code="contexts-not-joinable",
+            field="contexts",
         )
     if limit is not None and limit < T + POSITIONS_FOR_ANSWERS:
         raise UsageError(
             f"the contexts have {T:,} tokens together, and {loaded.id} has {limit:,} positions",
             _ALONE,
+            code="contexts-too-long",
+            field="contexts",
+            tokens=T,
+            limit=limit,
         )
 
 
@@ -87,14 +94,18 @@ def _rotary(first: Context) -> Rotary:
             f"{geometry.architecture} has {kind} RoPE, whose frequencies change with the length: "
             "a context cannot be moved behind another",
             _ALONE,
+            code="contexts-not-joinable",
+            field="contexts",
         )
     try:
         return Rotary(model, geometry)
     except UsageError as error:
         raise UsageError(
-            f"{error.message.partition(', and this method')[0]}, so a context cannot be moved "
-            "behind another",
+            f"the rotary position embedding of {geometry.architecture} could not be found, so a "
+            "context cannot be moved behind another",
             _ALONE,
+            code="contexts-not-joinable",
+            field="contexts",
         ) from error
 
 

@@ -37,9 +37,16 @@ def restore(artifact: Artifact, loaded: LoadedModel) -> Context:
     """
     manifest, states = artifact.manifest, artifact.states()
     if found := misfits(artifact, loaded):
+        wanted = model_of(artifact)
         raise ModelMismatchError(
             f"{artifact.path} was made for another model than {loaded.id}: {'; '.join(found)}",
-            f"use --model {model_of(artifact)}, or compact the document again for this model",
+            f"use the model {wanted}, or compact the document again for this one",
+            code="wrong-model",
+            field="model",
+            path=artifact.path,
+            model=loaded.id,
+            wanted=wanted,
+            differs=found,
         )
     T = artifact.logical_length
     loaded = for_length(loaded, T)

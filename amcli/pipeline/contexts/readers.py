@@ -60,6 +60,9 @@ def _decode(name: str, data: bytes, declared: str | None = None) -> str:
             "give a plain text file in UTF-8"
             if advice is None
             else f"convert it first: {advice.format(name=name, stem=path.stem)}",
+            code="not-text",
+            field="path",
+            path=name,
         )
     try:
         text = data.decode(declared or "utf-8-sig")
@@ -68,10 +71,17 @@ def _decode(name: str, data: bytes, declared: str | None = None) -> str:
         raise UsageError(
             f"{name} is not {(declared or 'UTF-8').upper()} text ({wrong})",
             "convert it first, for example with iconv -f latin1 -t utf-8",
+            code="not-text",
+            field="path",
+            path=name,
         ) from error
     except LookupError as error:
         raise UsageError(
-            f"{name} says that it is in {declared}, which nobody knows", "convert it to UTF-8 first"
+            f"{name} says that it is in {declared}, which nobody knows",
+            "convert it to UTF-8 first",
+            code="not-text",
+            field="path",
+            path=name,
         ) from error
     return text.removeprefix("\ufeff").replace("\r\n", "\n").strip()
 
@@ -87,6 +97,8 @@ def _pdf(name: str, data: bytes) -> Reading:
         raise UsageError(
             f"{name} is a PDF, and pypdf, which reads them, is not installed",
             "pip install 'amkv[pdf]'",
+            code="package-missing",
+            path=name,
         ) from error
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it warns of what it then mends
     try:
@@ -94,21 +106,40 @@ def _pdf(name: str, data: bytes) -> Reading:
         locked = reader.is_encrypted and not reader.decrypt("")
         pages = [] if locked else [page.extract_text().strip() for page in reader.pages]
     except DependencyError as error:
-        raise UsageError(f"{name} is encrypted: {error}", "pip install 'pypdf[crypto]'") from error
+        raise UsageError(
+            f"{name} is encrypted: {error}",
+            "pip install 'pypdf[crypto]'",
+            code="package-missing",
+            path=name,
+        ) from error
     # Damaged files make the reader fail in all sorts of ways.
     except (PyPdfError, ArithmeticError, AttributeError, LookupError, OSError, RuntimeError,
             TypeError, ValueError) as error:  # fmt: skip
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UsageError(f"{name} is a damaged PDF: {reason}", "export it again") from error
+        raise UsageError(
+            f"{name} is a damaged PDF: {reason}",
+            "export it again",
+            code="pdf-damaged",
+            field="path",
+            path=name,
+            reason=reason,
+        ) from error
     if locked:
         raise UsageError(
-            f"{name} is locked with a password", f"unlock it first: qpdf --decrypt {name} out.pdf"
+            f"{name} is locked with a password",
+            f"unlock it first: qpdf --decrypt {name} out.pdf",
+            code="pdf-locked",
+            field="path",
+            path=name,
         )
     text = "\n\n".join(page for page in pages if page)
     if not text:
         raise UsageError(
             f"{name} has {len(pages)} pages and no text: they are pictures",
             f"recognise the text first, for example: ocrmypdf {name} out.pdf",
+            code="pdf-without-text",
+            field="path",
+            path=name,
         )
     # What cannot be written in UTF-8 comes out of fonts without a proper table.
     return Reading(text.encode("utf-8", "replace").decode(), len(pages))

@@ -41,7 +41,11 @@ def prefill(
         raise UsageError(
             f"{source.name} has {len(opened.ids):,} tokens, and {loaded.id} has {limit:,} "
             f"positions for it, {POSITIONS_FOR_ANSWERS} of them needed for questions",
-            "shorten the document, or choose a model with a longer context with --model",
+            "shorten the document, or choose a model with a longer context",
+            code="document-too-long",
+            field="source",
+            tokens=len(opened.ids),
+            limit=limit,
         )
     cache = CompactCache.empty(loaded.geometry)
     progress.start("prefill", len(opened.ids))

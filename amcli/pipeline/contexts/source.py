@@ -87,13 +87,24 @@ def _read(path: str) -> tuple[File, str]:
     """A file and its text."""
     if path == STDIN:
         if sys.stdin is None:
-            raise UsageError("standard input is closed", "pipe a document into it, or name a file")
+            raise UsageError(
+                "standard input is closed",
+                "pipe a document into it, or name a file",
+                code="stdin-closed",
+                field="path",
+            )
         name, data = "stdin.txt", sys.stdin.buffer.read()
     else:
         name, data = bare_name(Path(path)), _bytes(Path(path))
     text, pages = readers.read(name, data)
     if not text:
-        raise UsageError(f"{name} is empty", "give a document with some text in it")
+        raise UsageError(
+            f"{name} is empty",
+            "give a document with some text in it",
+            code="empty-document",
+            field="path",
+            path=name,
+        )
     return File(name, len(text), pages), text
 
 
@@ -101,8 +112,26 @@ def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise UsageError(f"no such file: {path}", "check the path, or use - for a pipe") from error
+        raise UsageError(
+            f"no such file: {path}",
+            "check the path, or use - for a pipe",
+            code="file-missing",
+            field="path",
+            path=path,
+        ) from error
     except IsADirectoryError as error:
-        raise UsageError(f"{path} is a folder, not a text file", "name one file in it") from error
+        raise UsageError(
+            f"{path} is a folder, not a text file",
+            "name one file in it",
+            code="not-a-file",
+            field="path",
+            path=path,
+        ) from error
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", "check the path") from error
+        raise UsageError(
+            f"cannot read {path}: {error.strerror}",
+            "check the path",
+            code="file-unreadable",
+            field="path",
+            path=path,
+        ) from error

@@ -59,7 +59,11 @@ def repeat_passages(context: Context, part: int = PART) -> list[Passage]:
         raise UsageError(
             f"the model's {limit:,} positions leave no room to repeat a document of "
             f"{context.T:,} tokens",
-            "shorten the document, or choose a model with a longer context with --model",
+            "shorten the document, or choose a model with a longer context",
+            code="document-too-long",
+            field="source",
+            tokens=context.T,
+            limit=limit,
         )
     passages = []
     for start in range(0, len(document), room):
@@ -140,5 +144,8 @@ def sources(name: str) -> tuple[str, ...]:
             raise UsageError(
                 f"unknown reference queries {part!r}",
                 f"{meant}queries: {', '.join(SOURCES)}, or a mixture such as {MIXTURE}",
+                code="unknown-queries",
+                field="queries",
+                queries=part,
             )
     return found

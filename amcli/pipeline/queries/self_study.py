@@ -78,7 +78,10 @@ def study(
     if loaded.chat.raw:
         raise UsageError(
             f"{loaded.id} has no chat template, so it cannot be told to ask questions",
-            "use --queries repeat, or an instruction-tuned model",
+            "use queries='repeat', or an instruction-tuned model",
+            code="template-missing",
+            field="queries",
+            model=loaded.id,
         )
     progress = progress or Silent()
     cache = shared(context)
@@ -95,7 +98,10 @@ def study(
     if not found:
         raise UsageError(
             f"{loaded.id} has no answer to any question that it asked itself",
-            "use --queries repeat",
+            "use queries='repeat'",
+            code="no-self-study",
+            field="queries",
+            model=loaded.id,
         )
     return found
 
@@ -153,7 +159,11 @@ def _room(context: Context, prompt: int) -> int:
         raise UsageError(
             f"the model's {limit:,} positions leave no room for questions about a context of "
             f"{context.T:,} tokens",
-            "shorten the document, or choose a model with a longer context with --model",
+            "shorten the document, or choose a model with a longer context",
+            code="document-too-long",
+            field="source",
+            tokens=context.T,
+            limit=limit,
         )
     return room
 

@@ -65,7 +65,11 @@ def grow(
     """
     n = len(session.ids)
     if not n:
-        raise UsageError("there is nothing to compact: nothing was said since", "ask a question")
+        raise UsageError(
+            "there is nothing to compact: nothing was said since",
+            "ask a question",
+            code="nothing-said",
+        )
     # All of a document that is not compact stays, as entries.
     prefix = {i: _held(session.context, i) for i in full_layers(session.context)}
     cache = session.cache.fork()
@@ -97,7 +101,8 @@ def save(session: Session, path: Path, overwrite: bool) -> dict[str, Any]:
         raise UsageError(
             f"{loaded.geometry.architecture} turns keys by the length of the context, which has "
             "changed since it was read",
-            "save the conversation as text: /save chat.md",
+            "keep the conversation as text",
+            code="keys-of-another-length",
         )
     layers = [_held(context, i) for i in range(len(loaded.geometry.layers))]
     compacted = [layers[i] for i in full_layers(context)]

@@ -32,7 +32,9 @@ def from_file(path: Path) -> list[Asked]:
     text = _piped(name) if str(path) == STDIN else read_text(path, "convert it first")
     found = list(json_lines(text, name, _FORM))
     if not found:
-        raise UsageError(f"{name} has no questions", _FORM)
+        raise UsageError(
+            f"{name} has no questions", _FORM, code="no-questions", field="path", path=name
+        )
     return [asked(where, value) for where, value in found]
 
 
@@ -49,14 +51,22 @@ def json_lines(text: str, name: str, form: str) -> Iterator[tuple[str, Any]]:
             yield where, json.loads(shown)
         except (ValueError, RecursionError) as error:
             shown = shown if len(shown) <= 40 else shown[:39] + "…"
-            raise UsageError(f"{where} is not JSON: {shown}", form) from error
+            raise UsageError(
+                f"{where} is not JSON: {shown}", form, code="not-json", field="path", where=where
+            ) from error
 
 
 def _piped(name: str) -> str:
     try:
         return sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{name} is not UTF-8 text", "convert it first") from error
+        raise UsageError(
+            f"{name} is not UTF-8 text",
+            "convert it first",
+            code="not-text",
+            field="path",
+            path=name,
+        ) from error
 
 
 _FORM = 'one JSON object a line: {"question": "Who wrote this?"}'
@@ -66,5 +76,7 @@ def asked(where: str, value: Any) -> Asked:
     """A question, from a string or an object with a `question`; UsageError names its place."""
     question = value.get("question") if isinstance(value, dict) else value
     if not isinstance(question, str) or not question.strip():
-        raise UsageError(f"{where} has no question", _FORM)
+        raise UsageError(
+            f"{where} has no question", _FORM, code="empty-question", field="question", where=where
+        )
     return Asked(question.strip(), value if isinstance(value, dict) else None)

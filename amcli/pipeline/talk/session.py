@@ -107,7 +107,9 @@ class Session:
         """Takes the last turn back. Raises UsageError when none is left to be taken back."""
         if len(self.history) == self.settled:
             why = "the turns before were compacted" if self.settled else "nothing was asked yet"
-            raise UsageError(f"there is no turn to take back: {why}", "ask a question")
+            raise UsageError(
+                f"there is no turn to take back: {why}", "ask a question", code="no-turn-left"
+            )
         turn = self.history[-1]
         ids = self.ids[: turn.start - self.context.T]
         try:
@@ -135,7 +137,9 @@ class Session:
         """
         question = question.strip()
         if not question:
-            raise UsageError("the question is empty", "type a question")
+            raise UsageError(
+                "the question is empty", "type a question", code="empty-question", field="question"
+            )
         ids = self.prompt_ids(question)
         room = self._room(len(ids))
         limit = self.max_tokens if room is None else min(self.max_tokens, room)
@@ -206,5 +210,10 @@ class Session:
                 f"the model has {limit:,} positions: {self.length:,} are taken, and the question "
                 f"needs {prompt:,}",
                 "start a new conversation, or ask a shorter question",
+                code="question-too-long",
+                field="question",
+                limit=limit,
+                taken=self.length,
+                tokens=prompt,
             )
         return room
