@@ -97,6 +97,10 @@ class OutputError(AmkvError):
     exit_code = 1
 
 
+class AmkvWarning(UserWarning):
+    """What a user should see though nothing fails; warnings of libraries are another thing."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """How a hint begins when a name is near a known one; empty when none is."""
     import difflib

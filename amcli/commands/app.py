@@ -35,7 +35,7 @@ from amcli.commands.failures import TyperUsageError, as_amkv_error
 from amcli.commands.options import Debug, Quiet
 from amcli.commands.screen import console
 from amcli.commands.screen.console import ReaderGoneError, Switches, remark, report
-from amcli.errors import AmkvError, OutOfMemoryError
+from amcli.errors import AmkvError, AmkvWarning, OutOfMemoryError
 from amcli.system import settings, versions
 from amcli.system.processes import follows
 from amcli.system.stopping import StoppedError, stoppable
@@ -43,7 +43,7 @@ from amcli.system.stopping import StoppedError, stoppable
 INTERRUPTED = 130
 
 _KERNELS = r"the \w+ kernels cannot run here"
-"""How the one warning of our own begins: whoever waits for answers should know why."""
+"""How one warning of our own begins: whoever waits for answers should know why."""
 
 _SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
 
@@ -159,6 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # of the libraries below; -W brings them back
         warnings.filterwarnings("always", message=_KERNELS)
+        warnings.filterwarnings("always", category=AmkvWarning)
         warnings.showwarning = _show_warning
     try:
         with stoppable():

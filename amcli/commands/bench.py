@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from amcli.commands import completion
 from amcli.commands import options as opt
-from amcli.commands.compact import Method, Queries, Ratio
 from amcli.commands.screen.console import Console
 from amcli.commands.shared import load, work
 from amcli.errors import UsageError
+from amcli.matching.catalogue import DEFAULT
+from amcli.models.catalogue import POCKET, SHAPES
 from amcli.system.files import require_writable, write_json
 from amcli.system.processes import require_one
 from amcli.system.units import bytes_text
@@ -22,54 +23,25 @@ Shape = Annotated[
         "--shape",
         metavar="NAME",
         show_default=False,
-        help="Random weights of a known shape: qwen3-4b, llama3-8b or gemma3-12b. Times and "
+        autocompletion=completion.among(SHAPES),
+        help=f"Random weights of a known shape: {opt.either(SHAPES)}. Times and "
         "memory are those of the real model, answers are noise.",
     ),
 ]
-Layers = Annotated[
-    int | None,
-    typer.Option(
-        "--layers",
-        metavar="N",
-        parser=opt.whole("--layers", "4", least=1),
-        show_default=False,
-        help="So many layers instead of the shape's own.",
-    ),
-]
+Repeats = Annotated[int, opt.count("--repeats", "5", "Runs to take medians of.", show_default=True)]
 
 
 def bench(
     shape: Shape = None,
-    layers: Layers = None,
-    tokens: Annotated[
-        int,
-        typer.Option(
-            "--tokens",
-            metavar="N",
-            parser=opt.whole("--tokens", "4096", least=64),
-            help="Length of the document.",
-        ),
-    ] = 4096,
-    ratio: Ratio = None,
-    method: Method = "omp",
-    queries: Queries = None,
+    layers: opt.LayerCount = None,
+    tokens: opt.TimedTokens = 4096,
+    ratio: opt.Ratio = None,
+    method: opt.Method = DEFAULT,
+    queries: opt.Queries = None,
     store: opt.Store = None,
-    repeats: Annotated[
-        int,
-        typer.Option(
-            "--repeats",
-            metavar="N",
-            parser=opt.whole("--repeats", "5", least=1),
-            help="Runs to take medians of.",
-        ),
-    ] = 3,
+    repeats: Repeats = 3,
     seed: opt.Seed = 0,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", metavar="FILE", show_default=False, help="Write the result as JSON."
-        ),
-    ] = None,
+    output: opt.OutputRecord = None,
     model: opt.Model = None,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
@@ -104,7 +76,7 @@ def bench(
         request = Request.of(ratio=ratio, method=method, queries=queries, store=store, seed=seed)
         check(request, tokens)
         if shape is None:
-            loaded = load(progress, model or "pocket", device, dtype)
+            loaded = load(progress, model or POCKET, device, dtype)
         else:
             progress.start("make the model", 0)
             sizes = {} if layers is None else {"num_hidden_layers": layers}

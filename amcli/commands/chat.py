@@ -15,7 +15,8 @@ from amcli.commands import options as opt
 from amcli.commands.comparison import Whole
 from amcli.commands.conversation import Conversation, after_thoughts, answer, show
 from amcli.commands.questions import lines, prompts
-from amcli.commands.screen.console import Console, is_terminal
+from amcli.commands.screen.console import Console
+from amcli.commands.screen.terminal import is_terminal
 from amcli.commands.shared import open_contexts, warn_of_length, work
 from amcli.errors import UsageError
 from amcli.pipeline.contexts.source import STDIN
@@ -54,27 +55,6 @@ Prompts = Annotated[
         ),
     ),
 ]
-Questions = Annotated[
-    Path | None,
-    typer.Option(
-        "--questions",
-        metavar="FILE",
-        show_default=False,
-        help=(
-            'A file of questions, one JSON object a line with a "question"; each is asked by '
-            "itself. The answers are printed as JSON lines. - reads standard input."
-        ),
-    ),
-]
-System = Annotated[
-    str | None,
-    typer.Option(
-        "--system",
-        metavar="TEXT",
-        show_default=False,
-        help="Instructions, put between the document and the first question.",
-    ),
-]
 Compare = Annotated[
     bool,
     typer.Option(
@@ -86,13 +66,7 @@ Compare = Annotated[
     ),
 ]
 MaxTokens = Annotated[
-    int,
-    typer.Option(
-        "--max-tokens",
-        metavar="N",
-        parser=opt.whole("--max-tokens", "256", least=1),
-        help="Longest answer, in tokens.",
-    ),
+    int, opt.count("--max-tokens", "256", "Longest answer, in tokens.", show_default=True)
 ]
 Temperature = Annotated[
     float,
@@ -116,8 +90,8 @@ Think = Annotated[
 def chat(
     context: Contexts = None,
     prompt: Prompts = None,
-    questions: Questions = None,
-    system: System = None,
+    questions: opt.Questions = None,
+    system: opt.SystemAfter = None,
     compare: Compare = False,
     max_tokens: MaxTokens = 1024,
     temperature: Temperature = 0,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from amcli.commands import completion, planning, receipt
 from amcli.commands import options as opt
+from amcli.commands import planning, receipt
 from amcli.commands.screen.console import Console
 from amcli.commands.shared import (
     PREFILL_ENDING,
@@ -25,6 +25,7 @@ from amcli.commands.shared import (
     work,
 )
 from amcli.errors import UsageError
+from amcli.matching.catalogue import DEFAULT
 from amcli.pipeline.contexts.source import STDIN, Source
 from amcli.storage.summary import stored_range
 from amcli.system.files import (
@@ -38,27 +39,6 @@ from amcli.system.memory import last_prefill
 
 if TYPE_CHECKING:
     from amcli.pipeline.compaction.result import Compaction
-
-Ratio = Annotated[
-    float | None,
-    typer.Option(
-        "--ratio",
-        metavar="R",
-        parser=opt.number("--ratio", "20", least=1),
-        show_default=False,
-        help="How many times smaller: full bytes over stored bytes. 20 if left out.",
-    ),
-]
-Tokens = Annotated[
-    int | None,
-    typer.Option(
-        "--tokens",
-        metavar="N",
-        parser=opt.whole("--tokens", "256", least=1),
-        show_default=False,
-        help="Instead of a ratio: entries kept per KV head, on average.",
-    ),
-]
 
 
 def _share(value: object) -> float:
@@ -83,31 +63,6 @@ Fidelity = Annotated[
         "one's in a share F of held-out places, such as 0.99. Takes several compactions.",
     ),
 ]
-Method = Annotated[
-    str,
-    typer.Option(
-        "--method",
-        metavar="NAME",
-        autocompletion=completion.among(completion.METHODS),
-        help=(
-            "omp, omp-no-bias, highest-attention (no pursuit, no biases) or keep (everything); for "
-            f"comparison: {', '.join(completion.METHODS[4:])}."
-        ),
-    ),
-]
-Budget = Annotated[
-    str | None,
-    typer.Option(
-        "--budget",
-        metavar="NAME|FILE",
-        autocompletion=completion.among(completion.BUDGETS),
-        show_default=False,
-        help=(
-            "How heads share the entries: adaptive, uniform, global, adakv or pyramid, or a "
-            "file of --save-budget. The method's own if left out."
-        ),
-    ),
-]
 SaveBudget = Annotated[
     Path | None,
     typer.Option(
@@ -117,23 +72,6 @@ SaveBudget = Annotated[
         help="Write how heads shared the entries, for --budget FILE on another document.",
     ),
 ]
-Queries = Annotated[
-    str | None,
-    typer.Option(
-        "--queries",
-        metavar="NAME",
-        autocompletion=completion.among(completion.QUERIES),
-        show_default=False,
-        help=(
-            "What stands for future questions: repeat (the document, said again), self-study "
-            "(questions that the model asks itself), repeat-parts (said again in parts that count "
-            "for their own keys: faster), context (the document's own), or a mixture "
-            "such as repeat+self-study. The method's own if left out, which is repeat for "
-            "those of amkv."
-        ),
-    ),
-]
-
 MemoryLimit = Annotated[
     int | None,
     typer.Option(
@@ -165,13 +103,13 @@ def compact(
     sources: Annotated[
         list[str] | None, typer.Argument(metavar="SOURCE", hidden=True, show_default=False)
     ] = None,
-    ratio: Ratio = None,
-    tokens: Tokens = None,
+    ratio: opt.Ratio = None,
+    tokens: opt.Tokens = None,
     fidelity: Fidelity = None,
-    method: Method = "omp",
-    budget: Budget = None,
+    method: opt.Method = DEFAULT,
+    budget: opt.BudgetOrFile = None,
     save_budget: SaveBudget = None,
-    queries: Queries = None,
+    queries: opt.Queries = None,
     store: opt.Store = None,
     memory_limit: MemoryLimit = None,
     positions: Positions = False,
@@ -216,7 +154,6 @@ def compact(
     if isinstance(given.content, Path) and not plan:
         read_ahead(given.content)
     with work(console):
-        from amcli.matching import recipes  # noqa: F401 - registers the methods
         from amcli.pipeline.compaction import compacting
         from amcli.pipeline.compaction import fidelity as search
         from amcli.pipeline.compaction.request import Request, check

@@ -6,7 +6,8 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from amcli.commands.screen.console import Console, printable, styled
+from amcli.commands.screen.console import Console
+from amcli.commands.screen.terminal import printable, styled
 from amcli.system.units import bytes_text, seconds_text
 
 if TYPE_CHECKING:

@@ -6,40 +6,8 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-METHODS = (
-    "omp",
-    "omp-no-bias",
-    "highest-attention",
-    "keep",
-    "streaming",
-    "random",
-    "knorm",
-    "keydiff",
-    "snapkv",
-    "tova",
-    "h2o",
-    "expected-attention",
-    "pyramidkv",
-    "kvzip",
-    "kvzip-uniform",
-    "am-highest-attention",
-    "am-omp",
-)
-BUDGETS = ("adaptive", "uniform", "global", "adakv", "pyramid")
-QUERIES = ("repeat", "self-study", "repeat-parts", "context", "repeat+self-study")
-STORES = ("auto", "native", "int8", "int4")
-SUITES = (
-    "register",
-    "register-sparse",
-    "needle",
-    "ruler",
-    "qa",
-    "quality",
-    "longhealth",
-    "perplexity",
-)
-DEVICES = ("cpu", "cuda", "auto")
-DTYPES = ("float32", "bfloat16", "float16")
+from amcli.matching import plugins
+from amcli.models.catalogue import POCKET
 
 Completion = Callable[[str], list[str]]
 
@@ -64,6 +32,20 @@ def several(names: Iterable[str]) -> Completion:
     return offer_last
 
 
+def methods(incomplete: str) -> list[str]:
+    """Offers methods, those of other packages too."""
+    return among(plugins.names())(incomplete)
+
+
+def several_methods(*besides: str) -> Completion:
+    """Offers methods with commas between them, and what there is besides."""
+
+    def offer(incomplete: str) -> list[str]:
+        return several((*plugins.names(), *besides))(incomplete)
+
+    return offer
+
+
 def artifacts(incomplete: str) -> list[str]:
     """Offers `.amkv` files, and folders that may hold some."""
     return [*_paths(incomplete, lambda p: p.suffix == ".amkv"), *_folders(incomplete)]
@@ -81,7 +63,7 @@ def models(incomplete: str) -> list[str]:
         held = []
     ids = [name.removeprefix(prefix).replace("--", "/") for name in held]
     folders = _paths(incomplete, lambda p: p.suffix == ".gguf" or (p / "config.json").is_file())
-    return [*among(["pocket", *ids])(incomplete), *folders]
+    return [*among([POCKET, *ids])(incomplete), *folders]
 
 
 def _folders(incomplete: str) -> list[str]:

@@ -12,17 +12,9 @@ from typing import TYPE_CHECKING
 
 from amcli.commands.failures import as_amkv_error
 from amcli.commands.screen import console as output
-from amcli.commands.screen.console import (
-    Console,
-    ReaderGoneError,
-    is_terminal,
-    paint,
-    printable,
-    remark,
-    report,
-    styled,
-)
+from amcli.commands.screen.console import Console, ReaderGoneError, remark, report
 from amcli.commands.screen.keyboard import Keyboard
+from amcli.commands.screen.terminal import is_terminal, paint, printable, styled
 from amcli.commands.slash import Slash, known
 from amcli.errors import did_you_mean
 from amcli.system.files import open_artifact

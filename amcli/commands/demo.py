@@ -14,9 +14,12 @@ import typer
 
 from amcli.commands import options as opt
 from amcli.commands.conversation import answer
-from amcli.commands.screen.console import Console, printable
-from amcli.commands.shared import POCKET, PREFILL_ENDING, Stopwatch, load, typed, work
+from amcli.commands.screen.console import Console
+from amcli.commands.screen.terminal import printable
+from amcli.commands.shared import PREFILL_ENDING, Stopwatch, load, typed, work
 from amcli.errors import UsageError
+from amcli.models.catalogue import POCKET
+from amcli.pipeline.compaction.defaults import DEFAULT_RATIO
 from amcli.system.files import EXTENSION, output_errors
 from amcli.system.processes import require_one
 from amcli.system.units import bytes_text, seconds_text
@@ -32,15 +35,7 @@ _ENDINGS = (".txt", PREFILL_ENDING, EXTENSION)
 
 
 def demo(
-    ratio: Annotated[
-        float,
-        typer.Option(
-            "--ratio",
-            metavar="R",
-            parser=opt.number("--ratio", "20", least=1),
-            help="How many times smaller.",
-        ),
-    ] = 20,
+    ratio: opt.DemoRatio = int(DEFAULT_RATIO),
     keep: Annotated[
         Path | None,
         typer.Option(
@@ -121,7 +116,6 @@ class _Demo:
         record: dict[str, Any] = {"document": text.name}
         with work(self.console) as progress:
             from amcli.generator import example
-            from amcli.matching import recipes  # noqa: F401 - registers the methods
             from amcli.pipeline.compaction import compacting
             from amcli.pipeline.compaction.request import Request, check
             from amcli.pipeline.contexts import reading

@@ -7,12 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
-from amcli.commands import completion
 from amcli.commands import options as opt
 from amcli.commands.inspect import describe
-from amcli.commands.screen.console import Console, paint, printable
+from amcli.commands.screen.console import Console
+from amcli.commands.screen.terminal import paint, printable
 from amcli.system.files import open_artifact
 from amcli.system.units import bytes_text
 
@@ -23,18 +21,8 @@ _SKIPPED = frozenset({"file", "layers", "kept_from", "tools"})
 
 
 def diff(
-    a: Annotated[
-        Path,
-        typer.Argument(
-            metavar="A", hidden=True, show_default=False, autocompletion=completion.artifacts
-        ),
-    ],
-    b: Annotated[
-        Path,
-        typer.Argument(
-            metavar="B", hidden=True, show_default=False, autocompletion=completion.artifacts
-        ),
-    ],
+    a: Annotated[Path, opt.artifact("A")],
+    b: Annotated[Path, opt.artifact("B")],
     json: opt.Json = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,

@@ -6,176 +6,80 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from amcli.commands import completion
 from amcli.commands import options as opt
 from amcli.commands.eval_table import LiveTable, Notes, table_text
-from amcli.commands.screen.console import Console, animated, columns, is_terminal
+from amcli.commands.screen.console import Console
+from amcli.commands.screen.terminal import animated, columns, is_terminal
 from amcli.commands.shared import choose_model, load, work
 from amcli.errors import UsageError
+from amcli.evaluation.catalogue import DEFAULT_ASKED, DEFAULT_SUITE, SUITES
 from amcli.system.files import require_writable
 from amcli.system.processes import require_one
 
 if TYPE_CHECKING:
     from amcli.evaluation.results import Results
 
-_METHODS = "omp,highest-attention"
-_RATIOS = "5,10,20,50"
-PLOT_ENDINGS = (".png", ".pdf", ".svg")
-
-
-def _names(value: object) -> list[str]:
-    found = [name.strip() for name in str(value).split(",") if name.strip()]
-    if not found:
-        raise UsageError(
-            "--method names no method", f"for example --method {_METHODS}", field="method"
-        )
-    return found
-
-
-def _ratios(value: object) -> list[float]:
-    read = opt.number("--ratio", _RATIOS, least=1)
-    found = [read(part) for part in str(value).split(",") if part.strip()]
-    if not found:
-        raise UsageError("--ratio names no ratio", f"for example --ratio {_RATIOS}", field="ratio")
-    return sorted(set(found))
-
-
-def _asked(value: object) -> object:
-    """A number of questions, or the path of a file of them."""
-    text = str(value)
-    if text.lstrip("+-").replace(",", "").isdecimal():
-        return opt.whole("--questions", "10", least=1)(text)
-    return Path(text)
-
-
-def _count(name: str, example: str, help: str) -> Any:
-    return typer.Option(
-        name,
-        metavar="N",
-        parser=opt.whole(name, example, least=1),
+Suite = Annotated[
+    str | None,
+    typer.Option(
+        "--suite",
+        metavar="NAME",
+        autocompletion=completion.among(SUITES),
         show_default=False,
-        help=help,
-    )
+        help=f"{opt.either(opt.explained(name, x.brief) for name, x in SUITES.items())}. With a "
+        f"file of --questions {DEFAULT_ASKED}, else {DEFAULT_SUITE} if left out.",
+    ),
+]
+Docs = Annotated[
+    int | None, opt.count("--docs", "8", "Documents; the suite's own number if left out.")
+]
+Reason = Annotated[
+    bool,
+    typer.Option(
+        "--reason", help="Multiple choice: let the model think briefly, then write a letter."
+    ),
+]
+Jobs = Annotated[
+    int,
+    typer.Option(
+        "--jobs",
+        "-j",
+        metavar="N",
+        parser=opt.whole("--jobs", "2", least=1),
+        help="Documents at a time, each in a process with its own copy of the model, over all "
+        "GPUs: faster with small models.",
+    ),
+]
 
 
 def evaluate(
     file: Annotated[
         Path | None, typer.Argument(metavar="FILE", hidden=True, show_default=False)
     ] = None,
-    suite: Annotated[
-        str | None,
-        typer.Option(
-            "--suite",
-            metavar="NAME",
-            autocompletion=completion.among(completion.SUITES),
-            show_default=False,
-            help="qa (your own), register, register-sparse, needle, ruler, quality, longhealth or "
-            "perplexity. With a file of --questions qa, else register if left out.",
-        ),
-    ] = None,
-    method: Annotated[
-        str,
-        typer.Option(
-            "--method",
-            metavar="A,B,…",
-            autocompletion=completion.several((*completion.METHODS, "summary", "shuffled", "all")),
-            parser=_names,
-            help="Methods of amkv compact; besides, summary (the model's own), shuffled "
-            "(a control that has to fail), and all, for all but those that keep everything.",
-        ),
-    ] = _METHODS,
-    ratio: Annotated[
-        str,
-        typer.Option(
-            "--ratio", metavar="R,R,…", parser=_ratios, help="How many times smaller; several."
-        ),
-    ] = _RATIOS,
-    docs: Annotated[
-        int | None, _count("--docs", "8", "Documents; the suite's own number if left out.")
-    ] = None,
-    questions: Annotated[
-        str | None,
-        typer.Option(
-            "--questions",
-            metavar="N|FILE",
-            parser=_asked,
-            show_default=False,
-            help="Questions of each kind about a document; or a file of them about the document "
-            "FILE, as amkv chat --questions reads it, with an answer each.",
-        ),
-    ] = None,
-    tokens: Annotated[
-        int | None, _count("--tokens", "2048", "Length of a document that the suite makes.")
-    ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            "--budget",
-            metavar="NAME",
-            autocompletion=completion.among(completion.BUDGETS),
-            show_default=False,
-            help="How heads share the entries. Each method's own if left out.",
-        ),
-    ] = None,
-    queries: Annotated[
-        str | None,
-        typer.Option(
-            "--queries",
-            metavar="NAME",
-            autocompletion=completion.among(completion.QUERIES),
-            show_default=False,
-            help="What stands for future questions. Each method's own if left out.",
-        ),
-    ] = None,
+    suite: Suite = None,
+    method: opt.Methods = opt.METHODS,
+    ratio: opt.Ratios = opt.RATIOS,
+    docs: Docs = None,
+    questions: opt.NumberOfQuestions = None,
+    tokens: opt.MadeTokens = None,
+    budget: opt.Budget = None,
+    queries: opt.QueriesOfEach = None,
     store: opt.Store = None,
-    reason: Annotated[
-        bool,
-        typer.Option(
-            "--reason", help="Multiple choice: let the model think briefly, then write a letter."
-        ),
-    ] = False,
+    reason: Reason = False,
     seed: opt.Seed = 0,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            show_default=False,
-            help="Results as JSON, kept up to date; the same command goes on where it stopped.",
-        ),
-    ] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(
-            "--plot",
-            metavar="FILE",
-            show_default=False,
-            help="Draw recall and KL against the ratio: .png, .pdf or .svg; replaced if there.",
-        ),
-    ] = None,
-    jobs: Annotated[
-        int,
-        typer.Option(
-            "--jobs",
-            "-j",
-            metavar="N",
-            parser=opt.whole("--jobs", "2", least=1),
-            help="Documents at a time, each in a process with its own copy of the model, over all "
-            "GPUs: faster with small models.",
-        ),
-    ] = 1,
+    output: opt.OutputResults = None,
+    plot: opt.PlotResults = None,
+    jobs: Jobs = 1,
     model: opt.Model = None,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
     trust_remote_code: opt.Trust = False,
-    force: Annotated[
-        bool, typer.Option("--force", "-f", help="Start over, whatever the output holds.")
-    ] = False,
+    force: opt.StartOver = False,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
@@ -202,7 +106,7 @@ def evaluate(
     _check_outputs(output, plot)
     spec = choose_model(console, model, "eval")
     with work(console) as progress:
-        from amcli.evaluation import parallel, runner, suites  # noqa: F401 - registers the suites
+        from amcli.evaluation import parallel, runner
         from amcli.evaluation import results as _  # noqa: F401 - the slow imports, with a word
         from amcli.evaluation.settings import Settings
         from amcli.evaluation.suites import base
@@ -213,7 +117,7 @@ def evaluate(
             plotting.require()
         asked = questions if isinstance(questions, Path) else None
         settings = Settings.of(
-            base.get(suite or ("register" if asked is None else "qa")),
+            base.get(suite or (DEFAULT_SUITE if asked is None else DEFAULT_ASKED)),
             method, ratio,  # type: ignore[arg-type]
             path=file, asked=asked, docs=docs, questions=None if asked else questions,
             tokens=tokens, seed=seed, budget=budget, queries=queries, store=store, reason=reason,
@@ -238,8 +142,9 @@ def _check_outputs(output: Path | None, plot: Path | None) -> None:
     if output is not None:
         require_writable(output, overwrite=True)
     if plot is not None:
-        if plot.suffix.lower() not in PLOT_ENDINGS:
-            raise UsageError(f"--plot {plot} is no picture", "name it .png, .pdf or .svg")
+        if plot.suffix.lower() not in opt.PLOT_ENDINGS:
+            known = opt.either(opt.PLOT_ENDINGS)
+            raise UsageError(f"--plot {plot} is no picture", f"name it {known}")
         require_writable(plot, overwrite=True)
 
 

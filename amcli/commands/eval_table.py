@@ -209,9 +209,9 @@ class LiveTable:
         self._left = ""
         self._document = self._stage = ""
         self._done = self._total = 0
-        self._screen = RichConsole(file=sys.stderr)
+        self.screen = RichConsole(file=sys.stderr)
         self._live = Live(
-            console=self._screen, transient=True, refresh_per_second=4, get_renderable=self._render
+            console=self.screen, transient=True, refresh_per_second=4, get_renderable=self.render
         )
 
     def __enter__(self) -> LiveTable:
@@ -248,14 +248,15 @@ class LiveTable:
         left = self._pace.left(results)
         self._left = "" if left is None else f" · about {seconds_text(left)} left"
 
-    def _render(self) -> Any:
+    def render(self) -> Any:
+        """The table as it is now, as much of it as the screen has room for."""
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
         table = Table(box=None, pad_edge=False)
-        wide = self._screen.size.width >= _WIDE
-        room = max(3, self._screen.size.height - 4)
+        wide = self.screen.size.width >= _WIDE
+        room = max(3, self.screen.size.height - 4)
         rows = [row for rows in list(self._rows.values())[-room:] for row in rows]
         columns = [column for column in _columns(rows) if wide or not column.wide]
         for i, column in enumerate(columns):

@@ -18,23 +18,14 @@ FORMS = ("transformers",)
 
 
 def export(
-    file: Annotated[Path, typer.Argument(metavar="FILE", hidden=True, show_default=False)],
+    file: opt.Artifact,
     to: Annotated[
         str,
         typer.Option(
             "--to", metavar="FORM", help="transformers: a folder with a padded cache and a loader."
         ),
     ] = "transformers",
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FOLDER",
-            show_default=False,
-            help="The folder to make; FILE's name with the ending .transformers if left out.",
-        ),
-    ] = None,
+    output: opt.OutputFolder = None,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,

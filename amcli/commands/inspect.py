@@ -12,11 +12,11 @@ from typing import Annotated, Any
 
 import typer
 
-from amcli.commands import completion
 from amcli.commands import options as opt
 from amcli.commands.heads import HeadMap, draw, kept_from, maps, strip
 from amcli.commands.screen import picture
-from amcli.commands.screen.console import Console, coloured, columns, printable
+from amcli.commands.screen.console import Console
+from amcli.commands.screen.terminal import coloured, columns, printable
 from amcli.errors import ArtifactError
 from amcli.storage.summary import fit_errors, stored_range
 from amcli.system.files import open_artifact
@@ -28,12 +28,7 @@ STRIP = 64
 
 
 def inspect(
-    file: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FILE", hidden=True, show_default=False, autocompletion=completion.artifacts
-        ),
-    ],
+    file: opt.Artifact,
     heads: Annotated[
         bool,
         typer.Option(
@@ -41,19 +36,8 @@ def inspect(
             help="Maps of entries and errors by layer and head, and where kept keys come from.",
         ),
     ] = False,
-    layers: Annotated[
-        bool,
-        typer.Option("--layers", help="A table of all layers, and hashes and versions."),
-    ] = False,
-    plot: Annotated[
-        Path | None,
-        typer.Option(
-            "--plot",
-            metavar="FILE",
-            show_default=False,
-            help="Draw what --heads shows: .png, .svg, .pdf or .html; replaced if there.",
-        ),
-    ] = None,
+    layers: opt.LayerTable = False,
+    plot: opt.PlotHeads = None,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,

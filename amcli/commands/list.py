@@ -13,7 +13,8 @@ import typer
 
 from amcli.commands import options as opt
 from amcli.commands.failures import as_amkv_error
-from amcli.commands.screen.console import Console, columns, is_terminal, paint, printable
+from amcli.commands.screen.console import Console
+from amcli.commands.screen.terminal import columns, is_terminal, paint, printable
 from amcli.errors import AmkvError, UsageError
 from amcli.system.files import EXTENSION, open_artifact
 from amcli.system.units import bytes_text

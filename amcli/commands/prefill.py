@@ -30,15 +30,7 @@ def prefill(
     documents: Annotated[list[str], typer.Argument(metavar="DOC", hidden=True, show_default=False)],
     model: opt.Model = None,
     output: opt.Output = None,
-    system: Annotated[
-        str | None,
-        typer.Option(
-            "--system",
-            metavar="TEXT",
-            show_default=False,
-            help="A system prompt, read before the document.",
-        ),
-    ] = None,
+    system: opt.SystemBefore = None,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
     trust_remote_code: opt.Trust = False,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 
-from amcli.commands.screen.console import is_terminal, remark
+from amcli.commands.screen.console import remark
+from amcli.commands.screen.terminal import is_terminal
 from amcli.errors import UsageError
 from amcli.pipeline.contexts.source import STDIN
 from amcli.pipeline.talk.questions import Asked

@@ -10,8 +10,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amcli.commands.screen.console import Console, is_terminal, printable
+from amcli.commands.screen.console import Console
+from amcli.commands.screen.terminal import is_terminal, printable
 from amcli.errors import UsageError
+from amcli.models.catalogue import POCKET
 from amcli.pipeline.contexts.source import STDIN, Source, read_source
 from amcli.system import settings
 from amcli.system.files import looks_like_artifact
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from amcli.models.memory import Preview
     from amcli.pipeline.contexts.context import Context
 
-POCKET = "pocket"
 PREFILL_ENDING = ".prefill.amkv"
 
 

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from amcli.commands import options as opt
-from amcli.commands.screen.console import Console, printable
+from amcli.commands.screen.console import Console
+from amcli.commands.screen.terminal import printable
 from amcli.commands.shared import load, work
 from amcli.errors import AmkvError, ArtifactError, ModelMismatchError, UsageError
 from amcli.system.files import looks_like_artifact
@@ -57,7 +58,7 @@ class Finding:
 
 
 def verify(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE", hidden=True, show_default=False)],
+    files: opt.Artifacts,
     deep: Annotated[
         bool,
         typer.Option(

@@ -86,7 +86,7 @@ WORDS: dict[str, Words] = {
     "unknown-budget": Words(hint="budgets: {known}, or a file that --save-budget wrote"),
     "queries-of-method": Words(hint="leave --queries out"),
     "store-wants-even": Words(
-        "--store {store} wants even head dimensions, {model} has {dim}", "use --store int8"
+        "--store {store} wants {wanted}, {model} has {dim}", "use --store int8"
     ),
     "fidelity-no-share": Words(
         "--fidelity {fidelity:g} is not a share: above 0, and at most 1",

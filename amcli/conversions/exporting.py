@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from amcli.entries.ragged import RaggedHeads
+from amcli.entries.ragged import Entries
 from amcli.errors import UsageError
 from amcli.storage.artifacts import Artifact
 from amcli.system.files import output_errors, require_new_folder
@@ -82,9 +82,7 @@ def require_exportable(artifact: Artifact) -> None:
         )
 
 
-def padded(
-    heads: RaggedHeads, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def padded(heads: Entries, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Keys `[1, H, n, d]`, values `[1, H, n, dv]` and bias `[1, H, 1, n]` of a layer, `n` the
     longest head's entries; bias is float32, and -inf where there is no entry."""
     H, n = len(heads.lengths), max(heads.lengths)

@@ -6,34 +6,45 @@ The one data structure that the maths (`matching`), the runtime (`models`) and t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import Any
 
 import torch
 
+from amcli.entries.matrix import Matrix, Numbers
+
+# Numbers dequantised at a time when attending: a CPU is fastest in its caches, a GPU in one go.
+_UNPACK_ELEMENTS = {"cpu": 1 << 20}
+_UNPACK_ELEMENTS_ELSEWHERE = 1 << 24
+
 
 @dataclass(frozen=True)
-class RaggedHeads:
+class Entries:
     """`(C_k, beta, C_v)` of every KV head of one layer, flat: head `h` owns `lengths[h]` rows.
 
-    keys     `[N, d]`, post-RoPE, in the model's dtype; `N = sum(lengths)`
-    values   `[N, dv]`, same dtype and device as keys
+    keys     `[N, d]`, post-RoPE; `N = sum(lengths)`
+    values   `[N, dv]`
     beta     `[N]` float32, added to the scaled logit of its key; None means all zero
     lengths  one int per KV head, >= 0, in head order
+    derived  what kernels make of entries and want to find again: it goes when these go
 
-    Raises ValueError when shapes or dtypes disagree.
+    Keys and values are numbers or codes; codes stay codes in memory and become numbers only while
+    they are attended to. Entries are also the `prefix.Prefix` of one context. Raises ValueError
+    when shapes or dtypes disagree.
     """
 
-    keys: torch.Tensor
-    values: torch.Tensor
+    keys: Matrix
+    values: Matrix
     beta: torch.Tensor | None
     lengths: tuple[int, ...]
+    derived: dict[Hashable, Any] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         rows = sum(self.lengths)
-        if self.keys.ndim != 2 or self.values.ndim != 2:
-            raise ValueError("keys and values of ragged heads are 2-D: [sum of lengths, head dim]")
         if any(t < 0 for t in self.lengths):
             raise ValueError(f"negative head length in {self.lengths}")
         if self.keys.shape[0] != rows or self.values.shape[0] != rows:
@@ -48,10 +59,64 @@ class RaggedHeads:
                 f"beta must be float32 [{rows}], got {self.beta.dtype} {tuple(self.beta.shape)}"
             )
 
+    # ---- making them -----------------------------------------------------------------------
+
+    @classmethod
+    def of(
+        cls,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        beta: torch.Tensor | None,
+        lengths: tuple[int, ...],
+    ) -> Entries:
+        """Entries as numbers: `keys [N, d]`, `values [N, dv]` of one dtype and device."""
+        return cls(Numbers(keys), Numbers(values), beta, lengths)
+
+    @classmethod
+    def dense(cls, keys: torch.Tensor, values: torch.Tensor) -> Entries:
+        """Every head with all its keys: `keys [H, n, d]`, `values [H, n, dv]`, no beta."""
+        H, n, d = keys.shape
+        flat = values.reshape(H * n, values.shape[2])
+        return cls.of(keys.reshape(H * n, d), flat, None, (n,) * H)
+
+    @classmethod
+    def cat(cls, parts: Sequence[Entries]) -> Entries:
+        """The heads of all parts, one part after another; a single part as it is.
+
+        A beta is zero where only other parts have one. Raises ValueError for parts that are not of
+        one `kind`.
+        """
+        first, *others = parts
+        if any(part.kind != first.kind for part in others):
+            raise ValueError("entries that are stored in different ways are not one")
+        if not others:
+            return first
+        beta = None
+        if any(part.beta is not None for part in parts):
+            beta = torch.cat([part._beta() for part in parts])
+        return cls(
+            type(first.keys).cat([part.keys for part in parts]),
+            type(first.values).cat([part.values for part in parts]),
+            beta,
+            tuple(t for part in parts for t in part.lengths),
+        )
+
+    # ---- what they are ---------------------------------------------------------------------
+
     @property
-    def offsets(self) -> tuple[int, ...]:
-        """First row of each head, and the total at the end: `len(lengths) + 1` ints."""
-        return tuple(accumulate(self.lengths, initial=0))
+    def store(self) -> str:
+        """How they are stored: a name of `catalogue.STORES`."""
+        return self.keys.store
+
+    @property
+    def kind(self) -> Hashable:
+        """What entries must have in common to be put together."""
+        return self.keys.kind, self.values.kind
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.keys.device
 
     @property
     def key_dim(self) -> int:
@@ -64,37 +129,125 @@ class RaggedHeads:
         return self.values.shape[1]
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of the tensors: what the entries cost in memory and on disk."""
-        tensors = (self.keys, self.values) + (() if self.beta is None else (self.beta,))
-        return sum(t.numel() * t.element_size() for t in tensors)
+    def offsets(self) -> tuple[int, ...]:
+        """First row of each head, and the total at the end: `len(lengths) + 1` ints."""
+        return tuple(accumulate(self.lengths, initial=0))
 
-    def heads(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
-        """Views `(keys [t_h, d], values [t_h, dv], beta [t_h] or None)` in head order."""
-        for start, length in zip(self.offsets, self.lengths, strict=False):
-            rows = slice(start, start + length)
-            yield self.keys[rows], self.values[rows], None if self.beta is None else self.beta[rows]
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors: what the entries cost in memory and on disk."""
+        beta = 0 if self.beta is None else self.beta.numel() * self.beta.element_size()
+        return self.keys.nbytes + self.values.nbytes + beta
 
     @property
     def rotated(self) -> bool:
-        """Never; see `quantize.QuantizedHeads`."""
-        return False
+        """Whether `heads` gives transformed keys, which want transformed queries."""
+        return self.keys.rotated
 
-    def unpack(self) -> RaggedHeads:
-        """The entries as numbers, which they are; see `quantize.QuantizedHeads`."""
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Every tensor by its name in a file: `keys`, `keys.scale`, ..., `beta`, in that order;
+        `stores.read` makes entries of them."""
+        found = {f"keys{part}": x for part, x in self.keys.parts().items()}
+        found |= {f"values{part}": x for part, x in self.values.parts().items()}
+        return found if self.beta is None else {**found, "beta": self.beta}
+
+    # ---- other entries made of them ----------------------------------------------------------
+
+    def rows(self, which: slice | torch.Tensor, lengths: tuple[int, ...]) -> Entries:
+        """Some rows of all tensors, which are those of heads of these `lengths`: views of a slice,
+        copies of those at given indices."""
+        beta = None if self.beta is None else self.beta[which]
+        return Entries(self.keys.rows(which), self.values.rows(which), beta, lengths)
+
+    def of_heads(self, first: int, last: int) -> Entries:
+        """Views of the heads from `first` to before `last`."""
+        rows = slice(self.offsets[first], self.offsets[last])
+        return self.rows(rows, self.lengths[first:last])
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Entries:
+        """The same on another device: numbers in `dtype`, codes as they are, beta in float32."""
+        beta = None if self.beta is None else self.beta.to(device=device)
+        keys, values = self.keys.to(device, dtype), self.values.to(device, dtype)
+        return Entries(keys, values, beta, self.lengths)
+
+    def unpack(self) -> Entries:
+        """The same as numbers; codes as float32, bit for bit what they were rounded to."""
+        if isinstance(self.keys, Numbers) and isinstance(self.values, Numbers):
+            return self
+        return Entries.of(self.keys.unpack(), self.values.unpack(), self.beta, self.lengths)
+
+    def heads(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+        """`(keys [t_h, d], values [t_h, dv], beta [t_h] or None)` in head order: views of numbers,
+        codes as float32.
+
+        Keys are as stored: where `rotated`, multiply them with `hadamard(q)` instead of `q`. There
+        are far fewer queries than keys. A few heads at a time are dequantised: few steps on short
+        ones, bounded memory on long ones.
+        """
+        room = _UNPACK_ELEMENTS.get(self.device.type, _UNPACK_ELEMENTS_ELSEWHERE)
+        room //= max(1, self.key_dim + self.value_dim)
+        first = 0
+        while first < len(self.lengths):
+            last = first + 1
+            while last < len(self.lengths) and sum(self.lengths[first : last + 1]) <= room:
+                last += 1
+            few = self.of_heads(first, last)
+            keys, values = few.keys.stored(), few.values.stored()
+            for start, t in zip(few.offsets, few.lengths, strict=False):
+                rows = slice(start, start + t)
+                yield keys[rows], values[rows], None if few.beta is None else few.beta[rows]
+            first = last
+
+    def _beta(self) -> torch.Tensor:
+        """`[N]` float32."""
+        if self.beta is not None:
+            return self.beta
+        return torch.zeros(sum(self.lengths), device=self.device)
+
+    # ---- as the prefix of one context, which all rows of a batch see -------------------------
+
+    @property
+    def entries(self) -> Entries:
+        """Themselves."""
         return self
 
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> RaggedHeads:
-        """The same entries on another device, keys and values in `dtype`; beta stays float32."""
-        return RaggedHeads(
-            self.keys.to(device=device, dtype=dtype),
-            self.values.to(device=device, dtype=dtype),
-            None if self.beta is None else self.beta.to(device=device),
-            self.lengths,
-        )
+    @property
+    def kv_heads(self) -> int:
+        """Heads of the layer."""
+        return len(self.lengths)
 
-    @classmethod
-    def dense(cls, keys: torch.Tensor, values: torch.Tensor) -> RaggedHeads:
-        """Every head with all its keys: `keys [H, n, d]`, `values [H, n, dv]`, no beta."""
-        H, n, d = keys.shape
-        return cls(keys.reshape(H * n, d), values.reshape(H * n, values.shape[2]), None, (n,) * H)
+    @property
+    def batch(self) -> None:
+        """All rows see them."""
+        return None
+
+    def contexts(self) -> Iterator[tuple[Entries, slice]]:
+        """The only context, and the rows that see it: all."""
+        yield self, slice(None)
+
+    def select(self, rows: Sequence[int]) -> Entries:
+        """What those rows see: the same."""
+        return self
+
+
+def appended(parts: Sequence[Entries], dtype: torch.dtype) -> Entries:
+    """Entries of contexts that follow each other in one sequence: head `h` has those of all parts.
+
+    A single part is given back as it is, and parts that are stored in different ways become numbers
+    in `dtype`. Raises ValueError for parts of different shapes.
+    """
+    if len({(len(part.lengths), part.key_dim, part.value_dim) for part in parts}) != 1:
+        raise ValueError("contexts of one model have as many heads and numbers a key and value")
+    if len(parts) == 1:
+        return parts[0]
+    if len({part.kind for part in parts}) != 1:
+        parts = [part.unpack().to(part.device, dtype) for part in parts]
+    flat, H = Entries.cat(parts), len(parts[0].lengths)
+    order = torch.cat(
+        [
+            torch.arange(flat.offsets[h + p * H], flat.offsets[h + p * H + 1])
+            for h in range(H)
+            for p in range(len(parts))
+        ]
+    ).to(flat.device)
+    return flat.rows(order, tuple(sum(flat.lengths[h::H]) for h in range(H)))

@@ -22,7 +22,6 @@ import torch
 from amcli.evaluation.results import today
 from amcli.evaluation.runner import hardware
 from amcli.generator.documents import generate
-from amcli.matching import recipes as recipes  # registers the methods
 from amcli.matching.bucket import FIT_LIMIT, PLENTY
 from amcli.matching.selection import PURSUIT, screened
 from amcli.models.geometry import decoder_of

@@ -11,16 +11,18 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from amcli.entries.quantize import NATIVE, Entries, quantizer_of
-from amcli.entries.ragged import RaggedHeads
+from amcli.entries.catalogue import NATIVE
+from amcli.entries.ragged import Entries
+from amcli.entries.stores import quantizer_of
+from amcli.evaluation.catalogue import ALL
 from amcli.matching import methods
-from amcli.matching import recipes as recipes  # registers the methods
 from amcli.models.cache import CompactCache
 from amcli.models.generate import stream
 from amcli.models.loading import LoadedModel
 from amcli.pipeline.compaction.compacting import compact
+from amcli.pipeline.compaction.defaults import AUTO
 from amcli.pipeline.compaction.plan import Target
-from amcli.pipeline.compaction.request import AUTO, Request, check
+from amcli.pipeline.compaction.request import Request, check
 from amcli.pipeline.contexts import reading
 from amcli.pipeline.contexts.context import Context, dense, full_layers, shared
 from amcli.pipeline.contexts.source import Source
@@ -166,8 +168,8 @@ def shuffled(context: Context, request: Request, passes: Passes, progress: Progr
                 start + torch.randperm(t, generator=generator)
                 for start, t in zip(heads.offsets, heads.lengths, strict=False)
             ]
-        ).to(heads.values.device)
-        broken[i] = RaggedHeads(heads.keys, heads.values[order], heads.beta, heads.lengths)
+        ).to(heads.device)
+        broken[i] = replace(heads, values=heads.values.rows(order))
     cache = shared(context, broken)
     return Made(cache, made.stored_bytes, made.full_bytes, made.budget, made.seconds)
 
@@ -184,10 +186,6 @@ def make(context: Context, request: Request, passes: Passes, progress: Progress)
     if request.method in SPECIAL:
         return SPECIAL[request.method](context, request, passes, progress)
     return compacted(context, request, passes, progress)[0]
-
-
-ALL = "all"
-"""Stands for every method that drops something, and the model's own summary."""
 
 
 def expanded(name: str) -> list[str]:

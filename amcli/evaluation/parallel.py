@@ -91,14 +91,14 @@ def run(
     try:
         for worker in workers:
             worker.start()
-        _gather(found, workers, results, listener, save)
+        gather(found, workers, results, listener, save)
     finally:
         for worker in workers:
             worker.terminate()
             worker.join()
 
 
-def _gather(
+def gather(
     found: Any, workers: Sequence[Any], results: Results, listener: Listener, save: Any
 ) -> None:
     """Takes in what the processes send until each has said that it is done."""

@@ -223,11 +223,11 @@ class _Bench:
             scorers.score(scorer, question, outcome, text)
             for question, outcome, text in zip(questions, outcomes, said, strict=True)
         ]
-        found = {"outcomes": list(map(_record, scores, outcomes))}
+        found = {"outcomes": list(map(cell_of, scores, outcomes))}
         if own:
             texts = self._said(made, own)
             same = [float(text == reply.text) for text, reply in zip(texts, self.own, strict=True)]
-            found["own"] = list(map(_record, same, own))
+            found["own"] = list(map(cell_of, same, own))
             found["said"] = [
                 [round(scorers.f1(text, q.answer), 6), scorers.contains(text, q.answer)]
                 for text, q in zip(texts, questions, strict=True)
@@ -268,7 +268,7 @@ def _answered(document: Document, own: Sequence[Reply]) -> Document:
     return replace(document, questions=tuple(questions))
 
 
-def _record(score: float | None, outcome: Outcome) -> list[float | None]:
+def cell_of(score: float | None, outcome: Outcome) -> list[float | None]:
     """Rounded, so that rows come out the same from memory and from the file."""
     return [
         None if score is None else round(score, 6),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from amcli.entries.ragged import RaggedHeads
+from amcli.entries.ragged import Entries
 
 from .bucket import (
     FIT_LIMIT,
@@ -73,7 +73,7 @@ class LayerResult:
     Errors are over the reference queries, of the entries as stored; nan with no queries.
     """
 
-    heads: RaggedHeads
+    heads: Entries
     index: torch.Tensor
     mass_error: torch.Tensor
     output_error: torch.Tensor
@@ -262,7 +262,7 @@ def _head_bytes(method: Method, layer: LayerInput, t: int, fit_limit: int) -> in
 
 def _join(heads: list[Head], lengths: Sequence[int], has_beta: bool) -> LayerResult:
     return LayerResult(
-        heads=RaggedHeads(
+        heads=Entries.of(
             torch.cat([head.keys for head in heads]),
             torch.cat([head.values for head in heads]),
             torch.cat([head.beta for head in heads]) if has_beta else None,

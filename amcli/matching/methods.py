@@ -1,20 +1,26 @@
 """A method is a short declaration of the pieces it uses, kept in a registry by name.
 
-To add one, write a small module that calls `register(Method(...))` and import it in
-`recipes.py`. A method that only ranks keys (SnapKV, Knorm, ...) gives a `score` callable,
-`selection="top"`, `mass="none"` and `values="original"`. One that scores by more than the
-statistics of `ScoreState` also gives `watch`, which sees every query as it attends.
+To add one, write a small module with a `Method` and name it in `catalogue`; or in an entry point
+of another package, see `plugins`. Each is loaded when it is first asked for. A method that only
+ranks keys (SnapKV, Knorm, ...) gives a `score` callable, `selection="top"`, `mass="none"` and
+`values="original"`. One that scores by more than the statistics of `ScoreState` also gives
+`watch`, which sees every query as it attends.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 
-from amcli.errors import UsageError, did_you_mean
+from amcli.errors import AmkvWarning, UsageError, did_you_mean
+from amcli.matching import plugins
+from amcli.matching.catalogue import METHODS
+from amcli.matching.plugins import Plugin
 
 from .scores import ScoreKind
 from .selection import Target
@@ -168,7 +174,7 @@ class LayerFit(Protocol):
 class Method:
     """Which pieces a method uses. The defaults are the best that was measured.
 
-    name, summary   what it is called, and a line on what it does
+    name            what it is called
     score_kind      statistic of the reference queries' softmax that ranks keys; None: the one
                     that suits the source of the queries
     score           replaces `score_kind`: `score(ctx) -> [H, T]`, larger is better
@@ -189,7 +195,6 @@ class Method:
     """
 
     name: str
-    summary: str
     score_kind: ScoreKind | None = None
     score: ScoreFunction | None = None
     queries: bool = True
@@ -216,33 +221,91 @@ class Method:
 
 
 _REGISTRY: dict[str, Method] = {}
+"""The methods that are loaded, and those that this process has registered itself."""
 
 
 def register(method: Method) -> Method:
-    """Add a method to the registry and return it. Raises ValueError for a name already taken."""
-    if method.name in _REGISTRY:
+    """Add a method for this process and return it. Raises ValueError for a name already taken."""
+    if method.name in names():
         raise ValueError(f"method {method.name!r} is registered twice")
     _REGISTRY[method.name] = method
     return method
 
 
 def names() -> list[str]:
-    """Names of all methods, in the order of registration (the default first)."""
-    return list(_REGISTRY)
+    """Names of all methods: built-in ones (the default first), registered ones, plug-ins."""
+    return list(dict.fromkeys([*METHODS, *_REGISTRY, *plugins.names()]))
+
+
+def loaded() -> list[Method]:
+    """The methods that were asked for, or registered, so far."""
+    return list(_REGISTRY.values())
 
 
 def get(name: str, also: Sequence[str] = ()) -> Method:
-    """The method of that name. Raises UsageError with the nearest name and the list.
+    """The method of that name, loaded when it is first asked for.
 
     also  what the caller takes besides, for the list
+
+    Raises UsageError for an unknown name, with the nearest one and the list, and for a method of
+    another package that cannot be loaded, with the package and the cause. Where a package brings a
+    name that is built in, the built-in method is taken, with a warning.
     """
     if name in _REGISTRY:
         return _REGISTRY[name]
-    meant = did_you_mean(name, _REGISTRY)
+    brought = [plugin for plugin in plugins.plugins() if plugin.name == name]
+    if name in METHODS:
+        for plugin in brought:
+            text = f"the method {name} of package {plugin.package} is left out: {name} is built in"
+            warnings.warn(text, AmkvWarning, stacklevel=2)
+        module, _, attribute = METHODS[name].place.partition(":")
+        method: Method = getattr(import_module(f"amcli.matching.{module}"), attribute)
+    elif brought:
+        method = _of_package(brought)
+    else:
+        everything = [*names(), *also]
+        raise UsageError(
+            f"unknown method {name!r}",
+            f"{did_you_mean(name, everything)}methods: {', '.join(everything)}",
+            code="unknown-method",
+            field="method",
+            method=name,
+        )
+    _REGISTRY[name] = method
+    return method
+
+
+def _of_package(brought: Sequence[Plugin]) -> Method:
+    """The method that a package brings. Raises UsageError where that is not to be had."""
+    name, packages = brought[0].name, " and ".join(sorted(plugin.package for plugin in brought))
+    if len(brought) > 1:
+        raise UsageError(
+            f"method {name!r} comes from several packages: {packages}",
+            "uninstall all but one of them",
+            code="ambiguous-method",
+            field="method",
+            method=name,
+            packages=packages,
+        )
+    origin: BaseException | None = None
+    try:
+        found = brought[0].load()
+    except (Exception, SystemExit) as error:
+        origin = error
+        lines = str(error).strip().splitlines()
+        cause = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    else:
+        if isinstance(found, Method) and found.name == name:
+            return found
+        place, kind = brought[0].entry.value, type(found).__name__
+        said = f"the method {found.name!r}" if isinstance(found, Method) else f"of type {kind}"
+        cause = f"{place} is {said}"
     raise UsageError(
-        f"unknown method {name!r}",
-        f"{meant}methods: {', '.join([*names(), *also])}",
-        code="unknown-method",
+        f"method {name!r} of package {packages} cannot be loaded: {cause}",
+        f"update or uninstall {packages}; other methods work without it",
+        code="broken-method",
         field="method",
         method=name,
-    )
+        package=packages,
+        cause=cause,
+    ) from origin

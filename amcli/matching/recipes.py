@@ -1,54 +1,22 @@
-"""The built-in methods. Importing this module registers them; the first is the default.
-
-The rivals to measure against, each after its paper, are in `baselines`.
-"""
+"""The tool's own methods; `catalogue` names them. Rivals to measure against are in `baselines`."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from .methods import Method, register
+from .methods import Method
 
-OMP = register(
-    Method(
-        name="omp",
-        summary="best keys, pursuit where few are kept, exact biases, shrunk values (default)",
-        store="auto",
-        mass="nnls",
-    )
+OMP = Method(name="omp", store="auto", mass="nnls")
+
+OMP_NO_BIAS = replace(OMP, name="omp-no-bias", mass="none")
+
+HIGHEST_ATTENTION = Method(name="highest-attention", selection="top", store="auto")
+
+KEEP = Method(
+    name="keep",
+    queries=False,
+    selection="all",
+    mass="none",
+    values="original",
+    budget="all",
 )
-
-OMP_NO_BIAS = register(
-    replace(
-        OMP,
-        name="omp-no-bias",
-        summary="the same without biases, which keep each head's attention mass",
-        mass="none",
-    )
-)
-
-HIGHEST_ATTENTION = register(
-    Method(
-        name="highest-attention",
-        summary="the most attended keys, shrunk values; no pursuit",
-        selection="top",
-        store="auto",
-    )
-)
-
-KEEP = register(
-    Method(
-        name="keep",
-        summary="every key and value as it is; the full cache in a file",
-        queries=False,
-        selection="all",
-        mass="none",
-        values="original",
-        budget="all",
-    )
-)
-
-# Last, so that the tool's own methods come first wherever methods are listed.
-from . import baselines as baselines  # noqa: E402
-
-DEFAULT = OMP.name

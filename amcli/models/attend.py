@@ -19,8 +19,9 @@ import torch
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
-from amcli.entries.batched import BatchedPrefix
-from amcli.entries.quantize import Entries, hadamard
+from amcli.entries.matrix import hadamard
+from amcli.entries.prefix import Prefix
+from amcli.entries.ragged import Entries
 from amcli.kernels import STATISTICS, cpu
 from amcli.kernels.fused import Fused
 
@@ -36,7 +37,7 @@ _TILE_ROWS = 1024
 
 def attend(
     query: torch.Tensor,
-    prefix: Entries | BatchedPrefix | None,
+    prefix: Prefix | None,
     keys: torch.Tensor,
     values: torch.Tensor,
     *,
@@ -71,7 +72,7 @@ def attend(
 
 def attend_with_mass(
     query: torch.Tensor,
-    prefix: Entries | BatchedPrefix | None,
+    prefix: Prefix | None,
     keys: torch.Tensor,
     values: torch.Tensor,
     *,
@@ -93,14 +94,14 @@ def attend_with_mass(
         window = None
     if prefix is not None and window is not None:
         raise ValueError("a sliding window cannot be applied to a compact prefix")
-    if isinstance(prefix, BatchedPrefix) and len(prefix.rows) != B:
-        raise ValueError(f"a prefix for {len(prefix.rows)} rows, queries of {B}")
+    if prefix is not None and prefix.batch is not None and len(prefix.batch) != B:
+        raise ValueError(f"a prefix for {len(prefix.batch)} rows, queries of {B}")
     scaling = d**-0.5 if scaling is None else scaling
     if prefix is not None and query.is_cuda:
         found = _by_kernels(query, prefix, keys, values, scaling, softcap, sinks, live)
         if found is not None:
             return found, None
-    if isinstance(prefix, BatchedPrefix):
+    if prefix is not None and prefix.batch is not None:
         out = query.new_empty(B, m, Hq, values.shape[-1])
         for entries, rows in prefix.contexts():
             out[rows] = attend(
@@ -127,7 +128,8 @@ def attend_with_mass(
     elif prefix is None and softcap is None and sinks is None:
         out = _stock(grouped, keys, values, scaling, seen)
     else:
-        out = _explicit(grouped, prefix, keys, values, scaling, softcap, sinks, seen)
+        past = None if prefix is None else prefix.entries
+        out = _explicit(grouped, past, keys, values, scaling, softcap, sinks, seen)
     # [B, H, g, m, dv] -> [B, m, Hq, dv]
     return out.permute(0, 3, 1, 2, 4).reshape(B, m, Hq, -1), mass
 
@@ -138,9 +140,7 @@ _STREAM_PROGRAMS = 64
 """Blocks of 64 queries, over all heads, from which on a GPU is busy with one program for each."""
 
 
-def _by_kernels(
-    query: torch.Tensor, prefix: Entries | BatchedPrefix, *arguments: Any
-) -> torch.Tensor | None:
+def _by_kernels(query: torch.Tensor, prefix: Prefix, *arguments: Any) -> torch.Tensor | None:
     """What the kernels compute, or None where they are missing, decline or do not compile."""
 
     def run(kernels: ModuleType) -> torch.Tensor | None:

@@ -18,7 +18,6 @@ import torch
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from amcli.entries.batched import BatchedPrefix
 from amcli.errors import UsageError
 from amcli.models.attend import attend_with_mass
 from amcli.models.layer import LINK, After, CompactLayer
@@ -176,8 +175,7 @@ def _live_columns(
                 f"attention_mask covers {mask.shape[1]} tokens, the sequence has {layer.length}"
             )
         # Rows with contexts of their own are padded on the left, in front of what these stand for.
-        own = isinstance(layer.prefix, BatchedPrefix)
-        if not own and not bool(mask[:, : layer.prefix_length].all()):
+        if layer.prefix.batch is None and not bool(mask[:, : layer.prefix_length].all()):
             raise ValueError("attention_mask hides tokens that the compact prefix stands for")
     return mask[:, mask.shape[1] - n :]
 

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
 
-from amcli.entries.batched import BatchedPrefix, device_of
-from amcli.entries.quantize import Entries
+from amcli.entries.prefix import Prefix
 from amcli.errors import ModelMismatchError
 from amcli.models.geometry import ModelGeometry
 from amcli.models.layer import CompactLayer, Observer, crop_target
@@ -63,37 +62,6 @@ class CompactCache(Cache):
         """A cache that holds nothing yet."""
         return cls(geometry, [CompactLayer(layer, i) for i, layer in enumerate(geometry.layers)])
 
-    @classmethod
-    def batch(cls, caches: Sequence[CompactCache]) -> tuple[CompactCache, torch.Tensor]:
-        """A cache whose row `b` goes on from the context in `caches[b]`, and its mask `[B, L]`.
-
-        Each of the caches holds a compact context and nothing after it; one that is given twice
-        is stored once. `L` is the longest logical length, and the mask, int64, is that of a batch
-        padded on the left: append that of the new tokens to it, and positions are its cumulative
-        sum less one, as `generate` has them. Raises ValueError for caches of different models,
-        with live tokens or sliding windows, with entries stored in different ways, or with keys
-        turned for different lengths.
-        """
-        turned = {cache.geometry.turned_for for cache in caches}
-        plain = [replace(cache.geometry, turned_for=None) for cache in caches]
-        if not plain or any(geometry != plain[0] for geometry in plain):
-            raise ValueError("a batch wants caches of one model")
-        if len(turned) > 1:
-            raise ValueError(
-                "RoPE that depends on the length turns these contexts by different frequencies"
-            )
-        if caches[0].states:
-            raise ValueError("layers that keep a state cannot be batched over different contexts")
-        lengths = [cache.get_seq_length() for cache in caches]
-        joined = cls.empty(caches[0].geometry)
-        for i, layer in enumerate(joined.attention):
-            layer.join([cache.attention[i] for cache in caches], max(lengths))
-        first = joined.attention[0].prefix
-        device = device_of(first.entries) if isinstance(first, BatchedPrefix) else None
-        places = torch.arange(max(lengths), device=device)
-        mask = places >= max(lengths) - torch.tensor(lengths, device=device)[:, None]
-        return joined, mask.long()
-
     def __bool__(self) -> bool:
         return True
 
@@ -122,7 +90,7 @@ class CompactCache(Cache):
                 field="model",
             )
 
-    def set_prefix(self, layer: int, prefix: Entries, logical_length: int) -> None:
+    def set_prefix(self, layer: int, prefix: Prefix, logical_length: int) -> None:
         """See `CompactLayer.set_prefix`."""
         self.attention[layer].set_prefix(prefix, logical_length)
 

@@ -9,18 +9,12 @@ import torch
 from transformers import PreTrainedConfig
 
 from amcli.errors import UsageError
+from amcli.models import catalogue
+from amcli.models.catalogue import AUTO
 from amcli.system.processes import launched
 
-AUTO = "auto"
-"""The device that stands for all GPUs, layers spread over them."""
-
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
+DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, full) for full, short in catalogue.DTYPES.items() for name in (full, short)
 }
 
 

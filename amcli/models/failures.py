@@ -17,7 +17,7 @@ from huggingface_hub import errors as hub
 from safetensors import SafetensorError
 from transformers import __version__ as transformers_version
 
-from amcli.errors import AmkvError, OutOfMemoryError, UsageError
+from amcli.errors import AmkvError, AmkvWarning, OutOfMemoryError, UsageError
 
 # Neither module declares what it exports, nor all of its types.
 hf_logging: Any = importlib.import_module("transformers.utils.logging")
@@ -36,6 +36,7 @@ def quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            warnings.filterwarnings("always", category=AmkvWarning)
             yield
     finally:
         hf_logging.set_verbosity(level)

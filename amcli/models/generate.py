@@ -56,17 +56,17 @@ def absorb(
     decoder = decoder_of(model)
     for i in range(0, len(ids), chunk):
         part = ids[i : i + chunk]
-        _run(decoder, model.device, cache, part)
+        forward(decoder, model.device, cache, part)
         advance(len(part))
 
 
 def _forward(model: PreTrainedModel, cache: CompactCache, ids: Sequence[int]) -> torch.Tensor:
-    output = _run(model, model.device, cache, ids, logits_to_keep=1)
+    output = forward(model, model.device, cache, ids, logits_to_keep=1)
     logits: torch.Tensor = output.logits[0, -1].float()
     return logits
 
 
-def _run(
+def forward(
     module: torch.nn.Module,
     device: torch.device,
     cache: CompactCache,

@@ -137,7 +137,7 @@ class GgufModel:
                         for tensor in header.tensors:
                             part.seek(tensor.start)
                             target.seek(start + next(places))
-                            _copy(part, target, tensor.size)
+                            copy(part, target, tensor.size)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
@@ -363,7 +363,8 @@ def _joined_header(parts: tuple[tuple[Path, Header], ...]) -> bytes:
     return head + bytes(-len(head) % first.alignment)
 
 
-def _copy(source: BinaryIO, target: BinaryIO, count: int) -> None:
+def copy(source: BinaryIO, target: BinaryIO, count: int) -> None:
+    """So many bytes from one file to another. Raises EOFError where there are fewer."""
     while count:
         piece = source.read(min(count, _COPIED_AT_ONCE))
         if not piece:

@@ -7,14 +7,13 @@ Knows transformers' cache protocol (5.17 and later) and nothing of models or fil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
-from amcli.entries.batched import BatchedPrefix
-from amcli.entries.quantize import Entries
+from amcli.entries.prefix import Prefix
 from amcli.models.geometry import LayerGeometry
 
 LINK = "_amkv_layer"
@@ -55,7 +54,7 @@ class CompactLayer(CacheLayerMixin):
         self.is_croppable = not self.is_sliding  # a sliding layer forgets what it would need
         self.index = index
         self.observers: list[Observer] = [] if observers is None else observers
-        self.prefix: Entries | BatchedPrefix | None = None
+        self.prefix: Prefix | None = None
         self.prefix_length = 0
         self.length = 0
         self.pending = False  # updated, but not yet seen by the attention function
@@ -119,15 +118,15 @@ class CompactLayer(CacheLayerMixin):
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep the batch rows `indices`."""
-        if isinstance(self.prefix, BatchedPrefix):
+        if self.prefix is not None and self.prefix.batch is not None:
             self.prefix = self.prefix.select(indices.tolist())
         if self.is_initialized:
             self._replace_rows(lambda tensor: tensor[indices.to(tensor.device)])
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every batch row."""
-        if isinstance(self.prefix, BatchedPrefix):
-            rows = range(len(self.prefix.rows))
+        if self.prefix is not None and self.prefix.batch is not None:
+            rows = range(len(self.prefix.batch))
             self.prefix = self.prefix.select([row for row in rows for _ in range(repeats)])
         if self.is_initialized:
             self._replace_rows(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
@@ -157,7 +156,7 @@ class CompactLayer(CacheLayerMixin):
             )
         return self._recent(0)
 
-    def set_prefix(self, prefix: Entries | BatchedPrefix, logical_length: int) -> None:
+    def set_prefix(self, prefix: Prefix, logical_length: int) -> None:
         """Let `prefix` stand for the first `logical_length` tokens; codes stay codes.
 
         Live tokens it covers are dropped and their memory freed; later ones stay. On an empty
@@ -185,32 +184,10 @@ class CompactLayer(CacheLayerMixin):
             self._drop_buffers()
         elif later < self._end:
             keys, values = self._recent(later, at_most=later)
-            self._set_buffers(keys.clone(), values.clone(), shared=False)
+            self.set_buffers(keys.clone(), values.clone(), shared=False)
         self.prefix = prefix
         self.prefix_length = logical_length
         self.length = max(self.length, logical_length)
-
-    def join(self, rows: Sequence[CompactLayer], logical_length: int) -> None:
-        """Give batch row `b` the prefix of `rows[b]`; the tokens it stands for end at
-        `logical_length` and are padded on the left.
-
-        Raises ValueError for a layer that holds live tokens, or no prefix of one context, and for
-        one with a sliding window.
-        """
-        if self.is_sliding:
-            raise ValueError(
-                f"layer {self.index} has a sliding window, and what it holds cannot be batched "
-                "over different contexts"
-            )
-        prefixes: list[Entries] = []
-        for row in rows:
-            if row.prefix is None or isinstance(row.prefix, BatchedPrefix) or row._end:
-                raise ValueError(
-                    f"layer {self.index}: only caches that hold a compact context and no token "
-                    "after it can be batched"
-                )
-            prefixes.append(row.prefix)
-        self.set_prefix(BatchedPrefix.join(prefixes), logical_length)
 
     def set_live(self, keys: torch.Tensor, values: torch.Tensor, logical_length: int) -> None:
         """Replace the live tokens by `keys [H, n, d]`, `values [H, n, dv]` (never written to).
@@ -230,7 +207,7 @@ class CompactLayer(CacheLayerMixin):
             raise ValueError(
                 f"layer {self.index} at length {logical_length} wants {wanted} tokens, got {n}"
             )
-        self._set_buffers(keys[None], values[None], shared=True)
+        self.set_buffers(keys[None], values[None], shared=True)
         self.length = logical_length
 
     def can_truncate(self, logical_length: int) -> bool:
@@ -260,7 +237,7 @@ class CompactLayer(CacheLayerMixin):
                 raise ValueError(f"cannot fork {rows} sequences into {batch}")
             shape = (batch, -1, -1, -1)
             keys, values = self._keys.expand(shape), self._values.expand(shape)
-            other._set_buffers(keys, values, shared=True, end=self._end)
+            other.set_buffers(keys, values, shared=True, end=self._end)
             self._shared = True
         return other
 
@@ -272,6 +249,11 @@ class CompactLayer(CacheLayerMixin):
             for tensor in (self._keys, self._values):
                 total += tensor[:, :, : self._end].numel() * tensor.element_size()
         return total
+
+    @property
+    def capacity(self) -> int:
+        """Tokens for which there is room before the buffers have to grow."""
+        return self._keys.shape[2] if self.is_initialized else 0
 
     # ---- buffers -------------------------------------------------------------------------------
 
@@ -316,9 +298,9 @@ class CompactLayer(CacheLayerMixin):
             old_keys, old_values = self._recent(0, at_most=kept)
             new_keys[:, :, :kept] = old_keys
             new_values[:, :, :kept] = old_values
-        self._set_buffers(new_keys, new_values, shared=False, end=kept)
+        self.set_buffers(new_keys, new_values, shared=False, end=kept)
 
-    def _set_buffers(
+    def set_buffers(
         self, keys: torch.Tensor, values: torch.Tensor, shared: bool, end: int | None = None
     ) -> None:
         """Take these buffers, of which `end` columns are in use, or all. The caller must not set
@@ -335,4 +317,4 @@ class CompactLayer(CacheLayerMixin):
         self.is_initialized = False
 
     def _replace_rows(self, pick: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self._set_buffers(pick(self._keys), pick(self._values), shared=False, end=self._end)
+        self.set_buffers(pick(self._keys), pick(self._values), shared=False, end=self._end)

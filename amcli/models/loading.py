@@ -30,7 +30,8 @@ from transformers.utils.import_utils import is_accelerate_available
 from amcli.errors import AmkvError, UsageError
 from amcli.models import gguf, identity, memory
 from amcli.models.attention import NAME, register
-from amcli.models.devices import AUTO, device_of, dtype_of
+from amcli.models.catalogue import AUTO
+from amcli.models.devices import device_of, dtype_of
 from amcli.models.failures import explain, quiet
 from amcli.models.geometry import ModelGeometry, refuse_attention, refuse_unsupported
 from amcli.models.lengths import forget_lengths, trained_length
@@ -102,7 +103,7 @@ def load(
     device  `cpu`, `cuda`, `cuda:1`, …; CUDA where there is one; `auto`: layers are spread over all
             GPUs. Where `torchrun` started several processes, each has its share of the heads,
             on a device of its own
-    dtype   a key of `DTYPES`; float32 on the CPU, elsewhere the model's own 16-bit type, or
+    dtype   a key of `devices.DTYPES`; float32 on the CPU, elsewhere the model's own 16-bit type, or
             bfloat16 where the device has it
     look    called with what is known before the weights are read; may raise to stop there
 

@@ -47,7 +47,7 @@ class Rotary:
                 rope=kind,
             )
         module = getattr(decoder_of(model), "rotary_emb", None)
-        apply = _apply_function(model)
+        apply = apply_function(model)
         if module is None or apply is None:
             raise _unknown(geometry)
         self._module = module
@@ -108,7 +108,7 @@ class Rotary:
     _plain: frozenset[int] = frozenset()
 
 
-def _apply_function(model: PreTrainedModel) -> Apply | None:
+def apply_function(model: PreTrainedModel) -> Apply | None:
     """`apply_rotary_pos_emb` of the file that the model's attention is written in."""
     for module in decoder_of(model).modules():
         if type(module).__name__.endswith("Attention"):

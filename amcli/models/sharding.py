@@ -19,8 +19,8 @@ import torch
 from torch import distributed
 from transformers import PreTrainedConfig
 
-from amcli.entries.quantize import Entries, Packed, QuantizedHeads
-from amcli.entries.ragged import RaggedHeads
+from amcli.entries import stores
+from amcli.entries.ragged import Entries
 from amcli.errors import UsageError
 from amcli.system.processes import launched
 
@@ -40,28 +40,15 @@ class Shard:
         if self.size == 1:
             return entries
         n = len(entries.lengths) // self.size
-        heads = slice(self.rank * n, (self.rank + 1) * n)
-        rows = slice(entries.offsets[heads.start], entries.offsets[heads.stop])
-        beta = None if entries.beta is None else entries.beta[rows]
-        lengths = entries.lengths[heads]
-        if isinstance(entries, RaggedHeads):
-            return RaggedHeads(entries.keys[rows], entries.values[rows], beta, lengths)
-        return QuantizedHeads(entries.keys.rows(rows), entries.values.rows(rows), beta, lengths)
+        return entries.of_heads(self.rank * n, (self.rank + 1) * n)
 
     def whole(self, entries: Entries) -> Entries:
         """The entries of all processes' heads, in order, on this one's device."""
         if self.size == 1:
             return entries
-        beta = None if entries.beta is None else self.gathered(entries.beta)
+        tensors = {name: self.gathered(x) for name, x in entries.tensors().items()}
         lengths = tuple(t for part in self.everywhere(entries.lengths) for t in part)
-        if isinstance(entries, RaggedHeads):
-            keys, values = self.gathered(entries.keys), self.gathered(entries.values)
-            return RaggedHeads(keys, values, beta, lengths)
-        packed = [
-            Packed(self.gathered(x.codes), self.gathered(x.scale), x.rotated)
-            for x in (entries.keys, entries.values)
-        ]
-        return QuantizedHeads(packed[0], packed[1], beta, lengths)
+        return stores.read(entries.store, tensors, lengths)
 
     def gathered(self, x: torch.Tensor) -> torch.Tensor:
         """The rows `[n, …]` of all processes, those of the first one first; `n` may differ."""

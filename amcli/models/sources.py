@@ -8,9 +8,8 @@ from pathlib import Path
 
 from amcli.errors import UsageError
 from amcli.models import gguf
+from amcli.models.catalogue import POCKET
 from amcli.models.gguf import GgufModel
-
-POCKET = "pocket"
 
 _TOKENIZER_FILES = (
     "tokenizer.json",

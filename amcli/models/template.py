@@ -58,7 +58,7 @@ class ChatTemplate:
         tokenizer: PreTrainedTokenizerBase,
         eos_token_id: int | Iterable[int] | None = None,
     ) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self.raw = not getattr(tokenizer, "chat_template", None)
         ends = {eos_token_id} if isinstance(eos_token_id, int) else set(eos_token_id or ())
         if tokenizer.eos_token_id is not None:
@@ -108,7 +108,7 @@ class ChatTemplate:
     @property
     def marks(self) -> Marks | None:
         """What the model puts around its thoughts; None where the template knows of none."""
-        return None if self.raw else marks_of(str(self._tokenizer.chat_template))
+        return None if self.raw else marks_of(str(self.tokenizer.chat_template))
 
     @property
     def can_choose_to_think(self) -> bool:
@@ -119,7 +119,7 @@ class ChatTemplate:
     def mark_ids(self) -> frozenset[int]:
         """Control tokens that are marks: text has to keep them for `splitter` to see them."""
         found = {i for mark in self.marks or () for i in self._control(mark)}
-        return frozenset(found & control_ids(self._tokenizer))
+        return frozenset(found & control_ids(self.tokenizer))
 
     def splitter(self, think: bool = False) -> Splitter:
         """Tells thoughts from the answer in a reply to `first_turn` or `next_turn`."""
@@ -162,7 +162,7 @@ class ChatTemplate:
         for form in (messages, _as_parts(messages)):
             try:
                 text = str(
-                    self._tokenizer.apply_chat_template(
+                    self.tokenizer.apply_chat_template(
                         form, tokenize=False, add_generation_prompt=True, **switches
                     )
                 )
@@ -183,7 +183,7 @@ class ChatTemplate:
     def _end_of_turn(self) -> set[int]:
         """The control token right after an answer, if the template has one there."""
         ids = self._control(self._turns().partition(_QUESTION)[0].lstrip())
-        added = self._tokenizer.added_tokens_decoder
+        added = self.tokenizer.added_tokens_decoder
         return {ids[0]} if ids and ids[0] in added and added[ids[0]].special else set()
 
     # ---- tokenising ----------------------------------------------------------------------------
@@ -199,7 +199,7 @@ class ChatTemplate:
     def _encode(self, text: str, *, split_special_tokens: bool) -> list[int]:
         if not text:
             return []
-        encoded = self._tokenizer(
+        encoded = self.tokenizer(
             text, add_special_tokens=False, split_special_tokens=split_special_tokens
         )
         return list(encoded["input_ids"])
@@ -207,7 +207,7 @@ class ChatTemplate:
     def _beginning(self) -> list[int]:
         """What the tokenizer puts before any text by itself, such as a BOS token."""
         bare = self._plain("a")
-        full = list(self._tokenizer("a")["input_ids"])
+        full = list(self.tokenizer("a")["input_ids"])
         for start in range(len(full) - len(bare) + 1):
             if full[start : start + len(bare)] == bare:
                 return full[:start]

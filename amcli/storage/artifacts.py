@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
-from amcli.entries.quantize import QUANTIZERS, Entries, Packed, QuantizedHeads
-from amcli.entries.ragged import RaggedHeads
+from amcli.entries import stores
+from amcli.entries.catalogue import NATIVE
+from amcli.entries.ragged import Entries
 from amcli.errors import ArtifactError
 from amcli.system.files import open_artifact, output_errors
 from amkv_format import (
@@ -40,6 +41,7 @@ _DTYPES = {
     "U8": torch.uint8,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_POSITIONS = "positions"  # of a layer's tensors the one that entries do not have
 _WRITE_CHUNK = 1 << 22  # elements copied from the device at a time
 _WRITERS = 4  # threads: hashing is slower than disks, and each tensor has a hash of its own
 
@@ -82,21 +84,14 @@ class Artifact:
 
     def heads(self, layer: int, device: torch.device | str = "cpu") -> Entries:
         """The entries of one layer on a device, as they are in the file: numbers or codes."""
-
-        def tensor(name: str) -> torch.Tensor:
-            return self._tensor(name, device)
-
-        def packed(name: str, rotated: bool) -> Packed:
-            return Packed(tensor(name), tensor(f"{name}.scale"), rotated)
-
-        name = layer_tensor(layer, "beta")
-        beta = tensor(name) if name in self._file.tensors else None
-        stored = tuple(self.layers[layer].stored)
-        keys, values = layer_tensor(layer, "keys"), layer_tensor(layer, "values")
-        if f"{keys}.scale" not in self._file.tensors:
-            return RaggedHeads(tensor(keys), tensor(values), beta, stored)
-        turned = QUANTIZERS[self.store].rotate
-        return QuantizedHeads(packed(keys, turned), packed(values, False), beta, stored)
+        about, start = self.layers[layer], layer_tensor(layer, "")
+        tensors = {
+            name.removeprefix(start): self._tensor(name, device)
+            for name in self._file.tensors
+            if name.startswith(start) and name != layer_tensor(layer, _POSITIONS)
+        }
+        store = self.store if about.type == "full" else NATIVE
+        return stores.read(store, tensors, tuple(about.stored))
 
     def states(self) -> dict[tuple[int, str], torch.Tensor]:
         """What layers without keys and values keep, by the model's layer and a name."""
@@ -266,18 +261,12 @@ def named(
     for i, heads in enumerate(layers):
         yield from named_entries(i, heads)
     for i, places in (positions or {}).items():
-        yield layer_tensor(i, "positions"), places
+        yield layer_tensor(i, _POSITIONS), places
     for n, state in enumerate((states or {}).values()):
         yield state_tensor(n), state
 
 
 def named_entries(i: int, heads: Entries) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of layer `i`."""
-    for name, part in (("keys", heads.keys), ("values", heads.values)):
-        if isinstance(part, Packed):
-            yield layer_tensor(i, name), part.codes
-            yield layer_tensor(i, f"{name}.scale"), part.scale
-        else:
-            yield layer_tensor(i, name), part
-    if heads.beta is not None:
-        yield layer_tensor(i, "beta"), heads.beta
+    for name, tensor in heads.tensors().items():
+        yield layer_tensor(i, name), tensor

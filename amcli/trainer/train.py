@@ -267,7 +267,7 @@ class Run:
             if clock >= 1:
                 return True
             rate = learning_rate(self.preset, self.step, self.steps, clock)
-            loss = self._optimize(ids, weights, loss_of, rate)
+            loss = self.optimize(ids, weights, loss_of, rate)
             self.step += 1
             trained += ids.numel()
             if self.step % 100 == 0:
@@ -300,7 +300,7 @@ class Run:
             layer.compile(dynamic=False)
         return torch.compile(weighted_loss, dynamic=False)
 
-    def _optimize(
+    def optimize(
         self, ids: torch.Tensor, weights: torch.Tensor, loss_of: Loss, rate: float
     ) -> torch.Tensor:
         """One step of the optimizer on one batch; returns the loss."""

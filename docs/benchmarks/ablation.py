@@ -21,7 +21,6 @@ from amcli.evaluation import makers
 from amcli.evaluation.forcing import Limits, Teacher, tokenize
 from amcli.evaluation.suites import base
 from amcli.matching import bucket, budgets, methods
-from amcli.matching import recipes as recipes  # registers the methods
 from amcli.matching.scores import SCORE_KINDS, attention_stats
 from amcli.matching.selection import PURSUIT, omp
 from amcli.models.generate import absorb

@@ -21,7 +21,6 @@ import torch
 from amcli.evaluation.forcing import end_token
 from amcli.generator.dialogues import Questioner
 from amcli.generator.documents import generate
-from amcli.matching import recipes  # noqa: F401 - registers the methods
 from amcli.models.loading import LoadedModel, load
 from amcli.pipeline.compaction.compacting import compact
 from amcli.pipeline.compaction.fidelity import Judge, held_out, search

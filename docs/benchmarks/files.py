@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from amcli.entries.ragged import RaggedHeads
+from amcli.entries.ragged import Entries
 from amcli.evaluation.results import today
 from amcli.evaluation.runner import hardware
 from amcli.storage import artifacts
@@ -42,7 +42,7 @@ def measure(repeats: int) -> dict[str, Any]:
     lengths = (tokens,) * heads
     make = torch.Generator().manual_seed(0)
     rows = torch.randn((2, heads * tokens, dim), generator=make).bfloat16()
-    entries = [RaggedHeads(rows[0].clone(), rows[1].clone(), None, lengths) for _ in range(layers)]
+    entries = [Entries.of(rows[0].clone(), rows[1].clone(), None, lengths) for _ in range(layers)]
     shape = [layer("full", heads, dim, dim, None)] * layers
     manifest = base_manifest("prefill", [list(lengths)] * layers, shape, tokens)
     manifest["model"]["dtype"] = "bfloat16"

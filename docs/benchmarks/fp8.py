@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from record import about
 
-from amcli.entries.quantize import QUANTIZERS, block_size
+from amcli.entries.blocks import block_size
+from amcli.entries.stores import quantizer_of
 from amcli.generator.documents import generate
-from amcli.matching import recipes  # noqa: F401 - registers the methods
 from amcli.models.loading import load
 from amcli.pipeline.compaction import heldout
 from amcli.pipeline.compaction.choices import rounding_error
@@ -59,7 +59,7 @@ class Floats:
 
 
 STORES: dict[str, Any] = {
-    "int8": QUANTIZERS["int8"],
+    "int8": quantizer_of("int8"),
     "fp8, scales of int8": Floats(blocks=True),
     "fp8, a scale a channel or row": Floats(blocks=False),
 }

@@ -21,7 +21,6 @@ from amcli.evaluation.results import today
 from amcli.evaluation.runner import hardware
 from amcli.generator.documents import generate
 from amcli.matching import bucket, methods, selection
-from amcli.matching import recipes as recipes  # registers the methods
 from amcli.models.loading import load
 from amcli.pipeline.compaction.compacting import compact
 from amcli.pipeline.compaction.request import Request

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import torch
 
-from amcli.entries.quantize import Quantizer
+from amcli.entries.blocks import BlockQuantizer
 from amcli.generator.documents import generate
 from amcli.matching.scores import attention_stats
 from amcli.models.loading import load
@@ -71,7 +71,7 @@ def main() -> None:
     for name, heads in kinds.items():
         for bits in (8, 4):
             for turned in (False, True):
-                quantizer = Quantizer("", bits, rotate=turned)
+                quantizer = BlockQuantizer("", bits, rotate=turned)
                 keys = [error(head, quantizer.round_keys(head[1]), head[2]) for head in heads]
                 values = [error(head, head[1], quantizer.round_keys(head[2])) for head in heads]
                 for part, found in (("keys", keys), ("values", values)):

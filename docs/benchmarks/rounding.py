@@ -13,9 +13,8 @@ from pathlib import Path
 
 from record import about
 
-from amcli.entries.quantize import Quantizer, quantizer_of
+from amcli.entries.stores import Quantizer, quantizer_of
 from amcli.generator.documents import generate
-from amcli.matching import recipes  # noqa: F401 - registers the methods
 from amcli.models.loading import load
 from amcli.pipeline.compaction import heldout
 from amcli.pipeline.compaction.choices import rounding_error

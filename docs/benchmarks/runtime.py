@@ -45,13 +45,13 @@ from runtime_setting import (
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.cache_utils import DynamicCache
 
-from amcli.entries.batched import BatchedPrefix
-from amcli.entries.quantize import Entries
+from amcli.entries.ragged import Entries
 from amcli.models.attend import _explicit, _Seen, attend
 from amcli.models.attention import NAME
 from amcli.models.cache import CompactCache
 from amcli.models.generate import absorb, feed
 from amcli.models.geometry import ModelGeometry
+from amcli.serving.batching import BatchedPrefix
 from amcli.storage.artifacts import Artifact, write_artifact
 
 # ---- kernel ------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ def by_varlen(q: torch.Tensor, prefix: Entries, k: torch.Tensor, v: torch.Tensor
     rows = q.reshape(HEADS * g * m, 1, DIM)
     starts = torch.arange(0, HEADS + 1, device=CUDA, dtype=torch.int32) * g * m
     ends = torch.tensor(numbers.offsets, device=CUDA, dtype=torch.int32)
-    keys, values = numbers.keys[:, None], numbers.values[:, None]
+    keys, values = numbers.keys.unpack()[:, None], numbers.values.unpack()[:, None]
     longest = max(numbers.lengths)
     flash = torch.ops.aten._flash_attention_forward
     past, lse, *_ = flash(rows, keys, values, starts, ends, g * m, longest, 0.0, False, False)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from amcli.entries.quantize import Entries, Packed, QuantizedHeads
-from amcli.entries.ragged import RaggedHeads
+from amcli.entries.blocks import Blocks
+from amcli.entries.ragged import Entries
 from amcli.models.attention import NAME, register
 from amcli.models.geometry import LayerGeometry, ModelGeometry
 
@@ -44,22 +44,22 @@ def entries(layer: int, store: str, seed: int = 0) -> Entries:
     N = sum(t)
     if store == "native":
         shape = (N, DIM)
-        return RaggedHeads(
+        return Entries.of(
             torch.randn(shape, device=CUDA, dtype=DTYPE),
             torch.randn(shape, device=CUDA, dtype=DTYPE),
             None,
             t,
         )
-    return QuantizedHeads(_codes(N, store, True), _codes(N, store, False), None, t)
+    return Entries(_codes(N, store, True), _codes(N, store, False), None, t)
 
 
-def _codes(N: int, store: str, keys: bool) -> Packed:
+def _codes(N: int, store: str, keys: bool) -> Blocks:
     scale = torch.full((N, DIM // 32), 0.01 if store == "int8" else 0.15, device=CUDA).half()
     if store == "int8":
         codes = torch.randint(-127, 128, (N, DIM), device=CUDA, dtype=torch.int8)
-        return Packed(codes, scale, False)
+        return Blocks(codes, scale, False)
     low = torch.randint(1, 16, (N, DIM // 2), device=CUDA, dtype=torch.uint8)
-    return Packed(low | torch.randint_like(low, 1, 16) << 4, scale, keys)
+    return Blocks(low | torch.randint_like(low, 1, 16) << 4, scale, keys)
 
 
 def tokens(B: int, n: int, heads: int = HEADS) -> torch.Tensor:

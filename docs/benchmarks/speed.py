@@ -35,13 +35,12 @@ from typing import Any
 import torch
 
 from amcli.commands.screen.bar import Bar
-from amcli.commands.screen.console import animated
+from amcli.commands.screen.terminal import animated
 from amcli.evaluation import bench
 from amcli.evaluation.results import today
 from amcli.evaluation.runner import hardware
 from amcli.generator.documents import generate
 from amcli.matching import methods
-from amcli.matching import recipes as recipes  # registers the methods
 from amcli.matching.compact import LayerInput, compact_layers
 from amcli.matching.fit_errors import FitErrors, fit_errors
 from amcli.matching.scores import ScoreState, attention_stats

@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import amcli
 from amcli.commands.app import main
 from amcli.errors import ArtifactError, ModelMismatchError, UsageError
-from amcli.matching import recipes  # noqa: F401 - registers the methods
 from amcli.pipeline.compaction.compacting import compact
 from amcli.pipeline.compaction.request import Request
 from amcli.pipeline.contexts.reading import prefill

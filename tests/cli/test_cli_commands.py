@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from amcli.matching import methods, recipes
+from amcli.matching import catalogue
 from amcli.pipeline.compaction.request import Request
 from amkv_format import AmkvFile
 from conftest import Amkv
@@ -184,8 +184,8 @@ def test_the_defaults_of_the_command_line_are_those_of_the_pipeline(amkv: Amkv) 
     help_text = " ".join(amkv("compact", "--help").out.split())
     assert f"[default: {Request().method}]" in help_text
     assert f"[default: {Request().seed}]" in help_text
-    assert Request().method == recipes.DEFAULT
-    for name in methods.names():
+    assert Request().method == catalogue.DEFAULT
+    for name in catalogue.METHODS:
         assert name in help_text.replace("- ", "-")  # where a line ends at a hyphen
 
 

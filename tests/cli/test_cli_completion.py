@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from amcli.commands import completion
 from amcli.commands.app import main
 from conftest import Amkv
 
@@ -83,17 +82,6 @@ def test_a_broken_configuration_breaks_no_completion(
     (tmp_path / "amkv" / "config.toml").write_text("ration = 3")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     assert offered("amkv compact --store i") == ["int8", "int4"]
-
-
-def test_the_names_offered_are_those_that_there_are() -> None:
-    from amcli.evaluation import suites  # noqa: F401 - registers them
-    from amcli.evaluation.suites import base
-    from amcli.matching import methods, recipes  # noqa: F401 - registers them
-    from amcli.models.devices import DTYPES
-
-    assert [*completion.METHODS] == methods.names()
-    assert {*completion.SUITES} == {*base.names()}
-    assert {*completion.DTYPES} <= {*DTYPES}
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

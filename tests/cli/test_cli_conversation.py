@@ -54,9 +54,8 @@ def talk(
             patch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
             patch.setattr(sys, "stdout", everything)
             patch.setattr(sys, "stderr", everything)
+            patch.setattr(Conversation, "show_panel", lambda self: None)
             talking = Conversation(Console(quiet=quiet), session, [made / "doc.amkv"], whole)
-            monkeypatch.setattr(talking, "show_panel", lambda: None)
-            talking._slash.panel = lambda: None
             talking.run()
         return FOOT.sub("  (footer)", everything.getvalue())
 

@@ -27,8 +27,8 @@ def test_out_and_in_again(amkv: Amkv, full: Path, here: Path) -> None:
     with Artifact.open(full) as artifact:
         for i, layer in enumerate(artifact.layers):
             heads, shape = artifact.heads(i).unpack(), (1, layer.kv_heads, artifact.logical_length)
-            tensors[f"{i}.keys"] = heads.keys.view(*shape, -1)
-            tensors[f"{i}.values"] = heads.values.view(*shape, -1)
+            tensors[f"{i}.keys"] = heads.keys.unpack().view(*shape, -1)
+            tensors[f"{i}.values"] = heads.values.unpack().view(*shape, -1)
         wanted = artifact.manifest
     save_file(tensors, "cache.safetensors")
     words = ("import", "cache.safetensors", "--model", "pocket", "--text", "doc.txt")

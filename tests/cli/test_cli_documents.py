@@ -52,13 +52,15 @@ def test_standard_input_is_one_of_them(amkv: Amkv, here: Path) -> None:
 def test_a_document_that_cannot_fit_is_refused_before_the_weights_are_read(
     amkv: Amkv, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from amcli.models import loading, memory
+    from transformers import AutoModelForCausalLM
 
-    def unread(*arguments: object) -> None:
+    from amcli.models import memory
+
+    def unread(*arguments: object, **options: object) -> None:
         raise AssertionError("the weights were read")
 
     monkeypatch.setattr(memory, "free_bytes", lambda device: 46_000_000)
-    monkeypatch.setattr(loading, "_weights", unread)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", unread)
     for command in ("prefill", "compact"):
         done = amkv(command, "doc.txt")
         assert done.code == 5

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from amcli.pocket import folder
 from conftest import Amkv
@@ -36,12 +37,10 @@ def test_bytes_are_those_of_the_compaction(amkv: Amkv, prefill: Path) -> None:
 def test_it_writes_nothing_and_reads_no_weights(
     amkv: Amkv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from amcli.models import loading
-
-    def fail(*args: object) -> None:
+    def fail(*args: object, **options: object) -> None:
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr(loading, "_weights", fail)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
     before = sorted(os.listdir())
     done = amkv("compact", "doc.txt", "--plan")
     assert done.code == 0

@@ -17,7 +17,7 @@ import torch
 
 import amkv_format.writer
 from amcli.commands import inspect
-from amcli.entries.ragged import RaggedHeads
+from amcli.entries.ragged import Entries
 from amcli.kernels.fused import Fused
 from amcli.models import attend
 from amcli.pipeline.compaction import fitting
@@ -49,7 +49,7 @@ def test_kernels_that_cannot_run_are_one_line_and_other_warnings_none(
     def describe(*arguments: object) -> dict[str, object]:
         warnings.warn("of some library", UserWarning, stacklevel=2)
         assert (
-            attend._by_kernels(torch.zeros(1), RaggedHeads(*[torch.zeros(0, 1)] * 2, None, (0,)))
+            attend._by_kernels(torch.zeros(1), Entries.of(*[torch.zeros(0, 1)] * 2, None, (0,)))
             is None
         )
         return found(*arguments)

@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from amcli.commands.app import main
-from amcli.matching import recipes  # noqa: F401 - registers the methods
 from amcli.pipeline.compaction.compacting import compact
 from amcli.pipeline.compaction.request import Request
 from amcli.pipeline.contexts.reading import prefill

@@ -76,7 +76,7 @@ def test_caches_of_other_tools(form: str, own: Context, cache: DynamicCache, her
         for i in range(len(artifact.layers)):
             mine, _ = own.cache.live(i)
             torch.testing.assert_close(
-                artifact.heads(i).unpack().keys, mine[0].flatten(0, 1), atol=1e-4, rtol=1e-4
+                artifact.heads(i).keys.unpack(), mine[0].flatten(0, 1), atol=1e-4, rtol=1e-4
             )
     assert main(["compact", "cache.prefill.amkv", "--ratio", "4", "-q"]) == 0
 

@@ -6,6 +6,7 @@ One folder for all pages: each distinct command is run once, with a small docume
 from __future__ import annotations
 
 import os
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,13 +63,23 @@ def test_every_command_is_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_method_of_contributing_works(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As one would write it: the page's own lines, run as a module."""
+    """As one would install it: the page's own lines, and what pip writes of them."""
     (_, source, _), *others = fences("docs/contributing.md", "python")
+    (_, project, _), *more = fences("docs/contributing.md", "toml")
     assert not others
-    monkeypatch.setattr(methods, "_REGISTRY", dict(methods._REGISTRY))
-    exec(compile(source, "value_norm.py", "exec"), {"__name__": "value_norm"})
+    assert not more
+    [(group, names)] = tomllib.loads(project)["project"]["entry-points"].items()
+    info = folder / "site" / "value_norms-1.0.dist-info"
+    info.mkdir(parents=True)
+    (folder / "site" / "value_norm.py").write_text(source, encoding="utf-8")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: value-norms\nVersion: 1.0\n")
+    lines = [f"[{group}]", *(f"{name} = {place}" for name, place in names.items())]
+    (info / "entry_points.txt").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(str(folder / "site"))
+    monkeypatch.setattr(methods, "_REGISTRY", {})
     for command in to_run(METHOD):
         run(command, monkeypatch)
+    assert methods.get("value-norm").score.__module__ == "value_norm"  # type: ignore[union-attr]
 
 
 @pytest.mark.slow

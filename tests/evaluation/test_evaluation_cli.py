@@ -209,15 +209,15 @@ def test_the_live_table_shows_rows_as_they_come(monkeypatch: pytest.MonkeyPatch)
     for ratio in range(2, 60):
         table.cell(Fake(), "omp", float(ratio))  # type: ignore[arg-type]
     screen = Console(width=120, height=20, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    table._screen = screen
-    screen.print(table._render())
+    table.screen = screen
+    screen.print(table.render())
     text = screen.export_text()
     assert "document 2 of 3: register 1, 2,000 tokens · compact 75%" in text
     assert len(text.splitlines()) <= 20
     assert "59×" in text
     assert "stored" in text
-    table._screen = narrow = Console(width=80, height=20, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    narrow.print(table._render())
+    table.screen = narrow = Console(width=80, height=20, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    narrow.print(table.render())
     text = narrow.export_text()
     assert "stored" not in text
     assert "…" not in text

@@ -12,7 +12,7 @@ import pytest
 
 from amcli.commands.app import main
 from amcli.errors import UsageError
-from amcli.evaluation import makers, runner, scorers, suites  # noqa: F401 - registers the suites
+from amcli.evaluation import makers, runner, scorers
 from amcli.evaluation.results import Results
 from amcli.evaluation.settings import Settings
 from amcli.evaluation.suites import base

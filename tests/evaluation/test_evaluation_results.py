@@ -13,7 +13,7 @@ import pytest
 from amcli.commands.eval_table import Notes, Pace, table_text
 from amcli.commands.screen.console import Console, Switches
 from amcli.errors import UsageError
-from amcli.evaluation import parallel, runner, suites  # noqa: F401 - registers the suites
+from amcli.evaluation import parallel, runner
 from amcli.evaluation.forcing import Outcome
 from amcli.evaluation.results import Results, finite
 from amcli.evaluation.settings import Settings
@@ -25,7 +25,7 @@ Row = dict[str, Any]
 def cell(
     document: int, method: str, ratio: float | None, kl: float, score: float | None = 1.0
 ) -> Row:
-    outcomes = [runner._record(score, Outcome(True, kl, kl, 2, 2, None))] * 2
+    outcomes = [runner.cell_of(score, Outcome(True, kl, kl, 2, 2, None))] * 2
     found = {
         "document": document, "method": method, "ratio": ratio, "budget": None,
         "stored_bytes": 10, "full_bytes": 100, "output_error": None, "outcomes": outcomes,
@@ -117,7 +117,7 @@ def test_json_of_a_run_that_found_no_numbers_is_json(
         return [score, math.nan, math.inf, outcome.agree, outcome.tokens]
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runner, "_record", broken)
+    monkeypatch.setattr(runner, "cell_of", broken)
     words = ["eval", "--docs", "1", "--questions", "1", "--tokens", "150", "--method", "knorm"]
     words += ["--ratio", "5", "--model", "pocket", "--json", "-q", "-o", "r.json"]
     for _ in range(2):  # measured, and read back
@@ -247,7 +247,7 @@ def test_each_process_is_given_its_place(monkeypatch: pytest.MonkeyPatch) -> Non
 
     context = parallel.multiprocessing.get_context("spawn")
     monkeypatch.setattr(parallel.torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(parallel, "_gather", lambda *given: None)
+    monkeypatch.setattr(parallel, "gather", lambda *given: None)
     monkeypatch.setattr(context, "Process", Process, raising=False)
     monkeypatch.setattr(parallel.multiprocessing, "get_context", lambda kind: context)
     loaded, asked = boxes.model("pocket"), Settings.of(base.get("register"), ["knorm"], [5])

@@ -11,7 +11,7 @@ import boxes
 import pytest
 
 from amcli.errors import UsageError
-from amcli.evaluation import makers, runner, suites  # noqa: F401 - registers the suites
+from amcli.evaluation import makers, runner
 from amcli.evaluation.results import Results
 from amcli.evaluation.settings import Settings
 from amcli.evaluation.suites import base

@@ -12,7 +12,6 @@ import boxes
 import pytest
 
 from amcli.errors import UsageError
-from amcli.evaluation import suites  # noqa: F401 - registers them
 from amcli.evaluation.runner import measure_of
 from amcli.evaluation.suites import base
 from amcli.evaluation.suites.base import Document, Measure, Wanted

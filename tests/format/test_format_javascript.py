@@ -54,9 +54,9 @@ def entries(path: Path) -> dict[str, str]:
     found = {}
     with Artifact.open(path) as artifact:
         for layer in range(len(artifact.layers)):
-            heads = artifact.heads(layer).unpack()
+            heads = artifact.heads(layer)
             for part, x in (("keys", heads.keys), ("values", heads.values)):
-                raw = x.float().contiguous().numpy().tobytes()
+                raw = x.unpack().float().contiguous().numpy().tobytes()
                 found[f"layers.{layer}.{part}"] = hashlib.sha256(raw).hexdigest()
     return found
 

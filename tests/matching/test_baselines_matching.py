@@ -174,7 +174,7 @@ def test_whole_and_empty_heads_are_stored_as_they_are(name: str) -> None:
     assert torch.equal(found[0][2], h.V[0])
     assert bool((found[0][1] == 0).all())
     assert result.output_error.tolist()[:2] == [0, 1]
-    assert result.heads.values.dtype == torch.bfloat16
+    assert result.heads.values.unpack().dtype == torch.bfloat16
     assert all(a < b for place, _, _ in found for a, b in pairwise(place))
 
 

@@ -15,10 +15,10 @@ from synthetic_heads import Heads, heads
 
 from amcli.errors import UsageError
 from amcli.matching import methods
+from amcli.matching.catalogue import DEFAULT
 from amcli.matching.compact import LayerInput, LayerResult, compact_layer, compact_layers
 from amcli.matching.known import Known
 from amcli.matching.methods import Method, ScoreContext, get, names, register
-from amcli.matching.recipes import DEFAULT
 from amcli.matching.scores import ScoreState
 from amcli.matching.tiles import Room
 
@@ -55,7 +55,7 @@ def test_reported_errors_are_those_of_the_stored_entries(name: str) -> None:
     h = heads(H=4, T=120, n=150, dtype=torch.bfloat16)
     h = replace(h, W=torch.ones_like(h.W))
     result = run(h, name, [60, 5, 17, 16])
-    assert result.heads.keys.dtype == result.heads.values.dtype == torch.bfloat16
+    assert result.heads.keys.unpack().dtype == result.heads.values.unpack().dtype == torch.bfloat16
     mass, output = errors(h, result, h.Q)
     assert result.mass_error.tolist() == pytest.approx(mass, rel=1e-2, abs=1e-4)
     assert result.output_error.tolist() == pytest.approx(output, rel=1e-2, abs=1e-4)
@@ -76,7 +76,7 @@ def test_every_mixture_of_lengths_is_stored_exactly(
     result = run(h, name, lengths, fit_limit=fit_limit, room=Room(1 << 22, room))
     assert result.heads.lengths == tuple(lengths)
     assert result.index.dtype == torch.int32
-    assert bool(result.heads.values.isfinite().all())
+    assert bool(result.heads.values.unpack().isfinite().all())
     start = 0
     for i, (keys, values, beta) in enumerate(result.heads.heads()):
         index = result.index[start : start + lengths[i]].long()
@@ -98,8 +98,8 @@ def test_keep_is_bit_exact_and_needs_no_queries() -> None:
         get("keep"), h.Q[:, :0], h.K, h.V, scores=torch.zeros(2, 30), lengths=[30, 30], scale=1.0
     )
     assert result.heads.beta is None
-    assert torch.equal(result.heads.keys, h.K.reshape(60, -1))
-    assert torch.equal(result.heads.values, h.V.reshape(60, -1))
+    assert torch.equal(result.heads.keys.unpack(), h.K.reshape(60, -1))
+    assert torch.equal(result.heads.values.unpack(), h.V.reshape(60, -1))
     assert result.index.tolist() == [*range(30), *range(30)]
 
 
@@ -143,7 +143,9 @@ def test_bucketing_does_not_change_a_head() -> None:
     apart = run(h, "omp", [24, 3, 23], room=Room(1 << 22, 1))
     alone = run(h, "omp", [24, 0, 0], room=Room(1 << 22, 1))
     assert torch.equal(apart.index[:24], alone.index)
-    torch.testing.assert_close(apart.heads.values[:24], alone.heads.values, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        apart.heads.values.unpack()[:24], alone.heads.values.unpack(), atol=1e-4, rtol=1e-4
+    )
 
 
 def test_fits_work_around_entries_beyond_the_limit() -> None:
@@ -162,7 +164,7 @@ def test_fits_work_around_entries_beyond_the_limit() -> None:
 def test_same_seed_same_bits() -> None:
     h = heads(T=90, n=100)
     a, b = run(h, "omp", [20, 9], seed=4), run(h, "omp", [20, 9], seed=4)
-    assert torch.equal(a.heads.values, b.heads.values)
+    assert torch.equal(a.heads.values.unpack(), b.heads.values.unpack())
     assert a.heads.beta is not None
     assert b.heads.beta is not None
     assert torch.equal(a.heads.beta, b.heads.beta)
@@ -173,13 +175,15 @@ def test_tiles_do_not_change_the_result() -> None:
     h = heads(T=90, n=100)
     a, b = run(h, "omp", [20, 9]), run(h, "omp", [20, 9], room=Room(700, 1 << 30))
     assert torch.equal(a.index, b.index)
-    torch.testing.assert_close(a.heads.values, b.heads.values, atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(
+        a.heads.values.unpack(), b.heads.values.unpack(), atol=2e-3, rtol=2e-3
+    )
 
 
 def test_softcap_and_value_dims_other_than_key_dims() -> None:
     h = heads(T=100, n=150, d=16, dv=6)
     result = run(h, "omp", [30, 30], softcap=2.0)
-    assert result.heads.values.shape == (60, 6)
+    assert result.heads.values.unpack().shape == (60, 6)
     assert float(result.output_error.max()) < 0.6
     exact = run(h, "omp", [99, 99], softcap=2.0)
     assert float(exact.mass_error.max()) < 0.02
@@ -213,7 +217,7 @@ def knorm() -> Iterator[Method]:
 
     yield register(
         Method(
-            name="knorm-for-a-test", summary="small keys", score=score, queries=False,
+            name="knorm-for-a-test", score=score, queries=False,
             selection="top", mass="none", values="original",
         )
     )  # fmt: skip
@@ -229,7 +233,7 @@ def test_a_method_of_one_declaration_runs_without_queries(knorm: Method) -> None
     )
     smallest = h.K[0].norm(dim=-1).argsort()[:6].sort().values
     assert result.index[:6].tolist() == smallest.tolist()
-    assert torch.equal(result.heads.values[:6], h.V[0, smallest])
+    assert torch.equal(result.heads.values.unpack()[:6], h.V[0, smallest])
     assert result.heads.beta is None
     assert bool(result.output_error.isnan().all())
 
@@ -261,7 +265,7 @@ def test_what_is_kept_between_calls_changes_no_result(name: str) -> None:
         alone = compact(h.Q, h.K, h.V, scores=scores_of(h), **options)
         after = compact(h.Q, h.K, h.V, scores=scores_of(h), known=known, **options)
         assert torch.equal(alone.index, after.index)
-        torch.testing.assert_close(alone.heads.values, after.heads.values)
+        torch.testing.assert_close(alone.heads.values.unpack(), after.heads.values.unpack())
         torch.testing.assert_close(alone.output_error, after.output_error)
 
 
@@ -300,5 +304,7 @@ def test_layers_together_are_what_they_are_alone(room: int, kept: bool) -> None:
         mine = together[i]
         assert mine.heads.lengths == theirs.heads.lengths
         assert torch.equal(mine.index, theirs.index)
-        torch.testing.assert_close(mine.heads.values, theirs.heads.values, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            mine.heads.values.unpack(), theirs.heads.values.unpack(), rtol=1e-3, atol=1e-4
+        )
         torch.testing.assert_close(mine.output_error, theirs.output_error, rtol=1e-3, atol=1e-5)

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from amcli.entries.quantize import QUANTIZERS, Entries
-from amcli.entries.ragged import RaggedHeads
+from amcli.entries.ragged import Entries
+from amcli.entries.stores import quantizer_of
 from amcli.models import attend as module
 from amcli.models.attend import attend, attend_with_mass
 
 
 def reference(
     query: torch.Tensor,
-    prefix: RaggedHeads | None,
+    prefix: Entries | None,
     keys: torch.Tensor,
     values: torch.Tensor,
     *,
@@ -61,13 +61,13 @@ def capped(dot: torch.Tensor, scaling: float, softcap: float | None) -> float:
 
 def case(
     B: int, Hq: int, H: int, m: int, n: int, lengths: tuple[int, ...] | None, seed: int = 0
-) -> tuple[torch.Tensor, RaggedHeads | None, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, Entries | None, torch.Tensor, torch.Tensor]:
     g = torch.Generator().manual_seed(seed)
     d, dv = 8, 6
     prefix = None
     if lengths is not None:
         N = sum(lengths)
-        prefix = RaggedHeads(
+        prefix = Entries.of(
             torch.randn(N, d, generator=g),
             torch.randn(N, dv, generator=g),
             2 * torch.randn(N, generator=g),
@@ -193,8 +193,8 @@ class Largest(TorchDispatchMode):
 def test_gradients_are_those_of_the_result(store: str, softcap: float | None) -> None:
     """Kernels decline where gradients are wanted: they are to be had here."""
     torch.manual_seed(0)
-    numbers = RaggedHeads(torch.randn(9, 8), torch.randn(9, 8), torch.randn(9), (3, 6))
-    prefix: Entries = numbers if store == "native" else QUANTIZERS[store].pack(numbers)
+    numbers = Entries.of(torch.randn(9, 8), torch.randn(9, 8), torch.randn(9), (3, 6))
+    prefix: Entries = numbers if store == "native" else quantizer_of(store).pack(numbers)
     q, k, v = (
         torch.randn(1, heads, 4, 8, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2)
     )

@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 import torch
 
-from amcli.entries.batched import BatchedPrefix
-from amcli.entries.quantize import QUANTIZERS, Entries
-from amcli.entries.ragged import RaggedHeads
+from amcli.entries.prefix import Prefix
+from amcli.entries.ragged import Entries
+from amcli.entries.stores import quantizer_of
 from amcli.kernels.attention.plan import make_plan, tile_size
 from amcli.kernels.fused import Fused
 from amcli.models import attend as module
 from amcli.models.attend import attend
+from amcli.serving.batching import BatchedPrefix
 
 TOLERANCE = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 
@@ -28,7 +29,7 @@ TOLERANCE = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 @dataclass
 class Case:
     query: torch.Tensor
-    prefix: Entries | BatchedPrefix
+    prefix: Prefix
     keys: torch.Tensor
     values: torch.Tensor
     options: dict[str, Any]
@@ -55,13 +56,13 @@ def entries(
     lengths: tuple[int, ...], d: int, dv: int, dtype: torch.dtype, store: str, biased: bool
 ) -> Entries:
     N = sum(lengths)
-    numbers = RaggedHeads(
+    numbers = Entries.of(
         torch.randn(N, d).to(dtype),
         torch.randn(N, dv).to(dtype),
         2 * torch.randn(N) if biased else None,
         lengths,
     )
-    return numbers if store == "native" else QUANTIZERS[store].pack(numbers)
+    return numbers if store == "native" else quantizer_of(store).pack(numbers)
 
 
 def random_case(seed: int, dtypes: list[torch.dtype], scale: int) -> Case:
@@ -82,7 +83,7 @@ def random_case(seed: int, dtypes: list[torch.dtype], scale: int) -> Case:
         return entries(lengths, d, dv, dtype, store, pick.random() < 0.5)
 
     contexts = [context() for _ in range(pick.choice([1, 1, 2]))]
-    prefix: Entries | BatchedPrefix = contexts[0]
+    prefix: Prefix = contexts[0]
     if len(contexts) > 1:
         prefix = BatchedPrefix.join([pick.choice(contexts) for _ in range(B)])
     options: dict[str, Any] = {"scaling": 2 * d**-0.5}
@@ -202,7 +203,7 @@ def test_tiles_cover_every_entry_once_however_uneven_the_heads(tile: int) -> Non
     for prefix, readers in ((parts[0], [3]), (both, [3, 1]), (unseen, [0, 5])):
         plan = make_plan(prefix, sum(readers), tile)
         covered, slots = [], []
-        flat = prefix.entries if isinstance(prefix, BatchedPrefix) else prefix
+        flat = prefix.entries
         for first, count, h, slot, start, rows, *_ in plan.tiles.tolist():
             context = int(first >= sum(lengths))
             assert 0 < count <= tile

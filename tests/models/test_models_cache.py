@@ -7,8 +7,8 @@ import tinymodels as tiny
 import torch
 from transformers.cache_utils import DynamicCache
 
-from amcli.entries.quantize import QUANTIZERS
-from amcli.entries.ragged import RaggedHeads
+from amcli.entries.ragged import Entries
+from amcli.entries.stores import quantizer_of
 from amcli.errors import ModelMismatchError
 from amcli.models.cache import CompactCache
 from amcli.models.geometry import LayerGeometry, ModelGeometry
@@ -22,7 +22,7 @@ def with_prefix(name: str = "qwen3", tokens: torch.Tensor | None = None) -> Comp
     tiny.logits(tiny.build(name), tiny.ids(T) if tokens is None else tokens, source)
     for i in range(len(cache)):
         keys, values = source.live(i)
-        cache.set_prefix(i, RaggedHeads.dense(keys[0], values[0]), T)
+        cache.set_prefix(i, Entries.dense(keys[0], values[0]), T)
     return cache
 
 
@@ -59,7 +59,7 @@ def test_lengths_and_mask_sizes_count_logical_tokens() -> None:
 def test_buffers_grow_by_doubling_and_keep_their_content() -> None:
     layer = filled(None, *[1] * 200)
     assert tokens_of(layer.live()[0]) == list(range(200))
-    assert layer._keys.shape[2] == 256
+    assert layer.capacity == 256
     assert layer.nbytes == 2 * 200 * 4
 
 
@@ -70,7 +70,7 @@ def test_a_sliding_layer_returns_what_its_queries_see_and_forgets_the_rest() -> 
     assert tokens_of(layer.live()[0]) == [5, 6, 7, 8]
     long = filled(5, *[1] * 1000)
     assert tokens_of(long.live()[0]) == [996, 997, 998, 999]
-    assert long._keys.shape[2] < 100
+    assert long.capacity < 100
 
 
 def test_truncate_takes_tokens_back_and_the_model_goes_on_as_if_they_never_were() -> None:
@@ -182,7 +182,7 @@ def test_observers_see_the_queries_and_may_compact_under_way() -> None:
     def compact(index, query, layer, scaling, softcap) -> None:
         keys, values = layer.live()
         assert keys.shape[2] == T + 4
-        layer.set_prefix(RaggedHeads.dense(keys[0, :, :T], values[0, :, :T]), T)
+        layer.set_prefix(Entries.dense(keys[0, :, :T], values[0, :, :T]), T)
         seen.append((index, tuple(query.shape), scaling))
 
     with cache.observe(compact):
@@ -196,7 +196,7 @@ def test_observers_see_the_queries_and_may_compact_under_way() -> None:
 
 def test_what_an_observer_stores_is_what_attention_uses() -> None:
     model, cache = tiny.build("qwen3"), with_prefix()
-    dropped = RaggedHeads(torch.empty(0, 8), torch.empty(0, 8), None, (0, 0))
+    dropped = Entries.of(torch.empty(0, 8), torch.empty(0, 8), None, (0, 0))
     with cache.observe(lambda i, query, layer, *_: layer.set_prefix(dropped, T)):
         got = tiny.logits(model, tiny.ids(4, seed=1), cache)
     positions = torch.arange(T, T + 4)[None]
@@ -246,9 +246,9 @@ def test_tensors_made_under_inference_mode_can_be_appended_to_outside_of_it() ->
 
 
 def test_set_prefix_refuses_what_is_not_this_layers() -> None:
-    cache, prefix = tiny.empty("qwen3"), RaggedHeads.dense(torch.ones(2, 4, 8), torch.ones(2, 4, 8))
+    cache, prefix = tiny.empty("qwen3"), Entries.dense(torch.ones(2, 4, 8), torch.ones(2, 4, 8))
     with pytest.raises(ValueError, match="2 heads of 8"):
-        cache.set_prefix(0, RaggedHeads.dense(torch.ones(3, 4, 8), torch.ones(3, 4, 8)), 4)
+        cache.set_prefix(0, Entries.dense(torch.ones(3, 4, 8), torch.ones(3, 4, 8)), 4)
     with pytest.raises(ValueError, match="sliding window"):
         tiny.empty("gemma3_text").set_prefix(0, prefix, 4)
     tiny.logits(tiny.build("qwen3"), tiny.ids(5), cache)
@@ -293,13 +293,13 @@ def test_reset_forgets_the_prefix_too() -> None:
 
 
 def test_a_prefix_of_codes_is_a_prefix() -> None:
-    numbers = RaggedHeads.dense(torch.randn(2, 4, 8), torch.randn(2, 4, 8))
-    codes = QUANTIZERS["int8"].pack(numbers)
+    numbers = Entries.dense(torch.randn(2, 4, 8), torch.randn(2, 4, 8))
+    codes = quantizer_of("int8").pack(numbers)
     cache = tiny.empty("qwen3")
     for i in range(len(cache)):
         cache.set_prefix(i, codes, 9)
     assert cache.get_seq_length() == 9
     assert cache.nbytes() == len(cache) * codes.nbytes == len(cache) * 8 * 2 * (8 + 2)
-    narrow = QUANTIZERS["int8"].pack(RaggedHeads.dense(torch.ones(2, 4, 6), torch.ones(2, 4, 8)))
+    narrow = quantizer_of("int8").pack(Entries.dense(torch.ones(2, 4, 6), torch.ones(2, 4, 8)))
     with pytest.raises(ValueError, match="the prefix 2 of 6 and 8"):
         cache.set_prefix(0, narrow, 9)

@@ -40,9 +40,9 @@ def test_next_turn_continues_after_the_answer_as_the_template_would(family: str)
     chat = ChatTemplate(tt.of(family))
     pieces = chat.open_document(DOCUMENT).ids + chat.first_turn(QUESTION)
     pieces += chat.answer_ids(ANSWER) + chat.next_turn(NEXT)
-    text = chat._tokenizer.decode(pieces).replace("<think>\n\n</think>\n\n", "")
+    text = chat.tokenizer.decode(pieces).replace("<think>\n\n</think>\n\n", "")
     turns = [("user", f"{DOCUMENT}\n\n{QUESTION}"), ("assistant", ANSWER), ("user", NEXT)]
-    whole = chat._tokenizer.decode(rendered(family, *turns))
+    whole = chat.tokenizer.decode(rendered(family, *turns))
     assert text == whole.replace("<think>\n\n</think>\n\n", "")
     assert chat.next_turn(NEXT)[0] in chat.stop_ids
 
@@ -83,7 +83,7 @@ def test_a_system_prompt_goes_into_its_role(family: str) -> None:
     opened = chat.open_document(DOCUMENT, system="Be brief.")
     whole = rendered(family, ("system", "Be brief."), ("user", f"{DOCUMENT}\n\n{QUESTION}"))
     assert opened.ids + chat.first_turn(QUESTION) == whole
-    assert chat._tokenizer.decode(opened.ids[opened.document_start :]) == DOCUMENT
+    assert chat.tokenizer.decode(opened.ids[opened.document_start :]) == DOCUMENT
 
 
 def test_without_a_system_role_the_prompt_opens_the_users_turn() -> None:
@@ -91,24 +91,24 @@ def test_without_a_system_role_the_prompt_opens_the_users_turn() -> None:
     opened = chat.open_document(DOCUMENT, system="Be brief.")
     whole = rendered("gemma", ("user", f"Be brief.\n\n{DOCUMENT}\n\n{QUESTION}"))
     assert opened.ids + chat.first_turn(QUESTION) == whole
-    assert chat._tokenizer.decode(opened.ids[opened.document_start :]) == DOCUMENT
+    assert chat.tokenizer.decode(opened.ids[opened.document_start :]) == DOCUMENT
 
 
 def test_a_default_system_prompt_is_part_of_the_context() -> None:
     chat = ChatTemplate(tt.of("chatml"))
-    text = chat._tokenizer.decode(chat.open_document(DOCUMENT).ids)
+    text = chat.tokenizer.decode(chat.open_document(DOCUMENT).ids)
     assert text.startswith("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n")
 
 
 def test_templates_that_trim_do_not_change_the_document() -> None:
     chat = ChatTemplate(tt.of("llama3"))
     ids, start, end, _ = chat.open_document("\n  indented  \n")
-    assert chat._tokenizer.decode(ids[start:end]) == "\n  indented  \n"
+    assert chat.tokenizer.decode(ids[start:end]) == "\n  indented  \n"
 
 
 def test_thinking_is_off() -> None:
     chat = ChatTemplate(tt.of("chatml"))
-    assert chat._tokenizer.decode(chat.first_turn(QUESTION)).endswith("<think>\n\n</think>\n\n")
+    assert chat.tokenizer.decode(chat.first_turn(QUESTION)).endswith("<think>\n\n</think>\n\n")
 
 
 def test_templates_that_want_content_as_parts_work() -> None:

@@ -13,7 +13,7 @@ import pytest
 import tinymodels as tiny
 import torch
 
-from amcli.entries.ragged import RaggedHeads
+from amcli.entries.ragged import Entries
 from amcli.models.cache import CompactCache
 
 T, M = 21, 9  # document and question: both longer than the windows of the tiny models
@@ -26,7 +26,7 @@ def full_context(name: str, tokens: torch.Tensor) -> torch.Tensor:
     return tiny.logits(tiny.build(name, "eager"), tokens)
 
 
-def twins(prefix: RaggedHeads, seed: int) -> RaggedHeads:
+def twins(prefix: Entries, seed: int) -> Entries:
     """Every key twice with half the weight, shuffled within each head: the same attention."""
     generator = torch.Generator().manual_seed(seed)
     keys, values, lengths = [], [], []
@@ -36,7 +36,7 @@ def twins(prefix: RaggedHeads, seed: int) -> RaggedHeads:
         values.append(V.repeat(2, 1)[order])
         lengths.append(2 * len(K))
     beta = torch.full((sum(lengths),), -math.log(2.0))
-    return RaggedHeads(torch.cat(keys), torch.cat(values), beta, tuple(lengths))
+    return Entries.of(torch.cat(keys), torch.cat(values), beta, tuple(lengths))
 
 
 def prefilled(name: str, document: torch.Tensor) -> CompactCache:
@@ -52,7 +52,7 @@ def compacted(name: str, document: torch.Tensor, make=lambda prefix, layer: pref
     for i, layer in enumerate(cache.geometry.layers):
         keys, values = source.live(i)
         if layer.type == "full":
-            cache.set_prefix(i, make(RaggedHeads.dense(keys[0], values[0]), i), T)
+            cache.set_prefix(i, make(Entries.dense(keys[0], values[0]), i), T)
         else:
             cache.set_live(i, keys[0], values[0], T)
     return cache

@@ -134,14 +134,14 @@ def test_an_interrupt_between_two_steps_of_growing_leaves_no_room_taken_for_toke
     """Python looks for Ctrl-C whenever a call returns, that of new buffers included."""
     cache = tiny.empty("qwen3")
     feed(loaded.model, cache, PROMPT)
-    grow = CompactLayer._set_buffers
+    grow = CompactLayer.set_buffers
 
     def interrupted(layer: CompactLayer, *args: Any, **options: Any) -> None:
         grow(layer, *args, **options)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(CompactLayer, "_set_buffers", interrupted)
+        patch.setattr(CompactLayer, "set_buffers", interrupted)
         with pytest.raises(KeyboardInterrupt):
             feed(loaded.model, cache, [5] * 70)
     got = feed(loaded.model, cache, [8])

@@ -198,7 +198,7 @@ def test_no_room_for_one_file_of_all(parts: list[Path], monkeypatch: pytest.Monk
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(ours, "_copy", full)
+    monkeypatch.setattr(ours, "copy", full)
     error = refused(parts[0], OutOfMemoryError)
     assert "3 parts" in error.message
     assert "TMPDIR" in (error.hint or "")

@@ -14,7 +14,6 @@ from families import DOCUMENT, cached_logits, full_logits
 from transformers import AutoConfig
 
 from amcli.errors import UsageError
-from amcli.models.cache import CompactCache
 from amcli.models.geometry import ModelGeometry
 from amcli.models.lengths import for_context, past_training, trained_length
 from amcli.models.loading import LoadedModel, load
@@ -25,6 +24,7 @@ from amcli.pipeline.contexts.opening import restore
 from amcli.pipeline.contexts.reading import prefill
 from amcli.pipeline.contexts.source import Source
 from amcli.pipeline.talk.session import Session
+from amcli.serving.batching import batch_of
 from amcli.storage.artifacts import Artifact
 
 QUESTION = "Who lives in the house by the sea?"
@@ -98,7 +98,7 @@ def test_methods_that_turn_keys(kind: str, method: str) -> None:
         return
     found = compact(context, options, errors=False)
     assert found.ratio >= 4
-    assert all(heads.unpack().keys.isfinite().all() for heads in found.layers)
+    assert all(heads.keys.unpack().isfinite().all() for heads in found.layers)
 
 
 def test_a_short_text_ends_where_longrope_changes(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_longrope_contexts_of_different_lengths_go_into_one_batch() -> None:
     contexts = [prefill(loaded, Source("doc.txt", DOCUMENT.text * n)) for n in (1, 2)]
     for context in contexts:
         compact(context, Request(method="keep"), errors=False).apply()
-    batch, mask = CompactCache.batch([context.cache for context in contexts])
+    batch, mask = batch_of([context.cache for context in contexts])
     ids = loaded.chat.first_turn(QUESTION)
     mask = torch.cat([mask, torch.ones(2, len(ids), dtype=torch.long)], dim=1)
     where = (mask.cumsum(1) - 1)[:, -len(ids) :]
@@ -196,7 +196,7 @@ def test_longrope_contexts_of_different_lengths_go_into_one_batch() -> None:
     long = prefill(model("longrope", 400), Source("doc.txt", DOCUMENT.text * 4))
     compact(long, Request(method="keep"), errors=False).apply()
     with pytest.raises(ValueError, match="RoPE that depends on the length"):
-        CompactCache.batch([short.cache, long.cache])
+        batch_of([short.cache, long.cache])
 
 
 def test_a_table_of_positions_is_not_outrun() -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from amcli.errors import OutOfMemoryError
-from amcli.models import loading, memory
+from amcli.models import memory
 from amcli.models.loading import load
 from amcli.models.memory import Preview
 
@@ -104,7 +104,7 @@ def test_weights_that_cannot_fit_are_refused_unread(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "free_bytes", lambda device: 10_000)
-    monkeypatch.setattr(loading, "_weights", no_weights)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", no_weights)
     with pytest.raises(OutOfMemoryError) as caught:
         load(str(saved), device="cpu")
     assert caught.value.exit_code == 5

@@ -25,6 +25,7 @@ from amcli.pipeline.contexts.context import dense
 from amcli.pipeline.contexts.opening import restore
 from amcli.pipeline.contexts.reading import prefill, save_prefill
 from amcli.pipeline.talk.session import Session
+from amcli.serving.batching import batch_of
 from amcli.storage.artifacts import Artifact, write_artifact
 from amkv_format import AmkvFile
 
@@ -100,7 +101,7 @@ def test_a_long_question_that_is_broken_off_leaves_the_conversation(
     session = Session(prefill(loaded, families.DOCUMENT), max_tokens=3)
     list(session.ask(families.QUESTION))
     length, before = session.cache.get_seq_length(), states(session.cache)
-    run, runs = generate._run, iter([False, True])
+    run, runs = generate.forward, iter([False, True])
 
     def run_once(*args: Any, **options: Any) -> Any:
         if next(runs):
@@ -108,7 +109,7 @@ def test_a_long_question_that_is_broken_off_leaves_the_conversation(
         return run(*args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(generate, "_run", run_once)
+        patch.setattr(generate, "forward", run_once)
         with pytest.raises(KeyboardInterrupt):
             list(session.ask("word " * (generate.CHUNK // 4)))
     assert next(runs, None) is None
@@ -122,7 +123,7 @@ def test_a_state_does_not_go_back() -> None:
     with pytest.raises(ValueError, match="cannot go back"):
         cache.truncate(len(DOCUMENT) - 1)
     with pytest.raises(ValueError, match="cannot be batched"):
-        CompactCache.batch([cache, cache])
+        batch_of([cache, cache])
 
 
 def test_a_reset_cache_is_an_empty_one() -> None:

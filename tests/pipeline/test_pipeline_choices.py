@@ -185,7 +185,7 @@ def test_a_mixture_ranks_by_both_and_fits_by_the_last(context: Context) -> None:
 def test_methods_that_fit_in_their_own_way_see_every_source(context: Context) -> None:
     def kept(queries: str, name: str) -> torch.Tensor:
         options = Request(tokens=20, method=name, queries=queries, store="native")
-        return compact(context, options, errors=False).layers[-1].unpack().keys
+        return compact(context, options, errors=False).layers[-1].keys.unpack()
 
     for name in ("am-omp", "am-highest-attention"):
         both = kept("context+repeat", name)
@@ -237,7 +237,7 @@ def test_a_search_counts_each_pass_once(context: Context, monkeypatch: pytest.Mo
         method="highest-attention", queries="repeat+self-study", store="native", max_queries=64
     )
     found = fidelity.search(context, options, 0.01)
-    done = kept[0]._done  # (name, …) -> (what a pass gave, its seconds)
+    done = kept[0].done  # (name, …) -> (what a pass gave, its seconds)
     once = sum(seconds for (name, *_), (_, seconds) in done.items() if name in passages.SOURCES)
     assert [name for name, *_ in done].count("repeat") == 1
     assert found.seconds["reference"] == pytest.approx(once)

@@ -93,7 +93,7 @@ def test_measuring_changes_no_entry(compacted: Compaction, context: Context) -> 
     assert "errors" not in plain.seconds
     for a, b in zip(plain.layers, compacted.layers, strict=True):
         assert a.lengths == b.lengths
-        assert torch.equal(a.unpack().values, b.unpack().values)
+        assert torch.equal(a.values.unpack(), b.values.unpack())
 
 
 def test_errors_of_all_methods_compare(context: Context) -> None:

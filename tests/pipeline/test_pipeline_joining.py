@@ -13,9 +13,8 @@ import tinymodels as tiny
 import torch
 from boxes import model
 
-from amcli.entries.batched import appended
-from amcli.entries.quantize import QUANTIZERS
-from amcli.entries.ragged import RaggedHeads
+from amcli.entries.ragged import Entries, appended
+from amcli.entries.stores import quantizer_of
 from amcli.errors import UsageError
 from amcli.generator.dialogues import Questioner
 from amcli.generator.documents import generate
@@ -141,10 +140,10 @@ def test_codes_are_rounded_once_more_and_no_further() -> None:
 def test_entries_head_by_head() -> None:
     generator = torch.Generator().manual_seed(0)
 
-    def heads(*lengths: int, beta: bool) -> RaggedHeads:
+    def heads(*lengths: int, beta: bool) -> Entries:
         rows = sum(lengths)
         keys, values = (torch.randn(rows, 8, generator=generator) for _ in range(2))
-        return RaggedHeads(keys, values, torch.randn(rows) if beta else None, lengths)
+        return Entries.of(keys, values, torch.randn(rows) if beta else None, lengths)
 
     a, b = heads(3, 0, 2, beta=True), heads(1, 4, 0, beta=False)
     both = appended([a, b], torch.float32)
@@ -156,9 +155,9 @@ def test_entries_head_by_head() -> None:
         assert torch.equal(v, torch.cat([va, vb]))
         assert beta is not None
         assert bool((beta[len(ka) :] == 0).all())
-    mixed = appended([QUANTIZERS["int4"].pack(a), b], torch.bfloat16)
-    assert isinstance(mixed, RaggedHeads)
-    assert mixed.keys.dtype == torch.bfloat16
+    mixed = appended([quantizer_of("int4").pack(a), b], torch.bfloat16)
+    assert mixed.store == "native"
+    assert mixed.keys.unpack().dtype == torch.bfloat16
     with pytest.raises(ValueError, match="as many heads"):
         appended([a, heads(1, 1, beta=False)], torch.float32)
 

@@ -8,7 +8,6 @@ import boxes
 import pytest
 import torch
 
-from amcli.matching import recipes  # noqa: F401 - registers the methods
 from amcli.pipeline.compaction.compacting import compact
 from amcli.pipeline.compaction.request import Request
 from amcli.pipeline.contexts.context import live_keys

@@ -11,8 +11,8 @@ import torch
 from boxes import source
 
 from amcli.commands.app import main
-from amcli.entries.quantize import QUANTIZERS
-from amcli.entries.ragged import RaggedHeads
+from amcli.entries.ragged import Entries
+from amcli.entries.stores import quantizer_of
 from amcli.models import sharding
 from amcli.models.loading import load
 from amcli.models.sharding import Shard
@@ -55,8 +55,8 @@ def test_two_processes_make_the_file_and_give_the_answer_of_one(tmp_path: Path) 
         assert [list(x.lengths) for x in alone.layers] == artifact.manifest["stored"]
         same = total = 0
         for i, mine in enumerate(alone.layers):
-            theirs = artifact.heads(i).unpack()
-            near = (mine.unpack().keys - theirs.keys).norm(dim=1) < 0.02 * theirs.keys.norm(dim=1)
+            theirs = artifact.heads(i).keys.unpack()
+            near = (mine.keys.unpack() - theirs).norm(dim=1) < 0.02 * theirs.norm(dim=1)
             same, total = same + int(near.sum()), total + len(near)
         assert same >= 0.97 * total  # sums in another order may move the last key of a budget
         session = Session(restore(artifact, loaded), 24, 0.0, 0)
@@ -85,13 +85,12 @@ def test_processes_share_no_keyboard(
 def test_each_process_has_its_own_heads(store: str) -> None:
     lengths = (3, 0, 5, 1)
     N = sum(lengths)
-    plain = RaggedHeads(torch.randn(N, 8), torch.randn(N, 4), torch.randn(N), lengths)
-    entries = plain if store == "native" else QUANTIZERS[store].pack(plain)
+    plain = Entries.of(torch.randn(N, 8), torch.randn(N, 4), torch.randn(N), lengths)
+    entries = plain if store == "native" else quantizer_of(store).pack(plain)
     parts = [Shard(rank, 2).mine(entries) for rank in range(2)]
     assert [part.lengths for part in parts] == [(3, 0), (5, 1)]
-    for name in ("keys", "values", "beta"):
-        joined = torch.cat([getattr(part.unpack(), name) for part in parts])
-        assert torch.equal(joined, getattr(entries.unpack(), name))
+    for name, tensor in entries.unpack().tensors().items():
+        assert torch.equal(torch.cat([part.unpack().tensors()[name] for part in parts]), tensor)
 
 
 @pytest.mark.parametrize("lengths", [(3, 1), (0, 4), (0, 0)])
@@ -111,10 +110,10 @@ def test_heads_of_all_come_together(
     monkeypatch.setattr(sharding.distributed, "all_gather_object", twice)
     monkeypatch.setattr(sharding.distributed, "all_gather", copied)
     N = sum(lengths)
-    plain = RaggedHeads(torch.randn(N, 8), torch.randn(N, 4).bfloat16().float(), None, lengths)
-    entries = plain if store == "native" else QUANTIZERS[store].pack(plain)
+    plain = Entries.of(torch.randn(N, 8), torch.randn(N, 4).bfloat16().float(), None, lengths)
+    entries = plain if store == "native" else quantizer_of(store).pack(plain)
     whole = Shard(0, 2).whole(entries)
     assert whole.lengths == 2 * lengths
-    for name in ("keys", "values"):
-        part = getattr(entries.unpack(), name)
-        assert torch.equal(getattr(whole.unpack(), name), torch.cat([part, part]))
+    assert whole.store == store
+    for name, part in entries.unpack().tensors().items():
+        assert torch.equal(whole.unpack().tensors()[name], torch.cat([part, part]))

@@ -199,7 +199,7 @@ def test_an_interrupted_compaction_changes_nothing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(growing, "_grown", interrupted)
+        patch.setattr(growing, "appended", interrupted)
         with pytest.raises(KeyboardInterrupt):
             grow(session, progress=Silent())
     assert (session.ids, session.cache.nbytes(), session.settled) == (ids, held, 0)

@@ -206,7 +206,7 @@ def test_other_architectures_learn_and_are_published(
     run = Run(arguments([*PLAN, "--out", str(tmp_path)]))
     run.prepare()
     ids, weights = next(iter(run.batches()))
-    steps = [run._optimize(ids, weights, train.weighted_loss, 3e-3) for _ in range(4)]
+    steps = [run.optimize(ids, weights, train.weighted_loss, 3e-3) for _ in range(4)]
     losses = [float(loss.detach()) for loss in steps]
     assert losses == sorted(losses, reverse=True)
     run.publish()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from amcli.evaluation import makers, runner, suites  # noqa: F401 - registers the suites
+from amcli.evaluation import runner
 from amcli.evaluation.results import Results
 from amcli.evaluation.settings import Settings
 from amcli.evaluation.suites import base

@@ -11,10 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amcli.entries.quantize import QUANTIZERS, Packed, Quantizer, block_size, hadamard, quantizer_of
-from amcli.entries.ragged import RaggedHeads
+from amcli.entries.blocks import BlockQuantizer, Blocks, block_size
+from amcli.entries.matrix import hadamard
+from amcli.entries.ragged import Entries
+from amcli.entries.stores import quantizer_of
 
-BITS = {8: Quantizer("plain8", 8, rotate=False), 4: Quantizer("plain4", 4, rotate=False)}
+BITS = {8: BlockQuantizer("plain8", 8, rotate=False), 4: BlockQuantizer("plain4", 4, rotate=False)}
 FLOAT16 = np.finfo(np.float16)
 
 
@@ -34,7 +36,7 @@ def reference(row: list[float], bits: int) -> tuple[list[int], list[float]]:
     return codes, scales
 
 
-def codes_of(packed: Packed) -> list[list[int]]:
+def codes_of(packed: Blocks) -> list[list[int]]:
     if packed.codes.dtype == torch.int8:
         return packed.codes.tolist()
     return [
@@ -96,22 +98,22 @@ def test_rounding_twice_is_rounding_once(rows: list[list[float]], bits: int) -> 
     size=st.sampled_from([1e-5, 0.1, 1.0, 300.0]),
     outlier=st.sampled_from([1.0, 100.0]),
 )
-@pytest.mark.parametrize("name", QUANTIZERS)
+@pytest.mark.parametrize("name", ["int8", "int4"])
 def test_keys_as_stored_are_stored_as_they_are(
     name: str, d: int, seed: int, size: float, outlier: float
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(20, d, generator=generator) * size
     x[:, seed % d] *= outlier
-    quantizer = QUANTIZERS[name]
-    heads = RaggedHeads(x, x, None, (20,))
+    quantizer = quantizer_of(name)
+    heads = Entries.of(x, x, None, (20,))
     stored = quantizer.pack(heads)
     again = quantizer.pack(stored.unpack())
     for one, two in ((stored.keys, again.keys), (stored.values, again.values)):
         assert torch.equal(one.codes, two.codes)
         assert torch.equal(one.scale, two.scale)
-    assert torch.equal(quantizer.round_keys(x), stored.unpack().keys)
-    assert torch.equal(quantizer.round_values(x), stored.unpack().values)
+    assert torch.equal(quantizer.round_keys(x), stored.keys.unpack())
+    assert torch.equal(quantizer.round_values(x), stored.values.unpack())
 
 
 @pytest.mark.parametrize("d", [1, 2, 3, 12, 64, 80, 128])
@@ -131,8 +133,8 @@ def test_a_turn_keeps_a_few_large_channels_from_spoiling_the_others() -> None:
     K = torch.randn(300, 128, generator=generator)
     q = torch.randn(50, 128, generator=generator)
     K[:, [5, 40, 77, 100]] += 12.0
-    plain = Quantizer("plain", 4, rotate=False).round_keys(K)
-    turned = QUANTIZERS["int4"].round_keys(K)
+    plain = BlockQuantizer("plain", 4, rotate=False).round_keys(K)
+    turned = quantizer_of("int4").round_keys(K)
 
     def off(rounded: torch.Tensor) -> float:
         # What all keys have in common changes no softmax.
@@ -142,19 +144,19 @@ def test_a_turn_keeps_a_few_large_channels_from_spoiling_the_others() -> None:
     assert off(turned) < 0.6 * off(plain)
 
 
-@pytest.mark.parametrize("name", QUANTIZERS)
+@pytest.mark.parametrize("name", ["int8", "int4"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_is_refused(name: str, bad: float) -> None:
     x = torch.ones(3, 32)
     x[1, 7] = bad
     with pytest.raises(ValueError, match="NaN or infinity"):
-        QUANTIZERS[name].round_values(x)
+        quantizer_of(name).round_values(x)
 
 
-@pytest.mark.parametrize("name", QUANTIZERS)
+@pytest.mark.parametrize("name", ["int8", "int4"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_zeros_and_extremes_of_every_dtype(name: str, dtype: torch.dtype) -> None:
-    quantizer = QUANTIZERS[name]
+    quantizer = quantizer_of(name)
     zero = torch.zeros(4, 64, dtype=dtype)
     assert torch.equal(quantizer.round_keys(zero), torch.zeros(4, 64))
     largest = torch.full((4, 64), torch.finfo(dtype).max, dtype=dtype)
@@ -164,16 +166,16 @@ def test_zeros_and_extremes_of_every_dtype(name: str, dtype: torch.dtype) -> Non
     assert float(quantizer.round_values(largest).max()) >= min(65000.0, torch.finfo(dtype).max)
 
 
-@pytest.mark.parametrize("name", QUANTIZERS)
+@pytest.mark.parametrize("name", ["int8", "int4"])
 @pytest.mark.parametrize("lengths", [(0, 0), (3, 0, 5), (1,)])
 def test_heads_are_those_of_the_whole(name: str, lengths: tuple[int, ...]) -> None:
     N = sum(lengths)
     generator = torch.Generator().manual_seed(N)
     keys, values = (torch.randn(N, d, generator=generator) for d in (64, 48))
-    stored = QUANTIZERS[name].pack(RaggedHeads(keys, values, torch.arange(float(N)), lengths))
+    stored = quantizer_of(name).pack(Entries.of(keys, values, torch.arange(float(N)), lengths))
     whole = stored.unpack()
     assert (stored.key_dim, stored.value_dim, stored.offsets) == (64, 48, whole.offsets)
-    assert stored.nbytes == N * (QUANTIZERS[name].entry_bytes(64, 48) + 4)
+    assert stored.nbytes == N * (quantizer_of(name).entry_bytes(64, 48) + 4)
     for one, other in zip(stored.heads(), whole.heads(), strict=True):
         # In 4 bits keys come as stored, for queries that are transformed too.
         assert torch.equal(hadamard(one[0]) if stored.rotated else one[0], other[0])
@@ -184,9 +186,9 @@ def test_heads_are_those_of_the_whole(name: str, lengths: tuple[int, ...]) -> No
 
 
 def test_long_heads_are_unpacked_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("amcli.entries.quantize._UNPACK_ELEMENTS", {"cpu": 128 * 4})
-    stored = QUANTIZERS["int8"].pack(
-        RaggedHeads(torch.ones(9, 64), torch.ones(9, 64), None, (6, 2, 1))
+    monkeypatch.setattr("amcli.entries.ragged._UNPACK_ELEMENTS", {"cpu": 128 * 4})
+    stored = quantizer_of("int8").pack(
+        Entries.of(torch.ones(9, 64), torch.ones(9, 64), None, (6, 2, 1))
     )
     held = [keys.untyped_storage().nbytes() // (4 * 64) for keys, _, _ in stored.heads()]
     assert held == [6, 3, 3]
@@ -196,27 +198,28 @@ def test_long_heads_are_unpacked_one_at_a_time(monkeypatch: pytest.MonkeyPatch) 
     ("d", "int8", "int4"), [(64, 2 * (64 + 4), 2 * (32 + 4)), (128, 2 * (128 + 8), 2 * (64 + 8))]
 )
 def test_bytes_of_an_entry(d: int, int8: int, int4: int) -> None:
-    assert QUANTIZERS["int8"].entry_bytes(d, d) == int8
-    assert QUANTIZERS["int4"].entry_bytes(d, d) == int4
+    assert quantizer_of("int8").entry_bytes(d, d) == int8
+    assert quantizer_of("int4").entry_bytes(d, d) == int4
 
 
 def test_an_odd_dimension_and_an_unknown_name() -> None:
     with pytest.raises(ValueError, match="even head dimension, not 5"):
-        QUANTIZERS["int4"].round_keys(torch.ones(2, 5))
-    assert QUANTIZERS["int8"].round_keys(torch.ones(2, 5)).shape == (2, 5)
+        quantizer_of("int4").round_keys(torch.ones(2, 5))
+    assert quantizer_of("int8").round_keys(torch.ones(2, 5)).shape == (2, 5)
     assert quantizer_of("native") is None
     with pytest.raises(ValueError, match="unknown store 'int2'"):
         quantizer_of("int2")
 
 
 def test_shapes_that_disagree_are_refused() -> None:
-    good = QUANTIZERS["int8"].pack(RaggedHeads(torch.ones(3, 64), torch.ones(3, 64), None, (3,)))
+    good = quantizer_of("int8").pack(Entries.of(torch.ones(3, 64), torch.ones(3, 64), None, (3,)))
     for change in (
         {"lengths": (2,)},
         {"beta": torch.zeros(2)},
         {"beta": torch.zeros(3, dtype=torch.float16)},
-        {"keys": Packed(good.keys.codes, good.keys.scale[:, :1], False)},
         {"values": good.values.rows(slice(0, 2))},
     ):
-        with pytest.raises(ValueError, match=r"rows|scales|float32"):
+        with pytest.raises(ValueError, match=r"rows|float32"):
             replace(good, **change)
+    with pytest.raises(ValueError, match="scales"):
+        Blocks(good.keys.codes, good.keys.scale[:, :1], False)

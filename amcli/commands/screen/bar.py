@@ -14,7 +14,7 @@ from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-from amcli.commands.screen.console import is_terminal
+from amcli.commands.screen.terminal import is_terminal
 from amcli.system.units import bytes_text, seconds_text
 
 _BAR = 24

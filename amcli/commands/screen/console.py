@@ -9,13 +9,13 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from amcli.commands.screen.terminal import animated, paint, printable
 from amcli.errors import AmkvError, OutOfMemoryError, OutputError
 from amcli.system.progress import Progress, Silent
 
@@ -104,48 +104,6 @@ def remark(text: str) -> None:
     """A line on stderr, whatever --quiet says; lost when stderr is closed."""
     with suppress(ReaderGoneError, AmkvError):
         _write(sys.stderr, text + "\n")
-
-
-def is_terminal(stream: TextIO | None) -> bool:
-    """Whether a person sees what is written there."""
-    return stream is not None and not stream.closed and stream.isatty()
-
-
-def styled(stream: TextIO | None) -> bool:
-    """Whether that is a terminal that can move its cursor and redraw a line."""
-    return is_terminal(stream) and os.environ.get("TERM") not in ("dumb", "unknown")
-
-
-def animated() -> bool:
-    """Whether stderr is such a terminal."""
-    return styled(sys.stderr)
-
-
-def coloured(stream: TextIO | None) -> bool:
-    """Whether what is written there may have colours: a terminal, and NO_COLOR is not set."""
-    return styled(stream) and not os.environ.get("NO_COLOR")
-
-
-def paint(text: str, code: str, stream: TextIO | None = None) -> str:
-    """`text` in a colour, where the stream (stderr when None) may have colours."""
-    may = coloured(sys.stderr if stream is None else stream)
-    return f"\x1b[{code}m{text}\x1b[0m" if may else text
-
-
-def columns(stream: TextIO | None) -> int:
-    """How wide what is written there may be: the terminal's width, 80 for anything else."""
-    if not is_terminal(stream):
-        return 80
-    return shutil.get_terminal_size().columns
-
-
-def printable(text: str) -> str:
-    """`text` without control characters: a document must not be able to drive the terminal."""
-    return "".join(c for c in text if c in "\n\t" or not _is_control(c))
-
-
-def _is_control(character: str) -> bool:
-    return character < " " or "\x7f" <= character <= "\x9f"
 
 
 def _one_line(text: str) -> str:

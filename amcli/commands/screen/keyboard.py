@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
-from amcli.commands.screen.console import is_terminal, paint
+from amcli.commands.screen.terminal import is_terminal, paint
 from amcli.system.memory import state_folder
 
 PROMPT = "> "

@@ -19,7 +19,7 @@ from rich.markdown import Markdown
 from rich.segment import Segment, Segments
 from rich.text import Text
 
-from amcli.commands.screen.console import printable
+from amcli.commands.screen.terminal import printable
 from amcli.system.units import seconds_text
 
 _WIDEST = 100

@@ -1,17 +1,19 @@
 """What a suite is: documents with questions, from a seed or from a published file.
 
-To add one, write a small module that calls `register(Suite(...))` and import it in
-`suites/__init__.py`. Knows nothing of models: lengths are measured by a `Measure`.
+To add one, write a small module with a `Suite`, and name it in `evaluation.catalogue`. Knows
+nothing of models: lengths are measured by a `Measure`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
 from amcli.errors import UsageError, did_you_mean
+from amcli.evaluation.catalogue import SUITES
 
 Scorer = Literal["exact", "substring", "letter", "reasoned", "none"]
 """How an answer becomes a score in [0, 1]; see `amcli.evaluation.scorers`."""
@@ -109,15 +111,18 @@ class Suite:
     """
 
     name: str
-    summary: str
     scorer: Scorer
     make: Callable[[Wanted], Iterable[Document]]
     docs: int = 8
     tokens: int = 2048
-    file: str | None = None
     whole: bool = False
     choice: bool = False
     own: bool = False
+
+    @property
+    def file(self) -> str | None:
+        """What the FILE argument has to be; None for a suite that takes none."""
+        return SUITES[self.name].file
 
     def documents(self, wanted: Wanted) -> list[Document]:
         """The documents, each with at least one question. Raises UsageError for none at all."""
@@ -133,31 +138,17 @@ class Suite:
         return found
 
 
-_REGISTRY: dict[str, Suite] = {}
-
-
-def register(suite: Suite) -> Suite:
-    """Add a suite to the registry and return it. Raises ValueError for a name already taken."""
-    if suite.name in _REGISTRY:
-        raise ValueError(f"suite {suite.name!r} is registered twice")
-    _REGISTRY[suite.name] = suite
-    return suite
-
-
-def names() -> list[str]:
-    """Names of all suites, in the order of registration."""
-    return list(_REGISTRY)
-
-
 def get(name: str) -> Suite:
     """The suite of that name. Raises UsageError with the nearest name and the list."""
-    if name in _REGISTRY:
-        return _REGISTRY[name]
-    meant = did_you_mean(name, _REGISTRY)
-    raise UsageError(
-        f"unknown suite {name!r}",
-        f"{meant}suites: {', '.join(names())}",
-        code="unknown-suite",
-        field="suite",
-        suite=name,
-    )
+    if name not in SUITES:
+        meant = did_you_mean(name, SUITES)
+        raise UsageError(
+            f"unknown suite {name!r}",
+            f"{meant}suites: {', '.join(SUITES)}",
+            code="unknown-suite",
+            field="suite",
+            suite=name,
+        )
+    module, _, attribute = SUITES[name].place.partition(":")
+    found: Suite = getattr(import_module(f"amcli.evaluation.suites.{module}"), attribute)
+    return found

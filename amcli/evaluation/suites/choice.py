@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from amcli.errors import UsageError
-from amcli.evaluation.suites.base import Document, Question, Suite, Wanted, register
+from amcli.evaluation.suites.base import Document, Question, Suite, Wanted
 from amcli.system.files import read_text
 
 _INSTEAD = "give the published file itself"
@@ -148,16 +148,22 @@ class _Form:
             ) from error
 
 
-QUALITY = register(
-    Suite(
-        "quality", "QuALITY: long articles, multiple choice", "letter", quality, docs=50, tokens=0,
-        file="QuALITY.v1.0.1.htmlstripped.dev", whole=True, choice=True,
-    )
-)  # fmt: skip
+QUALITY = Suite(
+    "quality",
+    "letter",
+    quality,
+    docs=50,
+    tokens=0,
+    whole=True,
+    choice=True,
+)
 
-LONGHEALTH = register(
-    Suite(
-        "longhealth", "LongHealth: five patients' records, multiple choice", "letter", longhealth,
-        docs=4, tokens=0, file="benchmark_v5.json", whole=True, choice=True,
-    )
-)  # fmt: skip
+LONGHEALTH = Suite(
+    "longhealth",
+    "letter",
+    longhealth,
+    docs=4,
+    tokens=0,
+    whole=True,
+    choice=True,
+)

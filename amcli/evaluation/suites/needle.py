@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from random import Random
 
 from amcli.evaluation.suites import filler
-from amcli.evaluation.suites.base import Document, Question, Suite, Wanted, register
+from amcli.evaluation.suites.base import Document, Question, Suite, Wanted
 
 DEPTHS = 10
 
@@ -33,6 +33,4 @@ def documents(wanted: Wanted) -> Iterator[Document]:
             yield Document(f"needle {index} at {depth:.0%}", text, (question,))
 
 
-NEEDLE = register(
-    Suite("needle", "one fact in long filler, at 10 depths", "substring", documents, docs=1)
-)
+NEEDLE = Suite("needle", "substring", documents, docs=1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from amcli.errors import UsageError
-from amcli.evaluation.suites.base import Document, Question, Suite, Wanted, register
+from amcli.evaluation.suites.base import Document, Question, Suite, Wanted
 from amcli.pipeline.contexts.source import read_source
 
 _SHORTEST = 8  # tokens of half a window: less says nothing
@@ -50,9 +50,9 @@ def documents(wanted: Wanted) -> Iterator[Document]:
         rest = rest[len(first) + len(second) :].lstrip()
 
 
-PERPLEXITY = register(
-    Suite(
-        "perplexity", "the second half of a text given the first", "none", documents,
-        docs=1, file="a text file",
-    )
-)  # fmt: skip
+PERPLEXITY = Suite(
+    "perplexity",
+    "none",
+    documents,
+    docs=1,
+)

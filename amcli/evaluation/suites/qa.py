@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from amcli.errors import UsageError
-from amcli.evaluation.suites.base import Document, Question, Suite, Wanted, register
+from amcli.evaluation.suites.base import Document, Question, Suite, Wanted
 from amcli.pipeline.contexts.source import STDIN, Source, read_source
 from amcli.pipeline.talk.questions import asked, from_file, json_lines
 from amcli.system.files import looks_like_artifact, read_text
@@ -142,10 +142,12 @@ def _question(where: str, text: str, given: Any) -> Question:
     return Question(text, (answer or "").strip(), kind or KIND)
 
 
-QA = register(
-    Suite(
-        "qa", "documents and questions of your own", "none", documents,
-        docs=0, tokens=0, file="JSON lines of documents and questions, or a document with "
-        "a file of questions", whole=True, own=True,
-    )
-)  # fmt: skip
+QA = Suite(
+    "qa",
+    "none",
+    documents,
+    docs=0,
+    tokens=0,
+    whole=True,
+    own=True,
+)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from random import Random
 
-from amcli.evaluation.suites.base import Document, Measure, Question, Suite, Wanted, register
+from amcli.evaluation.suites.base import Document, Measure, Question, Suite, Wanted
 from amcli.generator import filler
 from amcli.generator.dialogues import KINDS, Questioner
 from amcli.generator.documents import Block, blocks, cut
@@ -62,12 +62,6 @@ def _thinned(source: Iterator[Block], rng: Random, measure: Measure) -> Iterator
             owed -= measure.one(paragraph.text)
 
 
-REGISTER = register(
-    Suite("register", "pocket's registers: direct, reverse and two-hop questions", "exact",
-          documents)
-)  # fmt: skip
+REGISTER = Suite("register", "exact", documents)
 
-SPARSE_REGISTER = register(
-    Suite("register-sparse", "the same with filler: one fact in about 40 tokens", "exact",
-          lambda wanted: documents(wanted, sparse=True))
-)  # fmt: skip
+SPARSE_REGISTER = Suite("register-sparse", "exact", lambda wanted: documents(wanted, sparse=True))

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from amcli.entries.batched import BatchedPrefix, device_of
-from amcli.entries.quantize import Entries, Packed, block_size, hadamard
-from amcli.kernels.attention import device, stores
+from amcli.entries.matrix import hadamard
+from amcli.entries.prefix import Prefix
+from amcli.entries.ragged import Entries
+from amcli.kernels.attention import device
+from amcli.kernels.attention.forms import FORMS, Form, operands, takes
 from amcli.kernels.attention.plan import Plan, plan_of, tile_size
-
-NATIVE, INT8, INT4 = (kind.value for kind in (stores.NATIVE, stores.INT8, stores.INT4))
 
 MAX_DIM = 256
 """Head dimension up to which a tile fits a multiprocessor's shared memory."""
@@ -35,23 +35,20 @@ _STEP_BYTES = 32 << 10  # keys and values of one step: three steps are in flight
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def can_attend(query: torch.Tensor, prefix: Entries | BatchedPrefix) -> bool:
+def can_attend(query: torch.Tensor, prefix: Prefix) -> bool:
     """Whether the kernels take it: half or single precision, head dimensions up to 256, no
-    gradients, and 4-bit codes in blocks of whole pairs of bytes."""
-    entries = prefix.entries if isinstance(prefix, BatchedPrefix) else prefix
+    gradients, and a store that they read."""
+    entries = prefix.entries
     if query.dtype not in _DTYPES or (query.requires_grad and torch.is_grad_enabled()):
         return False
-    if max(entries.key_dim, entries.value_dim) > MAX_DIM or device_of(entries) != query.device:
+    if max(entries.key_dim, entries.value_dim) > MAX_DIM or entries.device != query.device:
         return False
-    if not isinstance(entries.keys, Packed):
-        return True
-    shared = block_size(entries.key_dim) % 4 or block_size(entries.value_dim) % 4
-    return not (shared and entries.keys.codes.dtype == torch.uint8)
+    return takes(entries)
 
 
 def attend_prefix(
     query: torch.Tensor,
-    prefix: Entries | BatchedPrefix,
+    prefix: Prefix,
     keys: torch.Tensor,
     values: torch.Tensor,
     scaling: float,
@@ -66,7 +63,7 @@ def attend_prefix(
     B, Hq, m, _ = query.shape
     H, n = keys.shape[1:3]
     dv = values.shape[3]
-    entries = prefix.entries if isinstance(prefix, BatchedPrefix) else prefix
+    entries = prefix.entries
     work = _Work.of(prefix, query.dtype, B, H, Hq // H * m, n)
     step = max(16, m * PART_BYTES // max(1, work.parts * dv * 4))
     if m <= step:
@@ -105,14 +102,14 @@ class _Work:
     @classmethod
     def of(
         cls,
-        prefix: Entries | BatchedPrefix,
+        prefix: Prefix,
         dtype: torch.dtype,
         B: int,
         H: int,
         gm: int,
         n: int,
     ) -> _Work:
-        entries = prefix.entries if isinstance(prefix, BatchedPrefix) else prefix
+        entries = prefix.entries
         contexts = len(entries.lengths) // H
         rows = _rows(gm * -(-B // contexts), dtype)
         blocks = -(-gm * -(-B // contexts) // rows)
@@ -157,19 +154,19 @@ def _launch(
     if entries.rotated:
         signs, factor = _turn(d, query.dtype, query.device)
         asking, ask_scaling = query @ signs, scaling * factor
-    store = _store_of(entries)
+    form, stored = FORMS[entries.store], operands(entries)
     parts = query.new_empty(work.parts * (dv + 1), dtype=torch.float32)
     out = query.new_empty(B, m, Hq, dv)
     prefix_programs = work.plan.tiles.shape[0] * work.blocks
     programs = prefix_programs + B * H * work.live_tiles * work.live_blocks
-    shapes = _shapes(d, dv, store.kind, query.element_size(), work.live_rows)
+    shapes = _shapes(d, dv, form, query.element_size(), work.live_rows)
     device.partial[(programs,)](
         query,
         asking,
-        store.keys,
-        store.key_scale,
-        store.values,
-        store.value_scale,
+        stored.keys,
+        stored.key_scale,
+        stored.values,
+        stored.value_scale,
         entries.beta,
         keys,
         values,
@@ -194,7 +191,7 @@ def _launch(
         *keys.stride()[:2],
         *values.stride()[:2],
         0 if live is None else live.stride(0),
-        store.kind,
+        form.kind,
         entries.beta is not None,
         live is not None,
         softcap is not None,
@@ -226,37 +223,6 @@ def _launch(
     return out
 
 
-@dataclass(frozen=True)
-class _Store:
-    """The tensors of entries as the kernel takes them, kept with the entries; views only.
-
-    Numbers have no scales, and 4-bit codes are read as pairs of bytes.
-    """
-
-    kind: int
-    keys: torch.Tensor
-    key_scale: torch.Tensor | None
-    values: torch.Tensor
-    value_scale: torch.Tensor | None
-
-
-def _store_of(entries: Entries) -> _Store:
-    found: _Store | None = vars(entries).get("_store")
-    if found is None:
-        found = vars(entries)["_store"] = _make_store(entries)
-    return found
-
-
-def _make_store(entries: Entries) -> _Store:
-    keys, values = entries.keys, entries.values
-    if isinstance(keys, Packed) and isinstance(values, Packed):
-        if keys.codes.dtype == torch.int8:
-            return _Store(INT8, keys.codes, keys.scale, values.codes, values.scale)
-        pairs = (x.codes.view(torch.uint16) for x in (keys, values))
-        return _Store(INT4, next(pairs), keys.scale, next(pairs), values.scale)
-    return _Store(NATIVE, keys, None, values, None)  # type: ignore[arg-type]
-
-
 def _rows(rows: int, dtype: torch.dtype) -> int:
     """Rows of a block: what a matrix unit takes at least, or 64. Float32 has no such unit, and
     more rows would not fit its registers."""
@@ -273,12 +239,12 @@ def _rows_packed(x: torch.Tensor) -> torch.Tensor:
 
 
 @cache
-def _shapes(d: int, dv: int, kind: int, itemsize: int, live_rows: int) -> dict[str, Any]:
+def _shapes(d: int, dv: int, form: Form, itemsize: int, live_rows: int) -> dict[str, Any]:
     """Shapes the kernel is compiled for; see `device` for what the columns mean."""
     names = ("D", "BLOCK", "WIDE", "BLOCKS"), ("DV", "VBLOCK", "VWIDE", "VBLOCKS")
     found: dict[str, Any] = {}
     for dim, keys in zip((d, dv), names, strict=True):
-        block = dim if kind == NATIVE else block_size(dim)
+        block = form.block(dim)
         blocks = 1 << (dim // block - 1).bit_length()
         wide = max(1 << (block - 1).bit_length(), 64 // blocks)  # quarters of 16 columns at least
         found.update(zip(keys, (dim, block, wide, blocks), strict=True))

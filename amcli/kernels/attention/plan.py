@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from amcli.entries.batched import BatchedPrefix, device_of
-from amcli.entries.quantize import Entries
+from amcli.entries.prefix import Prefix
 
 PROGRAMS = 132
 """Programs that keep a GPU busy: the multiprocessors of a Hopper. Twice as many, and the time to
@@ -55,27 +54,25 @@ def tile_size(keys: int, blocks: int, most: int = MAX_TILE) -> int:
     return max(MIN_TILE, min(most, MAX_TILE, 1 << (wanted.bit_length() - 1)))
 
 
-def plan_of(prefix: Entries | BatchedPrefix, batch: int, tile: int) -> Plan:
+def plan_of(prefix: Prefix, batch: int, tile: int) -> Plan:
     """The plan, made at the first call and kept on the prefix itself: it goes when that goes."""
-    plans: dict[tuple[int, int], Plan] = vars(prefix).setdefault("_plans", {})
-    plan = plans.get((batch, tile))
+    name = "plan of the attention kernels", batch, tile
+    plan: Plan | None = prefix.derived.get(name)
     if plan is None:
-        plan = plans[batch, tile] = make_plan(prefix, batch, tile)
+        plan = prefix.derived[name] = make_plan(prefix, batch, tile)
     return plan
 
 
-def make_plan(prefix: Entries | BatchedPrefix, batch: int, tile: int) -> Plan:
-    """See `Plan`. ValueError when a batched prefix has another number of rows than `batch`.
+def make_plan(prefix: Prefix, batch: int, tile: int) -> Plan:
+    """See `Plan`. ValueError when a prefix for a batch has another number of rows than `batch`.
 
     In NumPy, whose small operations take a fraction of the time of PyTorch's: a loaded context
     makes one plan a layer before its first token.
     """
-    if isinstance(prefix, BatchedPrefix):
-        entries, H, seen = prefix.entries, prefix.kv_heads, np.array(prefix.rows)
-        if len(prefix.rows) != batch:
-            raise ValueError(f"a prefix for {len(prefix.rows)} rows, queries of {batch}")
-    else:
-        entries, H, seen = prefix, len(prefix.lengths), np.zeros(batch, dtype=np.int64)
+    entries, H = prefix.entries, prefix.kv_heads
+    if prefix.batch is not None and len(prefix.batch) != batch:
+        raise ValueError(f"a prefix for {len(prefix.batch)} rows, queries of {batch}")
+    seen = np.zeros(batch, dtype=np.int64) if prefix.batch is None else np.array(prefix.batch)
     lengths = np.array(entries.lengths)  # [P * H]
     offsets = np.array(entries.offsets[:-1])
     readers = np.bincount(seen, minlength=len(lengths) // H)  # [P]
@@ -111,9 +108,7 @@ def make_plan(prefix: Entries | BatchedPrefix, batch: int, tile: int) -> Plan:
         for i, column in enumerate(columns):
             table[:, i] = column
         start += size
-    tiles, by_context, heads, rows = torch.split(
-        torch.from_numpy(flat).to(device_of(entries)), sizes
-    )
+    tiles, by_context, heads, rows = torch.split(torch.from_numpy(flat).to(entries.device), sizes)
     return Plan(
         tiles.view(-1, 8),
         by_context,

@@ -13,7 +13,7 @@ from math import exp
 import torch
 
 from ..known import Known
-from ..methods import Method, ScoreContext, register
+from ..methods import Method, ScoreContext
 from ..scores import ScoreState
 from ..selection import top
 from ..tiles import TILE_ELEMENTS, gather_rows, normal_equations, solve_dtype
@@ -69,15 +69,12 @@ def weigh(
     return index, bounded_weights(G, b.squeeze(-1)).log()
 
 
-AM_HIGHEST_ATTENTION = register(
-    Method(
-        name="am-highest-attention",
-        summary="Attention Matching with the most attended keys, as its paper has it",
-        score=score,
-        selection="top",
-        mass="nnls",
-        values="least-squares",
-        budget="uniform",
-        fit=partial(fit_layer, weigh),
-    )
+AM_HIGHEST_ATTENTION = Method(
+    name="am-highest-attention",
+    score=score,
+    selection="top",
+    mass="nnls",
+    values="least-squares",
+    budget="uniform",
+    fit=partial(fit_layer, weigh),
 )

@@ -20,7 +20,7 @@ from math import exp
 
 import torch
 
-from ..methods import Method, register
+from ..methods import Method
 from ..tiles import TILE_ELEMENTS, gather_rows, logits, row_size, solve_dtype, spans, working_dtype
 from .least_squares import fit_layer, least_squares
 
@@ -159,14 +159,11 @@ def weigh(
     return torch.cat(index), torch.cat(beta)
 
 
-AM_OMP = register(
-    Method(
-        name="am-omp",
-        summary="Attention Matching with matching pursuit on masses, as its paper has it",
-        mass="nnls",
-        values="least-squares",
-        target="mass",
-        budget="uniform",
-        fit=partial(fit_layer, weigh),
-    )
+AM_OMP = Method(
+    name="am-omp",
+    mass="nnls",
+    values="least-squares",
+    target="mass",
+    budget="uniform",
+    fit=partial(fit_layer, weigh),
 )

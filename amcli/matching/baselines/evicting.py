@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..methods import BudgetKind, Method, ScoreFunction, WatchFunction, register
+from ..methods import BudgetKind, Method, ScoreFunction, WatchFunction
 
 ALWAYS = torch.inf
 """Score of a key that a method keeps whatever the others score."""
@@ -14,7 +14,6 @@ ALWAYS = torch.inf
 
 def evict(
     name: str,
-    summary: str,
     score: ScoreFunction,
     *,
     watch: WatchFunction | None = None,
@@ -24,27 +23,24 @@ def evict(
     rerotate: bool = False,
     budget: BudgetKind = "uniform",
 ) -> Method:
-    """Register a method that only ranks keys; see `Method` for the arguments.
+    """A method that only ranks keys; see `Method` for the arguments.
 
     `score(ctx) -> [H, T]`, larger is better. With `watch` it sees the queries of `source`,
     without it none at all.
     """
-    return register(
-        Method(
-            name=name,
-            summary=summary,
-            score=score,
-            queries=watch is not None,
-            source=source,
-            watch=watch,
-            window=window,
-            rope=rope,
-            selection="top",
-            mass="none",
-            values="original",
-            budget=budget,
-            rerotate=rerotate,
-        )
+    return Method(
+        name=name,
+        score=score,
+        queries=watch is not None,
+        source=source,
+        watch=watch,
+        window=window,
+        rope=rope,
+        selection="top",
+        mass="none",
+        values="original",
+        budget=budget,
+        rerotate=rerotate,
     )
 
 

@@ -84,7 +84,6 @@ def expected_probability(seen: Moments, K: torch.Tensor, R: torch.Tensor) -> tor
 
 EXPECTED_ATTENTION = evict(
     "expected-attention",
-    "Expected Attention: what Gaussian queries to come would pay",
     score,
     watch=Moments,
     rope=True,

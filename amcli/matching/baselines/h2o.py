@@ -39,4 +39,4 @@ def score(ctx: ScoreContext) -> torch.Tensor:
     return keep(ctx.watched.state.scores("mean"), ctx.last(ctx.entries // 2))
 
 
-H2O = evict("h2o", "H2O: largest attention mass in the prefill, and recent keys", score, watch=Mass)
+H2O = evict("h2o", score, watch=Mass)

@@ -21,4 +21,4 @@ def score(ctx: ScoreContext) -> torch.Tensor:
     return -cosine_similarity(K, anchor, dim=-1)
 
 
-KEYDIFF = evict("keydiff", "keys least like the mean key", score)
+KEYDIFF = evict("keydiff", score)

@@ -19,4 +19,4 @@ def score(ctx: ScoreContext) -> torch.Tensor:
     return -norms
 
 
-KNORM = evict("knorm", "keys of smallest norm", score)
+KNORM = evict("knorm", score)

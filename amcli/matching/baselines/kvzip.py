@@ -52,13 +52,10 @@ def score(ctx: ScoreContext) -> torch.Tensor:
 
 KVZIP = evict(
     "kvzip",
-    "KVzip: largest attention while repeating, one budget for all heads",
     score,
     watch=Replay,
     source="repeat",
     budget="global",
 )
 
-KVZIP_UNIFORM = evict(
-    "kvzip-uniform", "KVzip with the same budget a head", score, watch=Replay, source="repeat"
-)
+KVZIP_UNIFORM = evict("kvzip-uniform", score, watch=Replay, source="repeat")

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import torch
 
-from amcli.entries.ragged import RaggedHeads
+from amcli.entries.ragged import Entries
 from amcli.matching.fit_errors import fit_errors
 
 from ..bucket import round_whole
@@ -126,7 +126,7 @@ def fit_layer(
             rows[h] = tuple(x[i] for x in found)
     keys, values, beta, index = (torch.cat(parts) for parts in list(zip(*rows, strict=True))[:4])
     mass, output = (torch.stack(parts) for parts in list(zip(*rows, strict=True))[4:])
-    entries = RaggedHeads(keys, values, beta.float(), tuple(int(t) for t in lengths))
+    entries = Entries.of(keys, values, beta.float(), tuple(int(t) for t in lengths))
     return LayerResult(entries, index.to(torch.int32), mass.float(), output.float())
 
 

@@ -12,7 +12,6 @@ from .snapkv import score
 
 PYRAMIDKV = evict(
     "pyramidkv",
-    "SnapKV with fewer entries in higher layers",
     score,
     watch=LastQueries,
     window=WINDOW,

@@ -14,4 +14,4 @@ def score(ctx: ScoreContext) -> torch.Tensor:
     return torch.rand(ctx.K.shape[:2], generator=generator).to(ctx.K.device)
 
 
-RANDOM = evict("random", "random keys, seeded", score)
+RANDOM = evict("random", score)

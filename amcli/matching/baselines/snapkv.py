@@ -39,7 +39,6 @@ def score(ctx: ScoreContext) -> torch.Tensor:
 
 SNAPKV = evict(
     "snapkv",
-    "SnapKV: what the last 64 queries attend to, and their own keys",
     score,
     watch=LastQueries,
     window=WINDOW,

@@ -21,6 +21,4 @@ def score(ctx: ScoreContext) -> torch.Tensor:
     return keep(position, ctx.first(min(SINKS, max(0, ctx.entries - 1))))
 
 
-STREAMING = evict(
-    "streaming", "StreamingLLM: 4 sinks and the most recent keys", score, rerotate=True
-)
+STREAMING = evict("streaming", score, rerotate=True)

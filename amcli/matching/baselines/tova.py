@@ -22,7 +22,6 @@ def score(ctx: ScoreContext) -> torch.Tensor:
 
 TOVA = evict(
     "tova",
-    "TOVA: what the last query attends to, over all heads",
     score,
     watch=LastQueries,
     window=1,

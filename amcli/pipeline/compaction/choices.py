@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import torch
 
-from amcli.entries.quantize import NATIVE, Quantizer, quantizer_of
+from amcli.entries.catalogue import NATIVE
+from amcli.entries.stores import Quantizer, quantizer_of
 from amcli.matching.budgets import LayerShape
 from amcli.matching.fit_errors import fit_errors
 from amcli.pipeline.contexts.context import Context, full_layers, live_keys

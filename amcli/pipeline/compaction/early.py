@@ -7,11 +7,12 @@ file; the manifest comes last.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
-from amcli.entries.quantize import Entries, quantizer_of
-from amcli.entries.ragged import RaggedHeads
+from amcli.entries.ragged import Entries
+from amcli.entries.stores import quantizer_of
 from amcli.matching.budgets import Lengths
 from amcli.pipeline.compaction.plan import LayerPlan, Plan
 from amcli.pipeline.contexts.context import Context, dense, full_layers
@@ -50,9 +51,9 @@ def begin(new: NewArtifact, context: Context, plan: Plan, lengths: Lengths) -> D
     return done
 
 
-def _none_yet(like: RaggedHeads, plan: LayerPlan, has_beta: bool) -> Entries:
+def _none_yet(like: Entries, plan: LayerPlan, has_beta: bool) -> Entries:
     """No entries, of the kind that a layer's will be."""
-    beta = like.keys.new_empty(0, dtype=torch.float32) if has_beta else None
-    heads = RaggedHeads(like.keys[:0], like.values[:0], beta, (0,) * len(like.lengths))
+    beta = torch.empty(0, dtype=torch.float32, device=like.device) if has_beta else None
+    heads = replace(like.rows(slice(0, 0), (0,) * len(like.lengths)), beta=beta)
     quantizer = quantizer_of(plan.store)
     return heads if quantizer is None else quantizer.pack(heads)

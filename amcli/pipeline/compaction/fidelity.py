@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from amcli.entries.quantize import Entries
+from amcli.entries.ragged import Entries
 from amcli.errors import UsageError
 from amcli.matching import methods
 from amcli.pipeline.compaction import heldout

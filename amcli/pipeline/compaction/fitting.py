@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import torch
 
-from amcli.entries.quantize import Entries, quantizer_of
+from amcli.entries.matrix import Numbers
+from amcli.entries.ragged import Entries
+from amcli.entries.stores import quantizer_of
 from amcli.matching.budgets import Lengths
 from amcli.matching.compact import LayerInput, LayerResult, compact_layers
 from amcli.matching.known import Known
@@ -116,12 +118,13 @@ def _rerotate(result: LayerResult, rotary: Rotary, layer: int, T: int) -> LayerR
     """The same entries with each head's keys turned to the last positions before `T`."""
     lengths = result.heads.lengths
     positions = torch.cat([torch.arange(T - t, T) for t in lengths])
-    keys = result.heads.keys
+    keys = result.heads.keys.unpack()
     plain = rotary.unrotate(layer, keys, result.index.long())
     turned = rotary.rotate(layer, plain, positions).to(keys.dtype)
     # A key that stays where it was stays exactly what it was.
     moved = (positions.to(keys.device) != result.index).unsqueeze(1)
-    return replace(result, heads=replace(result.heads, keys=torch.where(moved, turned, keys)))
+    keys = torch.where(moved, turned, keys)
+    return replace(result, heads=replace(result.heads, keys=Numbers(keys)))
 
 
 def scale_of(found: LayerReference | None, K: torch.Tensor) -> float:

@@ -20,8 +20,7 @@ from typing import Any
 
 import torch
 
-from amcli.entries.quantize import Entries
-from amcli.entries.ragged import RaggedHeads
+from amcli.entries.ragged import Entries
 from amcli.matching.fit_errors import FitErrors, fit_errors
 from amcli.pipeline.contexts.context import Context, full_layers, live_keys
 from amcli.pipeline.queries.passages import Passage
@@ -120,7 +119,7 @@ def measure(
     return found
 
 
-def errors(held: LayerReference, K: torch.Tensor, V: torch.Tensor, heads: RaggedHeads) -> FitErrors:
+def errors(held: LayerReference, K: torch.Tensor, V: torch.Tensor, heads: Entries) -> FitErrors:
     """Relative errors of one layer's entries, each `[H]`; 1 for an empty head.
 
     `K [H, T, d]`, `V [H, T, dv]`: the whole document. One pass over all heads, padded to the
@@ -135,17 +134,17 @@ def errors(held: LayerReference, K: torch.Tensor, V: torch.Tensor, heads: Ragged
 
 
 def _padded(
-    heads: RaggedHeads,
+    heads: Entries,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Entries as `[H, longest, ...]`, zero where padded, and the mask of the real ones."""
     H, longest = len(heads.lengths), max(1, *heads.lengths)
-    device = heads.keys.device
+    device, flat_keys, flat_values = heads.device, heads.keys.unpack(), heads.values.unpack()
     lengths = torch.tensor(heads.lengths, device=device)
     mask = torch.arange(longest, device=device) < lengths.unsqueeze(1)  # [H, longest]
-    keys = heads.keys.new_zeros((H, longest, heads.keys.shape[1]))
-    values = heads.values.new_zeros((H, longest, heads.values.shape[1]))
+    keys = flat_keys.new_zeros((H, longest, heads.key_dim))
+    values = flat_values.new_zeros((H, longest, heads.value_dim))
     beta = torch.zeros((H, longest), device=device)
-    keys[mask], values[mask] = heads.keys, heads.values
+    keys[mask], values[mask] = flat_keys, flat_values
     if heads.beta is not None:
         beta[mask] = heads.beta
     return keys, values, beta, mask

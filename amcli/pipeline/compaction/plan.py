@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from amcli.entries.quantize import NATIVE, quantizer_of
+from amcli.entries.catalogue import NATIVE
+from amcli.entries.stores import quantizer_of
 from amcli.errors import UsageError
 from amcli.matching import budgets
 from amcli.matching.budgets import LayerShape, Lengths
@@ -23,7 +24,8 @@ from amcli.models.memory import Preview
 from amcli.models.template import ChatTemplate
 from amcli.pipeline.compaction.budget_file import BudgetFile
 from amcli.pipeline.compaction.choices import holds_every_key
-from amcli.pipeline.compaction.request import AUTO, Request, check
+from amcli.pipeline.compaction.defaults import AUTO
+from amcli.pipeline.compaction.request import Request, check
 from amcli.pipeline.contexts.context import Context
 from amcli.pipeline.queries.passes import QueryPlan
 from amcli.storage.artifacts import Artifact
@@ -262,14 +264,17 @@ def _store(target: Target, request: Request, method: Method, auto: Callable[[], 
     elif store == AUTO:
         store = auto()
     quantizer = quantizer_of(store)
-    odd = [d for x in int8 for d in (x.key_dim, x.value_dim) if d % 2]
-    if quantizer is not None and quantizer.bits == 4 and odd:
+    n = 1 if quantizer is None else quantizer.multiple
+    odd = [d for x in int8 for d in (x.key_dim, x.value_dim) if d % n]
+    if odd:
+        wanted = "even head dimensions" if n == 2 else f"head dimensions that {n} divides"
         raise UsageError(
-            f"store {store} wants even head dimensions, {target.model} has {odd[0]}",
+            f"store {store} wants {wanted}, {target.model} has {odd[0]}",
             "use store int8",
             code="store-wants-even",
             field="store",
             store=store,
+            wanted=wanted,
             model=target.model,
             dim=odd[0],
         )

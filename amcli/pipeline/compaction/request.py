@@ -6,18 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amcli.entries.quantize import STORES
+from amcli.entries.catalogue import STORES
 from amcli.errors import UsageError
 from amcli.matching import budgets, methods
+from amcli.matching.catalogue import DEFAULT
 from amcli.matching.methods import Method
 from amcli.pipeline.compaction.budget_file import BudgetFile
+from amcli.pipeline.compaction.defaults import AUTO, DEFAULT_RATIO
 from amcli.pipeline.queries import passages, reference
 from amcli.pipeline.queries.passes import QueryPlan
-
-DEFAULT_RATIO = 20.0
-
-AUTO = "auto"
-"""The store as `choices` has it for the document and the size at hand."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,7 @@ class Request:
 
     ratio: float | None = None
     tokens: int | None = None
-    method: str = "omp"
+    method: str = DEFAULT
     budget: str | BudgetFile | None = None
     queries: str | None = None
     seed: int = 0

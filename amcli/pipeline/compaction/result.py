@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from amcli.entries.quantize import Entries
+from amcli.entries.ragged import Entries
 from amcli.pipeline.compaction import budget_file
 from amcli.pipeline.compaction.choices import Rounding
 from amcli.pipeline.compaction.heldout import Errors

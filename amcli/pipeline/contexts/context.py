@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from amcli.entries.quantize import Entries
-from amcli.entries.ragged import RaggedHeads
+from amcli.entries.ragged import Entries
 from amcli.errors import AmkvError
 from amcli.models.cache import CompactCache
 from amcli.models.loading import LoadedModel
@@ -60,10 +59,19 @@ class Context:
         }
 
 
-def dense(cache: CompactCache, layer: int) -> RaggedHeads:
+def dense(cache: CompactCache, layer: int) -> Entries:
     """What a layer holds live, of a cache of one sequence: the tail in a sliding layer."""
     keys, values = cache.live(layer)
-    return RaggedHeads.dense(keys[0], values[0])
+    return Entries.dense(keys[0], values[0])
+
+
+def held(cache: CompactCache, layer: int) -> list[Entries]:
+    """All that a layer holds, of a cache of one sequence: a prefix, live tokens, or both."""
+    prefix = cache.attention[layer].prefix
+    found = [] if prefix is None else [entries for entries, _ in prefix.contexts()]
+    if not found or cache.live(layer)[0].shape[2]:
+        found.append(dense(cache, layer))
+    return found
 
 
 def shared(context: Context, layers: Sequence[Entries] | None = None) -> CompactCache:
@@ -76,7 +84,7 @@ def shared(context: Context, layers: Sequence[Entries] | None = None) -> Compact
         return cache
     for i in full_layers(context):
         mine = context.loaded.shard.mine
-        heads: Entries = dense(context.cache, i) if layers is None else mine(layers[i])
+        heads = dense(context.cache, i) if layers is None else mine(layers[i])
         if context.T:
             cache.set_prefix(i, heads, context.T)
     return cache

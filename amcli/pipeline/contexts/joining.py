@@ -12,15 +12,14 @@ from dataclasses import replace
 
 import torch
 
-from amcli.entries.batched import appended
-from amcli.entries.quantize import QUANTIZERS, Entries, Packed, QuantizedHeads
-from amcli.entries.ragged import RaggedHeads
+from amcli.entries.ragged import Entries, appended
+from amcli.entries.stores import with_keys
 from amcli.errors import UsageError
 from amcli.models import lengths
 from amcli.models.cache import CompactCache
 from amcli.models.lengths import changes_with_length
 from amcli.models.rotary import Rotary
-from amcli.pipeline.contexts.context import Context
+from amcli.pipeline.contexts.context import Context, held
 from amcli.pipeline.contexts.reading import POSITIONS_FOR_ANSWERS
 
 _ALONE = "chat with one context at a time"
@@ -46,7 +45,7 @@ def join(contexts: Sequence[Context]) -> Context:
         parts = [
             _turned(part, rotary, i, start)
             for context, start in zip(contexts, starts, strict=True)
-            for part in _entries(context, i)
+            for part in held(context.cache, i)
         ]
         if layer.window is None:
             cache.set_prefix(i, appended(parts, loaded.dtype), T)
@@ -110,35 +109,18 @@ def _rotary(first: Context) -> Rotary:
         ) from error
 
 
-def _entries(context: Context, layer: int) -> list[Entries]:
-    """What a layer holds: a compact prefix, live tokens, or both."""
-    found: list[Entries] = []
-    prefix = context.cache.attention[layer].prefix
-    if isinstance(prefix, RaggedHeads | QuantizedHeads):
-        found.append(prefix)
-    keys, values = context.cache.live(layer)
-    if keys.shape[2] or not found:
-        found.append(RaggedHeads.dense(keys[0], values[0]))
-    return found
-
-
 def _dense(entries: Entries) -> tuple[torch.Tensor, torch.Tensor]:
     """`[H, n, d]`, `[H, n, dv]` of a layer whose heads all hold the same tokens."""
-    heads = entries.unpack()
-    H, n = len(heads.lengths), heads.lengths[0]
-    return heads.keys.reshape(H, n, -1), heads.values.reshape(H, n, -1)
+    H, n = len(entries.lengths), entries.lengths[0]
+    return entries.keys.unpack().reshape(H, n, -1), entries.values.unpack().reshape(H, n, -1)
 
 
 def _turned(entries: Entries, rotary: Rotary, layer: int, tokens: int) -> Entries:
     """The same entries `tokens` positions later."""
     if tokens == 0 or not sum(entries.lengths):
         return entries
-    if isinstance(entries, RaggedHeads):
-        keys = _moved(entries.keys, rotary, layer, tokens).to(entries.keys.dtype)
-        return replace(entries, keys=keys)
-    packed: Packed = entries.keys
-    keys = _moved(packed.unpack(), rotary, layer, tokens)
-    return replace(entries, keys=QUANTIZERS[packed.store].quantize(keys, packed.rotated))
+    keys = entries.keys.unpack()
+    return with_keys(entries, _moved(keys, rotary, layer, tokens), keys.dtype)
 
 
 def _moved(keys: torch.Tensor, rotary: Rotary, layer: int, tokens: int) -> torch.Tensor:

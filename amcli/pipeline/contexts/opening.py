@@ -57,9 +57,9 @@ def restore(artifact: Artifact, loaded: LoadedModel) -> Context:
         if layer.type == "full" and artifact.kind == "compact":
             cache.set_prefix(i, heads, T)
         else:  # numbers, whatever the store: a reader of files refuses codes here
-            live, n = heads.unpack(), heads.lengths[0]
-            keys = live.keys.view(layer.kv_heads, n, -1)
-            cache.set_live(i, keys, live.values.view(layer.kv_heads, n, -1), T)
+            shape = (layer.kv_heads, heads.lengths[0], -1)
+            keys, values = heads.keys.unpack(), heads.values.unpack()
+            cache.set_live(i, keys.view(shape), values.view(shape), T)
     cache.set_states(
         {
             (i, name): placed(name, state, loaded.geometry.state_devices[i], loaded.dtype)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from amcli.errors import UsageError, did_you_mean
 from amcli.matching.scores import ScoreKind
 from amcli.pipeline.contexts.context import Context
+from amcli.pipeline.queries.catalogue import MIXTURE
 from amcli.pipeline.queries.prompts import REPEAT, REPEAT_FROM
 from amcli.pipeline.queries.self_study import dialogues, question_count, study
 from amcli.system.progress import Progress
@@ -127,11 +128,11 @@ class QuerySource:
 
 SOURCES: dict[str, QuerySource] = {
     "repeat": QuerySource(lambda context, seed, progress: repeat_passages(context)),
-    "repeat-parts": QuerySource(lambda context, seed, progress: own_passages(context)),
     "self-study": QuerySource(study_passages, "rms"),
+    "repeat-parts": QuerySource(lambda context, seed, progress: own_passages(context)),
     "context": QuerySource(lambda context, seed, progress: context_passages(context)),
 }
-"""Ways to make reference queries, by name."""
+"""Ways to make reference queries, by the names of the catalogue."""
 
 
 def sources(name: str) -> tuple[str, ...]:
@@ -142,7 +143,7 @@ def sources(name: str) -> tuple[str, ...]:
             meant = did_you_mean(part, SOURCES)
             raise UsageError(
                 f"unknown reference queries {part!r}",
-                f"{meant}queries: {', '.join(SOURCES)}, or a mixture such as repeat+self-study",
+                f"{meant}queries: {', '.join(SOURCES)}, or a mixture such as {MIXTURE}",
                 code="unknown-queries",
                 field="queries",
                 queries=part,

@@ -54,15 +54,15 @@ class Passes:
         self.context = context
         self.shared = shared
         self.search = search
-        self._done: dict[Hashable, tuple[Any, float]] = {}
+        self.done: dict[Hashable, tuple[Any, float]] = {}
 
     def get(self, key: Hashable, make: Callable[[], Made]) -> tuple[Made, float]:
         """What `make` gave for that key, and the seconds that it took when it ran."""
-        if key not in self._done:
+        if key not in self.done:
             device = self.context.loaded.device
             began = stopwatch(device)
-            self._done[key] = (make(), stopwatch(device) - began)
-        return self._done[key]
+            self.done[key] = (make(), stopwatch(device) - began)
+        return self.done[key]
 
 
 def references(
@@ -126,7 +126,7 @@ def references(
 def _kinds(method: Method, statistic: ScoreKind, passes: Passes) -> tuple[ScoreKind, ...]:
     """The scores that are kept: those this method asks for, or any that comes after it."""
     if passes.shared and method.watch is None:
-        others = (methods.get(name).score_kind for name in methods.names())
+        others = (other.score_kind for other in methods.loaded())
         wanted = {statistic, *(kind for kind in others if kind is not None)}
         return tuple(kind for kind in SCORE_KINDS if kind in wanted)
     return () if method.score is not None else (method.score_kind or statistic,)

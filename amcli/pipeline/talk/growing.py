@@ -13,16 +13,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from amcli.entries.batched import BatchedPrefix, appended
-from amcli.entries.quantize import NATIVE, Entries, Packed
+from amcli.entries.catalogue import NATIVE
+from amcli.entries.ragged import Entries, appended
 from amcli.errors import UsageError
 from amcli.models import lengths
 from amcli.models.cache import CompactCache
 from amcli.pipeline.compaction.compacting import compact
+from amcli.pipeline.compaction.defaults import DEFAULT_RATIO
 from amcli.pipeline.compaction.plan import Target
-from amcli.pipeline.compaction.request import DEFAULT_RATIO, Request
+from amcli.pipeline.compaction.request import Request
 from amcli.pipeline.compaction.result import Compaction
-from amcli.pipeline.contexts.context import Context, dense, full_layers
+from amcli.pipeline.contexts.context import Context, full_layers, held
 from amcli.pipeline.contexts.reading import POSITIONS_FOR_ANSWERS
 from amcli.pipeline.talk.session import Session
 from amcli.storage.artifacts import write_artifact
@@ -124,19 +125,13 @@ def save(session: Session, path: Path, overwrite: bool) -> dict[str, Any]:
 
 
 def _held(context: Context, layer: int) -> Entries:
-    """All that a layer holds: a prefix and live tokens, or either."""
-    prefix = context.cache.attention[layer].prefix
-    if prefix is None or isinstance(prefix, BatchedPrefix):
-        return dense(context.cache, layer)
-    if not context.cache.live(layer)[0].shape[2]:
-        return prefix
-    return appended([prefix, dense(context.cache, layer)], context.loaded.dtype)
+    """All that a layer holds, as one."""
+    return appended(held(context.cache, layer), context.loaded.dtype)
 
 
 def _store(entries: Sequence[Entries]) -> str:
     """How entries are stored, by what they are."""
-    keys = entries[0].keys if entries else None
-    return keys.store if isinstance(keys, Packed) else NATIVE
+    return entries[0].store if entries else NATIVE
 
 
 def _said(session: Session, cache: CompactCache) -> Context:

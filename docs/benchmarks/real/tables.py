@@ -34,7 +34,7 @@ SUITES = {
 }
 OWN = ("omp", "omp-no-bias", "highest-attention")
 RIVALS = ("kvzip", "expected-attention", "snapkv")
-PAPER = "am-highest-attention"
+PAPER, PURSUIT = "am-highest-attention", "am-omp"
 FEWEST = 4
 """Documents without which a method has no line in the picture."""
 
@@ -222,7 +222,25 @@ def others_section() -> list[str]:
 
 
 def paper_section() -> list[str]:
-    """The paper's two recipes, `omp` and KVzip's scores side by side on a CPU."""
+    """The paper's two recipes, `omp` and KVzip's scores on the same documents."""
+    lines = []
+    for model, title in MODELS.items():
+        results = read(f"{model}-qa")
+        if results is None:
+            continue
+        documents = set.intersection(*(measured(results, PURSUIT, r) for r in RATIOS))
+        if len(documents) < FEWEST:
+            continue
+        some = only(results, documents)
+        asked = sum(len(results.questions[d]) for d in documents)
+        lines += [f"**{title}**, `qa`: {len(documents)} documents, {asked} questions.", ""]
+        methods = ("omp", PURSUIT, PAPER, "kvzip")
+        lines += [*by_ratio(some, methods, lambda row: interval(row["lost"])), ""]
+    return lines + paper_on_a_cpu()
+
+
+def paper_on_a_cpu() -> list[str]:
+    """The same in float32, on a few documents."""
     results = read("smollm2-paper")
     assert results is not None
     done = [d for d in range(len(results.documents)) if not results.todo(d)]
@@ -238,6 +256,33 @@ def paper_section() -> list[str]:
         f"fewest characters: {len(done)}, questions: {asked}."
     )
     return [text, "", *table(["", "10×", "20×", "40×"], lines)]
+
+
+def seconds_section() -> list[str]:
+    """Seconds of compaction on a machine that does nothing else."""
+    lines = []
+    for model, title in MODELS.items():
+        results = read(f"seconds-{model}")
+        if results is None:
+            continue
+        found = []
+        for method in dict.fromkeys(m for _, m, r in results.cells if r):
+            cells = [f"`{method}`"]
+            for ratio in (10.0, 40.0):
+                row = results.row(method, ratio, "all", resamples=0)
+                assert row is not None
+                spent = row["seconds"]["reference"] + row["seconds"]["compact"]
+                cells.append(f"{spent:.2f} s, {row['prefills']:.1f}")
+            found.append(cells)
+        lengths = [d["tokens"] for d in results.documents]
+        lines += [
+            f"**{title}**, one {results.hardware}: {len(lengths)} documents of {min(lengths):,} to "
+            f"{max(lengths):,} tokens, means: seconds, and how many prefills that is.",
+            "",
+            *table(["", "10×", "40×"], found),
+            "",
+        ]
+    return lines
 
 
 def choice_section() -> list[str]:
@@ -370,7 +415,7 @@ def main() -> None:
     for name, section in (
         ("QA", qa_section), ("ANSWERS", answers_section), ("CHOICE", choice_section),
         ("KVPRESS", kvpress_section), ("OTHERS", others_section), ("PAPER", paper_section),
-        ("RECEIPT", receipt_section),
+        ("RECEIPT", receipt_section), ("SECONDS", seconds_section),
     ):  # fmt: skip
         text = text.replace(f"{{{name}}}", "\n".join(section()).strip())
     (HERE / "real.md").write_text(text, encoding="utf-8")

@@ -1,15 +1,11 @@
-"""Options that several commands share, and how their values are read."""
+"""How the values of options are read."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from amcli.commands import completion
 from amcli.errors import UsageError
 
 
@@ -93,69 +89,35 @@ def size(option: str, example: str) -> Callable[[object], int]:
     return read
 
 
-Store = Annotated[
-    str | None,
-    typer.Option(
-        "--store",
-        metavar="NAME",
-        show_default=False,
-        autocompletion=completion.among(completion.STORES),
-        help="How entries are stored: native (the model's dtype), int8, int4, or auto (int4, or "
-        "int8 where 4 bits would lose too much or 8 have room for every key). Fewer bits, more "
-        "entries at the same ratio. The method's own if left out.",
-    ),
-]
-Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        metavar="ID|PATH",
-        show_default=False,
-        autocompletion=completion.models,
-        help="A Hugging Face id (ID@REVISION pins one), a model folder, a GGUF file, or pocket.",
-    ),
-]
-Output = Annotated[
-    Path | None,
-    typer.Option(
-        "--output", "-o", metavar="FILE", show_default=False, help="Where to write the artifact."
-    ),
-]
-Device = Annotated[
-    str | None,
-    typer.Option(
-        "--device",
-        "--device-map",
-        metavar="NAME",
-        show_default=False,
-        autocompletion=completion.among(completion.DEVICES),
-        help="cpu, cuda or cuda:N; auto spreads layers over all GPUs. A GPU if there is one.",
-    ),
-]
-Dtype = Annotated[
-    str | None,
-    typer.Option(
-        "--dtype",
-        metavar="NAME",
-        show_default=False,
-        autocompletion=completion.among(completion.DTYPES),
-        help="float32, bfloat16 or float16; float32 on the CPU, else the model's own.",
-    ),
-]
-Trust = Annotated[
-    bool,
-    typer.Option(
-        "--trust-remote-code", help="Run the code that a model brings. Read that code first."
-    ),
-]
-Force = Annotated[bool, typer.Option("--force", "-f", help="Replace an existing output.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the result.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")]
-Seed = Annotated[
-    int,
-    typer.Option(
-        "--seed", metavar="N", parser=whole("--seed", "1"), help="Seed of all random choices."
-    ),
-]
+def names(option: str, example: str, what: str) -> Callable[[object], list[str]]:
+    """A reader of names with commas between them; raises UsageError where there is none."""
+
+    def read(value: object) -> list[str]:
+        found = [name.strip() for name in str(value).split(",") if name.strip()]
+        if not found:
+            raise UsageError(
+                f"{option} names no {what}",
+                f"for example {option} {example}",
+                field=option.lstrip("-"),
+            )
+        return found
+
+    return read
+
+
+def ratios(option: str, example: str) -> Callable[[object], list[float]]:
+    """A reader of ratios with commas between them, in order, each once; raises UsageError for none,
+    and like `number`."""
+    read_names, read = names(option, example, "ratio"), number(option, example, least=1)
+    return lambda value: sorted({read(name) for name in read_names(value)})
+
+
+def number_or_path(option: str, example: str) -> Callable[[object], object]:
+    """A reader of whole numbers from 1 up, for which anything else is a path."""
+    read = whole(option, example, least=1)
+
+    def either(value: object) -> object:
+        text = str(value)
+        return read(text) if text.lstrip("+-").replace(",", "").isdecimal() else Path(text)
+
+    return either

@@ -6,18 +6,18 @@ import pytest
 import tinymodels as tiny
 import torch
 
-from amcli.entries.batched import BatchedPrefix
-from amcli.entries.quantize import QUANTIZERS, Entries
-from amcli.entries.ragged import RaggedHeads
+from amcli.entries.ragged import Entries
+from amcli.entries.stores import quantizer_of
 from amcli.models.attend import attend
 from amcli.models.cache import CompactCache
+from amcli.serving.batching import BatchedPrefix, batch_of
 
 
 def context(lengths: tuple[int, ...], store: str = "native", biased: bool = True) -> Entries:
     N = sum(lengths)
     beta = torch.randn(N) if biased else None
-    heads = RaggedHeads(torch.randn(N, 8), torch.randn(N, 6), beta, lengths)
-    return heads if store == "native" else QUANTIZERS[store].pack(heads)
+    heads = Entries.of(torch.randn(N, 8), torch.randn(N, 6), beta, lengths)
+    return heads if store == "native" else quantizer_of(store).pack(heads)
 
 
 @pytest.mark.parametrize("store", ["native", "int8", "int4"])
@@ -39,7 +39,7 @@ def test_a_context_of_several_rows_is_stored_once() -> None:
     one, two = context((5, 1)), context((2, 9))
     batch = BatchedPrefix.join([one, two, one, one])
     assert batch.nbytes == one.nbytes + two.nbytes
-    assert batch.rows == (0, 1, 0, 0)
+    assert batch.batch == (0, 1, 0, 0)
     assert batch.lengths == (7, 10)
     assert (batch.key_dim, batch.value_dim) == (8, 6)
 
@@ -47,14 +47,13 @@ def test_a_context_of_several_rows_is_stored_once() -> None:
 def test_rows_are_selected_without_copying_entries() -> None:
     one, two = context((5, 1)), context((2, 9))
     batch = BatchedPrefix.join([one, two]).select([1, 1, 0])
-    assert batch.rows == (1, 1, 0)
+    assert batch.batch == (1, 1, 0)
     seen = {tuple(rows): part for part, rows in batch.contexts()}
-    torch.testing.assert_close(seen[(0, 1)].unpack().keys, two.unpack().keys)
-    torch.testing.assert_close(seen[(2,)].unpack().values, one.unpack().values)
-    assert all(
-        part.keys.untyped_storage().data_ptr() == batch.entries.keys.untyped_storage().data_ptr()
-        for part in seen.values()
-    )  # type: ignore[union-attr]
+    torch.testing.assert_close(seen[(0, 1)].keys.unpack(), two.keys.unpack())
+    torch.testing.assert_close(seen[(2,)].values.unpack(), one.values.unpack())
+    kept = batch.entries.keys.unpack().untyped_storage().data_ptr()
+    parts = [part.keys.unpack() for part in seen.values()]
+    assert all(x.untyped_storage().data_ptr() == kept for x in parts)
 
 
 def test_contexts_that_do_not_go_together_are_refused() -> None:
@@ -81,13 +80,13 @@ def compact(tokens: torch.Tensor, keep: int, store: str, name: str = "qwen3") ->
     for i in range(len(cache)):
         keys, values = source.live(i)
         kept = [torch.arange(h, tokens.shape[1], 2 + h)[:keep] for h in range(keys.shape[1])]
-        heads: Entries = RaggedHeads(
+        heads: Entries = Entries.of(
             torch.cat([keys[0, h, rows] for h, rows in enumerate(kept)]),
             torch.cat([values[0, h, rows] for h, rows in enumerate(kept)]),
             None,
             tuple(len(rows) for rows in kept),
         )
-        heads = heads if store == "native" else QUANTIZERS[store].pack(heads)
+        heads = heads if store == "native" else quantizer_of(store).pack(heads)
         cache.set_prefix(i, heads, tokens.shape[1])
     return cache
 
@@ -107,7 +106,7 @@ def test_rows_with_contexts_of_their_own_give_the_logits_of_each_alone(
     caches: list[CompactCache],
 ) -> None:
     model = tiny.build("qwen3")
-    batch, mask = CompactCache.batch(caches)
+    batch, mask = batch_of(caches)
     assert batch.get_seq_length() == 21
     assert mask.sum(1).tolist() == [21, 13, 21]
     assert batch.nbytes() == caches[0].nbytes() + caches[1].nbytes()
@@ -128,7 +127,7 @@ def test_questions_of_different_lengths_are_padded_on_the_left(
     caches: list[CompactCache],
 ) -> None:
     model = tiny.build("qwen3")
-    batch, mask = CompactCache.batch(caches)
+    batch, mask = batch_of(caches)
     question = tiny.ids(5, seed=2, batch=3)
     asked = torch.tensor([[1] * 5, [0, 0, 1, 1, 1], [0, 1, 1, 1, 1]])
     mask = torch.cat((mask, asked), dim=1)
@@ -141,7 +140,7 @@ def test_questions_of_different_lengths_are_padded_on_the_left(
 
 def test_generate_goes_on_from_every_context(caches: list[CompactCache]) -> None:
     model = tiny.build("qwen3")
-    batch, mask = CompactCache.batch(caches)
+    batch, mask = batch_of(caches)
     question = tiny.ids(4, seed=2, batch=3)
     greedy = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
 
@@ -159,7 +158,7 @@ def test_generate_goes_on_from_every_context(caches: list[CompactCache]) -> None
 
 def test_rows_of_a_batch_can_be_reordered_and_repeated(caches: list[CompactCache]) -> None:
     model = tiny.build("qwen3")
-    batch, mask = CompactCache.batch(caches)
+    batch, mask = batch_of(caches)
     batch.batch_select_indices(torch.tensor([1, 0]))
     batch.batch_repeat_interleave(2)
     mask = torch.cat((mask[[1, 1, 0, 0]], torch.ones(4, 3, dtype=torch.long)), dim=1)
@@ -174,12 +173,12 @@ def test_caches_that_cannot_be_batched_are_refused(caches: list[CompactCache]) -
     other, talking = tiny.empty("llama"), caches[1].fork()
     tiny.logits(tiny.build("qwen3"), tiny.ids(2), talking)
     with pytest.raises(ValueError, match="one model"):
-        CompactCache.batch([caches[0], other])
+        batch_of([caches[0], other])
     with pytest.raises(ValueError, match="no token after it"):
-        CompactCache.batch([caches[0], talking])
+        batch_of([caches[0], talking])
     with pytest.raises(ValueError, match="no token after it"):
-        CompactCache.batch([tiny.empty("qwen3")])
+        batch_of([tiny.empty("qwen3")])
     with pytest.raises(ValueError, match="layer 0 has a sliding window"):
-        CompactCache.batch([tiny.empty("gemma3_text")])
+        batch_of([tiny.empty("gemma3_text")])
     with pytest.raises(ValueError, match="stored in one way"):
-        CompactCache.batch([caches[0], compact(tiny.ids(9), 4, "int8")])
+        batch_of([caches[0], compact(tiny.ids(9), 4, "int8")])

@@ -1,0 +1,16 @@
+"""The stores by name, for help, completion and checks. Imports nothing, torch least of all.
+
+A store besides `native` is the module of its name in this folder, which registers it; `stores`
+imports that when the store is first asked for.
+"""
+
+from __future__ import annotations
+
+NATIVE = "native"
+
+STORES: dict[str, str] = {
+    NATIVE: "the model's dtype",
+    "int8": "8 bits a number and a scale for each 32",
+    "int4": "4 bits a number and a scale for each 32, keys turned first",
+}
+"""What `--store` takes, each with a line on what is stored."""

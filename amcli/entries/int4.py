@@ -1,0 +1,8 @@
+"""The store `int4`: 4 bits a number, keys turned by `hadamard` first; see `blocks`."""
+
+from __future__ import annotations
+
+from amcli.entries.blocks import BlockQuantizer
+from amcli.entries.stores import register
+
+register(BlockQuantizer("int4", 4, rotate=True))

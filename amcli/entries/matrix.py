@@ -1,0 +1,158 @@
+"""A matrix of keys or values, one entry a row, in whatever form it is kept: numbers or codes.
+
+Everything that handles entries asks a matrix for rows, bytes or numbers and need not know its
+form. Knows torch; knows nothing of models, files or methods.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+
+from amcli.entries.catalogue import NATIVE
+
+
+def hadamard(x: torch.Tensor) -> torch.Tensor:
+    """The orthonormal Walsh-Hadamard transform of floats `x [..., d]`; its own inverse.
+
+    Over groups of the largest power of two that divides `d`, in natural order. Sums and
+    differences of neighbours at distance 1, 2, 4, ..., then one factor.
+    """
+    d = x.shape[-1]
+    n = d & -d
+    y = x.detach().contiguous()
+    h = 1
+    while h < n:
+        pairs = y.view(-1, 2, h)
+        y = torch.empty_like(y)
+        mixed = y.view(-1, 2, h)
+        torch.add(pairs[:, 0], pairs[:, 1], out=mixed[:, 0])
+        torch.sub(pairs[:, 0], pairs[:, 1], out=mixed[:, 1])
+        h *= 2
+    return y.mul_(n**-0.5) if n > 1 else y
+
+
+class Matrix(ABC):
+    """`[N, d]`, in one form; forms are frozen dataclasses of tensors.
+
+    A form says which tensors it keeps (`parts`), how to make one like it from others
+    (`with_parts`), and what numbers they mean (`stored`). The rest is written here, for tensors
+    that have a row for every row of the matrix; a form with others overrides `rows` and `cat`.
+    """
+
+    @property
+    @abstractmethod
+    def store(self) -> str:
+        """What made it: a name of `catalogue.STORES`."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """`(N, d)`."""
+
+    @abstractmethod
+    def parts(self) -> dict[str, torch.Tensor]:
+        """The tensors, by what their names end in in a file: "" for the first, then ".scale"."""
+
+    @abstractmethod
+    def with_parts(self, parts: Sequence[torch.Tensor]) -> Self:
+        """A matrix of this form with other tensors, in the order of `parts`."""
+
+    @abstractmethod
+    def stored(self) -> torch.Tensor:
+        """`[N, d]` numbers as they are stored: still transformed, where rows were `rotated`."""
+
+    @property
+    def rotated(self) -> bool:
+        """Whether rows went through `hadamard`: products with `stored` rows want `hadamard(q)`."""
+        return False
+
+    def unpack(self) -> torch.Tensor:
+        """`[N, d]` numbers."""
+        x = self.stored()
+        return hadamard(x) if self.rotated else x
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return next(iter(self.parts().values())).device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors: what the matrix costs in memory and on disk."""
+        return sum(x.numel() * x.element_size() for x in self.parts().values())
+
+    @property
+    def kind(self) -> Hashable:
+        """What two matrices must have in common to be one: all but the number of rows."""
+        dtypes = tuple(x.dtype for x in self.parts().values())
+        return type(self), self.store, self.rotated, self.shape[1], dtypes, self.device
+
+    def rows(self, which: slice | torch.Tensor) -> Self:
+        """Some rows: views of a slice, copies of those at given indices."""
+        return self.with_parts([x[which] for x in self.parts().values()])
+
+    @classmethod
+    def cat(cls, matrices: Sequence[Self]) -> Self:
+        """The rows of matrices of one `kind`, one after another; a single one as it is."""
+        first, *others = matrices
+        if not others:
+            return first
+        columns = zip(*(x.parts().values() for x in matrices), strict=True)
+        return first.with_parts([torch.cat(column) for column in columns])
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
+        """The same on another device; numbers in `dtype`, codes are codes."""
+        return self.with_parts([x.to(device) for x in self.parts().values()])
+
+
+@dataclass(frozen=True)
+class Numbers(Matrix):
+    """Plain numbers `[N, d]`, in any float dtype. Raises ValueError for another shape."""
+
+    numbers: torch.Tensor
+
+    store: ClassVar[str] = NATIVE
+
+    def __post_init__(self) -> None:
+        if self.numbers.ndim != 2:
+            raise ValueError(
+                "keys and values of ragged heads are 2-D: [sum of lengths, head dim], "
+                f"got {tuple(self.numbers.shape)}"
+            )
+
+    @classmethod
+    def read(cls, parts: Mapping[str, torch.Tensor]) -> Numbers:
+        """What `parts` gave."""
+        return cls(parts[""])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(N, d)`."""
+        N, d = self.numbers.shape
+        return N, d
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.numbers.device
+
+    def parts(self) -> dict[str, torch.Tensor]:
+        """The one tensor."""
+        return {"": self.numbers}
+
+    def with_parts(self, parts: Sequence[torch.Tensor]) -> Numbers:
+        """Other numbers."""
+        return Numbers(*parts)
+
+    def stored(self) -> torch.Tensor:
+        """The numbers themselves, not a copy."""
+        return self.numbers
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Numbers:
+        """The same on another device and in another dtype."""
+        return Numbers(self.numbers.to(device=device, dtype=dtype))
