@@ -7,11 +7,14 @@ line is drawn from `a` to `c`. Needs grimp, which import-linter brings.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import grimp
 
-PICTURE = Path(__file__).resolve().parent / "pictures" / "rooms.svg"
+HERE = Path(__file__).resolve().parent
+PICTURE = HERE / "pictures" / "rooms.svg"
+sys.path[:0] = [str(HERE.parent), str(HERE.parent / "formats")]  # this tree, whatever is installed
 
 SAYS = {
     "commands": "the command line",
@@ -82,7 +85,8 @@ def reduced(graph: dict[str, set[str]]) -> dict[str, set[str]]:
 
 
 def rows(graph: dict[str, set[str]]) -> list[list[str]]:
-    """The rooms, each as low as what it imports lets it be; the top row first."""
+    """The rooms, each as low as what it imports lets it be; the top row first. There must be no
+    circle: see `lint-imports`."""
 
     def height(room: str) -> int:
         return 1 + max((height(other) for other in graph[room]), default=-1)
