@@ -3,7 +3,8 @@
     context = amcli.load("doc.amkv").attach(model, tokenizer)
     print(context.generate("Who wrote this?"))
 
-Errors are `amcli.errors.AmkvError`: a message, and a hint of what to do.
+Errors are `amcli.errors.AmkvError`: a message, a hint of what to do, and for programs a code and
+the name of the argument that is wrong.
 """
 
 from __future__ import annotations
@@ -65,8 +66,9 @@ class Document:
         tokenizer  the model's; None: loaded from where the model came from
 
         The model answers other calls as before, and has its own attention back after
-        `Attached.detach`. Raises ModelMismatchError for a model that the file was not made with,
-        saying what differs, and UsageError for one that cannot take a compact cache.
+        `Attached.detach`. Raises ModelMismatchError (`wrong-model`) for a model that the file was
+        not made with, saying what differs, and UsageError (`model-unsupported`) for one that cannot
+        take a compact cache.
         """
         loaded = adopt(model, tokenizer)
         try:
@@ -143,6 +145,7 @@ class Attached:
 def load(path: str | os.PathLike[str]) -> Document:
     """Opens an artifact; its header and manifest are checked, keys and values are not read.
 
-    Raises UsageError when the file cannot be read, ArtifactError when it is not valid.
+    Raises UsageError when the file is not there (its code: `file-missing`) or cannot be read,
+    ArtifactError when it is no artifact (`not-an-artifact`) or no valid one (`artifact-invalid`).
     """
     return Document(path)

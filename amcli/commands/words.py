@@ -68,6 +68,7 @@ WORDS: dict[str, Words] = {
     "unknown-gpu": Words(hint="use --device cuda:0"),
     "unknown-revision": Words(hint="leave it out: --model {model}"),
     # contexts, and queries about them
+    "empty-question": Words(hint="type a question"),
     "keys-of-another-length": Words(hint="save the conversation as text: /save chat.md"),
     "no-self-study": Words(hint="use --queries repeat"),
     "numbers-not-finite": Words(hint="prefill the document again with --dtype bfloat16 or float32"),

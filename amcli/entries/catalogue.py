@@ -13,4 +13,4 @@ STORES: dict[str, str] = {
     "int8": "8 bits a number and a scale for each 32",
     "int4": "4 bits a number and a scale for each 32, keys turned first",
 }
-"""What `--store` takes, each with a line on what is stored."""
+"""Stores by name, each with a line on what is stored."""

@@ -3,7 +3,7 @@
     [project.entry-points."amkv.methods"]
     value-norm = "mypackage.value_norm:VALUE_NORM"
 
-on the left what `--method` takes, on the right where the `Method` of that name is. Names are read
+on the left its name, on the right where the `Method` of that name is. Names are read
 from what pip has installed, without importing a package, and without torch; `methods.get` imports
 the one that is asked for.
 """

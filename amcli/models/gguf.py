@@ -235,6 +235,7 @@ def _require_packages() -> None:
             f"GGUF models want the package {' and '.join(absent)}",
             "pip install 'amkv[gguf]'",
             code="package-missing",
+            package=" and ".join(absent),
         )
 
 

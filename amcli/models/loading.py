@@ -190,6 +190,7 @@ def _find(
             "several GPUs want the package accelerate",
             "pip install 'amkv[multi-gpu]'",
             code="package-missing",
+            package="accelerate",
         )
     devices = [device]
     if shard.size > 1:

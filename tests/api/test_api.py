@@ -61,6 +61,14 @@ def test_the_page_as_it_stands(
     assert third.strip() == answer
 
 
+def test_an_error_by_its_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile("import amcli\n" + code("errors"), "docs/python-api.md", "exec"), {})
+    assert capsys.readouterr().out == "no such file: missing.amkv; check the path\n"
+
+
 def test_importing_it_is_cheap() -> None:
     script = "import sys, amcli; sys.exit(' '.join({'torch', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -125,8 +133,11 @@ def test_another_model_is_refused_and_left_as_it_was(artifact: Path) -> None:
     loaded = boxes.model("llama")
     model = AutoModelForCausalLM.from_pretrained(loaded.id)
     before = model.config._attn_implementation
-    with pytest.raises(ModelMismatchError, match="architecture: file Qwen3ForCausalLM"):
+    with pytest.raises(ModelMismatchError, match="architecture: file Qwen3ForCausalLM") as caught:
         amcli.load(artifact).attach(model)
+    assert (caught.value.code, caught.value.field) == ("wrong-model", "model")
+    assert caught.value.facts["wanted"] == "pocket"
+    assert caught.value.hint == ("use the model pocket, or compact the document again for this one")
     assert model.config._attn_implementation == before
 
 

@@ -21,7 +21,7 @@ from amcli.evaluation import makers
 from amcli.evaluation.suites import base
 from amcli.matching import budgets, catalogue, methods
 from amcli.models import catalogue as models
-from amcli.models.loading import DTYPES
+from amcli.models.devices import DTYPES
 from amcli.models.shapes import SHAPES
 from amcli.pipeline.compaction.defaults import AUTO, DEFAULT_RATIO
 from amcli.pipeline.compaction.request import Request, check

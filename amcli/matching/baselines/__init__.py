@@ -1,4 +1,4 @@
-"""Rival methods, each after its paper, in a file of its own: what `amkv eval` compares with.
+"""Rival methods, each after its paper, in a file of its own: what evaluations compare with.
 
 They run through the same pipeline as the tool's own methods and store what they keep, so their
 ratios are real. Every file names its source and says where it departs from it. `catalogue` names

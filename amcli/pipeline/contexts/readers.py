@@ -98,6 +98,7 @@ def _pdf(name: str, data: bytes) -> Reading:
             f"{name} is a PDF, and pypdf, which reads them, is not installed",
             "pip install 'amkv[pdf]'",
             code="package-missing",
+            package="pypdf",
             path=name,
         ) from error
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it warns of what it then mends
@@ -110,6 +111,7 @@ def _pdf(name: str, data: bytes) -> Reading:
             f"{name} is encrypted: {error}",
             "pip install 'pypdf[crypto]'",
             code="package-missing",
+            package="cryptography",
             path=name,
         ) from error
     # Damaged files make the reader fail in all sorts of ways.

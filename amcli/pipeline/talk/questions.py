@@ -77,6 +77,6 @@ def asked(where: str, value: Any) -> Asked:
     question = value.get("question") if isinstance(value, dict) else value
     if not isinstance(question, str) or not question.strip():
         raise UsageError(
-            f"{where} has no question", _FORM, code="empty-question", field="question", where=where
+            f"{where} has no question", _FORM, code="question-missing", field="path", where=where
         )
     return Asked(question.strip(), value if isinstance(value, dict) else None)

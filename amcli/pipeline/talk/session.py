@@ -138,7 +138,7 @@ class Session:
         question = question.strip()
         if not question:
             raise UsageError(
-                "the question is empty", "type a question", code="empty-question", field="question"
+                "the question is empty", "ask one", code="empty-question", field="question"
             )
         ids = self.prompt_ids(question)
         room = self._room(len(ids))
