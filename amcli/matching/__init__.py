@@ -11,4 +11,4 @@ folded into the rows; `K [H, T, d]`, `V [H, T, dv]` the document's keys and valu
 
 from __future__ import annotations
 
-from . import recipes as recipes  # registers the built-in methods
+from amcli.matching import recipes as recipes  # registers the built-in methods

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .methods import Method, register
+from amcli.matching.methods import Method, register
 
 OMP = register(
     Method(
@@ -49,6 +49,6 @@ KEEP = register(
 )
 
 # Last, so that the tool's own methods come first wherever methods are listed.
-from . import baselines as baselines  # noqa: E402
+from amcli.matching import baselines as baselines  # noqa: E402
 
 DEFAULT = OMP.name

@@ -143,7 +143,7 @@ def test_context_queries_score_only_what_they_could_see(
     for i, query in own_queries(of).items():
         K = live_keys(of, i)[0]
         H, T, d = K.shape
-        S = query.reshape(H, -1, T, d) @ K.unsqueeze(1).mT * found[i].scale
+        S = query.reshape(H, -1, T, d) @ K.unsqueeze(1).mT * found[i].sample.logits.scale
         P = S.masked_fill(~torch.ones(T, T).tril().bool(), -torch.inf).softmax(-1)
         torch.testing.assert_close(
             found[i].scores.scores("max"), P.amax((1, 2)), atol=1e-3, rtol=1e-3
@@ -151,8 +151,8 @@ def test_context_queries_score_only_what_they_could_see(
         torch.testing.assert_close(
             found[i].scores.scores("mean"), P.mean((1, 2)), atol=1e-4, rtol=1e-3
         )
-        assert found[i].Q.shape == (H, query.shape[0] // H * T, d)
-        assert bool((found[i].weights == 1).all())
+        assert found[i].sample.Q.shape == (H, query.shape[0] // H * T, d)
+        assert bool((found[i].sample.weights == 1).all())
 
 
 def test_own_methods_run_on_the_contexts_queries(tmp_path: Path) -> None:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 # In the order in which they are listed: without queries, with the context's own, with others.
 # isort: off
-from . import streaming as streaming
-from . import random_keys as random_keys
-from . import knorm as knorm
-from . import keydiff as keydiff
-from . import snapkv as snapkv
-from . import tova as tova
-from . import h2o as h2o
-from . import expected_attention as expected_attention
-from . import pyramidkv as pyramidkv
-from . import kvzip as kvzip
-from . import am_highest_attention as am_highest_attention
-from . import am_omp as am_omp
+from amcli.matching.baselines import streaming as streaming
+from amcli.matching.baselines import random_keys as random_keys
+from amcli.matching.baselines import knorm as knorm
+from amcli.matching.baselines import keydiff as keydiff
+from amcli.matching.baselines import snapkv as snapkv
+from amcli.matching.baselines import tova as tova
+from amcli.matching.baselines import h2o as h2o
+from amcli.matching.baselines import expected_attention as expected_attention
+from amcli.matching.baselines import pyramidkv as pyramidkv
+from amcli.matching.baselines import kvzip as kvzip
+from amcli.matching.baselines import am_highest_attention as am_highest_attention
+from amcli.matching.baselines import am_omp as am_omp

@@ -23,7 +23,7 @@ from amcli.pipeline.compaction.choices import (
     store_by_error,
     worst_rounding,
 )
-from amcli.pipeline.compaction.fitting import fit, scale_of
+from amcli.pipeline.compaction.fitting import fit, sample_of
 from amcli.pipeline.compaction.heldout import Errors
 from amcli.pipeline.compaction.options import AUTO, budget_of
 from amcli.pipeline.compaction.options import Options as Options
@@ -320,19 +320,15 @@ def _scores(
     """`[H, T]`: how much each key of a layer matters, by the method's own rule."""
     K, V = live_keys(context, layer)
     if method.score is not None:
-        sampled = found is not None and found.watched is None
         rotation = None
         if method.rope and rotary is not None:
             future = torch.arange(context.T, context.T + FUTURE)
             rotation = rotary.mean(layer, future, K.shape[-1]).to(K.device)
         return method.score(
             ScoreContext(
-                Q=found.Q if found is not None and sampled else None,
+                sample=sample_of(found, K),
                 K=K,
                 V=V,
-                scale=scale_of(found, K),
-                softcap=None if found is None else found.softcap,
-                weights=found.weights if found is not None and sampled else None,
                 layer=full_layers(context).index(layer),
                 layers=len(full_layers(context)),
                 seed=options.seed,
@@ -341,7 +337,6 @@ def _scores(
                 budget=_budget(method, options),
                 window=options.window,
                 rotation=rotation,
-                known=None if found is None else found.known,
             )
         )
     if found is None:
