@@ -10,14 +10,13 @@ from dataclasses import dataclass
 import torch
 
 from amcli.matching.fit_errors import FitErrors, fit_errors
-
-from .known import Known, orders
-from .mass import fit_beta
-from .methods import LAMBDA_OF, Method, Rounding
-from .scores import Stats, attention_stats
-from .selection import Selection, omp, top
-from .tiles import TILE_ELEMENTS, gather_rows, hide, working_dtype
-from .values import fit_values
+from amcli.matching.mass import fit_beta
+from amcli.matching.methods import LAMBDA_OF, Method, Rounding
+from amcli.matching.sample import Queries, Sample, orders
+from amcli.matching.scores import Stats, attention_stats
+from amcli.matching.selection import Selection, omp, top
+from amcli.matching.tiles import TILE_ELEMENTS, Logits, gather_rows, hide, working_dtype
+from amcli.matching.values import fit_values
 
 FIT_LIMIT = 512
 """Entries of one head that the fits may change. A longer head has its best FIT_LIMIT entries
@@ -33,8 +32,7 @@ tell them apart; it pays where most of a head has to go."""
 class Settings:
     """What holds for all buckets."""
 
-    scale: float
-    softcap: float | None
+    logits: Logits
     seed: int
     tile: int
     fit_limit: int
@@ -43,7 +41,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Head:
-    """One finished head: the fields of `compact.LayerResult` with the head's `t` rows."""
+    """One finished head: the fields of `methods.LayerResult` with the head's `t` rows."""
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -72,80 +70,66 @@ def empty(K: torch.Tensor, V: torch.Tensor) -> Head:
 class Bucket:
     """Some heads, all of `0 < t <= T`.
 
-    known  what is known of each head's layer, and the head's number there
-    truth  what the whole document gives the queries, where that is known already
+    owners  the sample of each head's layer, and the head's number there
     """
 
-    known: list[tuple[Known, int]]
+    owners: list[tuple[Sample, int]]
     lengths: list[int]
-    Q: torch.Tensor
+    queries: Queries
     K: torch.Tensor
     V: torch.Tensor
     scores: torch.Tensor
-    W: torch.Tensor | None
-    truth: Stats | None
 
 
 def compact_bucket(method: Method, b: Bucket, s: Settings) -> list[Head]:
     """Select and fit the heads of one bucket, all of `0 < t < T`."""
-    Q, K, V, W = b.Q, b.K, b.V, b.W
-    if Q.shape[1] == 0:  # a method that wants no queries: nothing to fit, nothing to measure
+    queries, K, V = b.queries, b.K, b.V
+    if queries.count == 0:  # a method that wants no queries: nothing to fit, nothing to measure
         unknown = b.scores.new_full((len(b.lengths),), torch.nan)
         chosen = top(b.scores, b.lengths)
         keys, values = gather_rows(K, chosen.index), gather_rows(V, chosen.index)
         if s.rounding is not None:
             keys, values = s.rounding.round_keys(keys), s.rounding.round_values(values)
         return _split(chosen, keys, values, None, FitErrors(unknown, unknown))
-    truth = b.truth
-    if truth is None:
-        truth = attention_stats(Q, K, V, s.scale, softcap=s.softcap, tile=s.tile)
-    order = _select(method, b, truth, s)
+    order = _select(method, b, s)
     keys, values = gather_rows(K, order.index), gather_rows(V, order.index)  # [B, t_max, d]
     t = min(s.fit_limit, keys.shape[1])
     if s.rounding is not None:
         # Values in float32, or a half-precision fit would be rounded twice.
         keys, values = s.rounding.round_keys(keys), values.float()
         values[:, t:] = s.rounding.round_values(values[:, t:])
-    rest = _rest(Q, keys, values, order.mask, s)
+    rest = _rest(queries.Q, keys, values, order.mask, s)
     mask = order.mask[:, :t]
     beta: torch.Tensor | None = None
     if method.mass == "nnls":
-        beta = fit_beta(
-            Q, keys[:, :t], truth.lse, scale=s.scale, softcap=s.softcap, weights=W, mask=mask,
-            rest=None if rest is None else rest.lse, tile=s.tile,
-        )  # fmt: skip
+        others = None if rest is None else rest.lse
+        beta = fit_beta(queries, s.logits, keys[:, :t], mask=mask, rest=others, tile=s.tile)
     C_v = fit_values(
-        Q, keys[:, :t], beta, truth.Y, values[:, :t], scale=s.scale, softcap=s.softcap, weights=W,
-        mask=mask, rest=rest, lam=LAMBDA_OF[method.values], tile=s.tile,
+        queries, s.logits, keys[:, :t], beta, values[:, :t], mask=mask, rest=rest,
+        lam=LAMBDA_OF[method.values], tile=s.tile,
     )  # fmt: skip
     if s.rounding is not None:
         C_v = s.rounding.round_values(C_v)
-    error = fit_errors(
-        Q, keys[:, :t], beta, C_v, truth, s.scale, softcap=s.softcap, weights=W, mask=mask,
-        rest=rest, tile=s.tile,
-    )  # fmt: skip
+    error = fit_errors(queries, s.logits, keys[:, :t], beta, C_v, mask=mask, rest=rest, tile=s.tile)
     values = torch.cat([C_v, values[:, t:]], dim=1)
     if beta is not None:
         beta = torch.nn.functional.pad(beta, (0, keys.shape[1] - t))
     return _split(order, keys, values, beta, error)
 
 
-def _select(method: Method, b: Bucket, truth: Stats, s: Settings) -> Selection:
+def _select(method: Method, b: Bucket, s: Settings) -> Selection:
     by_score = top(b.scores, b.lengths)
     # A head of more entries than candidates keeps the best by score too, but its order is that of
     # the pursuit, and the first FIT_LIMIT entries are those that are fitted.
     plenty = [t * PLENTY >= b.K.shape[1] for t in b.lengths]
     if method.selection != "omp" or all(plenty):
         return by_score
-    index = orders(b.known, b.lengths)
+    index = orders(b.owners, b.lengths)
     if index is None:
-        index = omp(
-            b.Q, b.K, truth.lse, b.scores, b.lengths, scale=s.scale, softcap=s.softcap,
-            weights=b.W, Y=truth.Y, target=method.target, gamma=method.gamma, panel=method.panel,
-            candidates=method.candidates, seed=s.seed, tile=s.tile,
-        ).index  # fmt: skip
-        for (known, head), order, t in zip(b.known, index, b.lengths, strict=True):
-            known.remember(head, order[:t])
+        settings = method.pursuit(s.seed)
+        index = omp(b.queries, s.logits, b.K, b.scores, b.lengths, settings, tile=s.tile).index
+        for (sample, head), order, t in zip(b.owners, index, b.lengths, strict=True):
+            sample.remember(head, order[:t])
     kept = torch.tensor(plenty, device=index.device).unsqueeze(1)
     return Selection(torch.where(kept, by_score.index, index), by_score.mask)
 
@@ -158,9 +142,7 @@ def _rest(
         return None
     beyond = slice(s.fit_limit, None)
     bias = hide(None, mask[:, beyond], working_dtype(Q, keys))
-    return attention_stats(
-        Q, keys[:, beyond], values[:, beyond], s.scale, softcap=s.softcap, bias=bias, tile=s.tile
-    )
+    return attention_stats(Q, keys[:, beyond], values[:, beyond], s.logits, bias=bias, tile=s.tile)
 
 
 def _split(
@@ -195,25 +177,17 @@ def _split(
 
 def round_whole(
     rounding: Rounding,
-    Q: torch.Tensor,
+    queries: Queries,
+    logits: Logits,
     K: torch.Tensor,
     V: torch.Tensor,
-    scale: float,
-    softcap: float | None,
-    weights: torch.Tensor | None,
     *,
-    truth: Stats | None = None,
     tile: int = TILE_ELEMENTS,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """`(keys [H, T, d], values [H, T, dv], mass error [H], output error [H])` of heads that keep
     every key and lose only what `rounding` loses; errors are nan with no queries."""
     keys, values = rounding.round_keys(K), rounding.round_values(V)
-    if Q.shape[1] == 0:
+    if queries.count == 0:
         unknown = keys.new_full((K.shape[0],), torch.nan)
         return keys, values, unknown, unknown
-    if truth is None:
-        truth = attention_stats(Q, K, V, scale, softcap=softcap, tile=tile)
-    error = fit_errors(
-        Q, keys, None, values, truth, scale, softcap=softcap, weights=weights, tile=tile
-    )
-    return keys, values, *error
+    return keys, values, *fit_errors(queries, logits, keys, None, values, tile=tile)

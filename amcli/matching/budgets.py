@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from amcli.errors import UsageError
-
-from .methods import SINKS
+from amcli.matching.methods import SINKS
 
 BETA_BYTES = 4
 """beta is float32 whatever the model's dtype."""

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import torch
 
-from .scores import Stats, attention_stats
-from .tiles import TILE_ELEMENTS, hide, working_dtype
+from amcli.matching.sample import Queries
+from amcli.matching.scores import Stats, attention_stats
+from amcli.matching.tiles import TILE_ELEMENTS, Logits, hide, working_dtype
 
 
 class FitErrors(NamedTuple):
@@ -22,36 +23,32 @@ class FitErrors(NamedTuple):
 
 
 def fit_errors(
-    Q: torch.Tensor,
+    queries: Queries,
+    logits: Logits,
     C_k: torch.Tensor,
     beta: torch.Tensor | None,
     C_v: torch.Tensor,
-    truth: Stats,
-    scale: float,
     *,
-    softcap: float | None = None,
-    weights: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
     rest: Stats | None = None,
     tile: int = TILE_ELEMENTS,
 ) -> FitErrors:
     """Errors of entries `C_k [H, t, d]`, `beta [H, t]`, `C_v [H, t, dv]`, in one pass.
 
-    `truth`: what the queries `Q [H, n, d]` get from the whole document; `rest`: what they get from
-    further kept entries; `weights [H, n]`: their W (None: 1). `mask [H, t]` marks real entries.
+    `rest`: what the queries get from further kept entries. `mask [H, t]` marks real entries.
     """
     if mask is None:
         mask = torch.ones(C_k.shape[:2], dtype=torch.bool, device=C_k.device)
-    bias = hide(beta, mask, working_dtype(Q, C_k))
-    found = attention_stats(Q, C_k, C_v, scale, softcap=softcap, bias=bias, tile=tile)
+    bias = hide(beta, mask, working_dtype(queries.Q, C_k))
+    found = attention_stats(queries.Q, C_k, C_v, logits, bias=bias, tile=tile)
     if rest is not None:
         found = found.merged(rest)
     lse, out = found
     tiny = torch.finfo(lse.dtype).tiny  # a head that no query looks at
-    W = torch.ones_like(lse) if weights is None else weights.to(lse)
-    missed = (W.square() * torch.expm1(lse - truth.lse).square()).sum(1)
+    W = queries.weights.to(lse)
+    missed = (W.square() * torch.expm1(lse - queries.lse).square()).sum(1)
     mass = (missed / W.square().sum(1).clamp_min(tiny)).sqrt()
-    Y = truth.Y.to(out.dtype)
+    Y = queries.Y.to(out.dtype)
     wrong = (W * (out - Y).square().sum(-1)).sum(1)
     size = (W * Y.square().sum(-1)).sum(1)
     return FitErrors(mass, (wrong / size.clamp_min(tiny)).sqrt())

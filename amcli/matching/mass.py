@@ -10,7 +10,15 @@ from math import exp
 
 import torch
 
-from .tiles import MOST, TILE_ELEMENTS, key_scale, normal_equations, solve_dtype
+from amcli.matching.sample import Queries
+from amcli.matching.tiles import (
+    MOST,
+    TILE_ELEMENTS,
+    Logits,
+    key_scale,
+    normal_equations,
+    solve_dtype,
+)
 
 BETA_RANGE = (-3.0, 3.0)
 """Bounds of a fitted beta. The lower one keeps every stored key alive, so that its value can
@@ -145,13 +153,10 @@ def _polish(
 
 
 def fit_beta(
-    Q: torch.Tensor,
+    queries: Queries,
+    logits: Logits,
     C_k: torch.Tensor,
-    lse_target: torch.Tensor,
     *,
-    scale: float,
-    softcap: float | None = None,
-    weights: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
     rest: torch.Tensor | None = None,
     shrink: float = DEFAULT_SHRINK,
@@ -160,20 +165,21 @@ def fit_beta(
 ) -> torch.Tensor:
     """`beta [H, t]` of the kept keys `C_k [H, t, d]`.
 
-    `lse_target [H, n]`: log mass of the whole document; `rest [H, n]`: log mass of further kept
-    keys that stay as they are (beta 0), if any. `mask [H, t]` marks real keys; padding gets
+    They are to give what the whole document gives the queries. `rest [H, n]`: log mass of further
+    kept keys that stay as they are (beta 0), if any. `mask [H, t]` marks real keys; padding gets
     beta 0. `shrink` pulls the weights to the best common one, relative to each key's own
     curvature. A key whose best weight is zero ends at the lower bound of `beta_range`. With all
     keys kept, beta is 0 up to rounding.
     """
     if mask is None:
         mask = torch.ones(C_k.shape[:2], dtype=torch.bool, device=C_k.device)
-    W = torch.ones_like(lse_target) if weights is None else weights.to(lse_target)
-    missing = torch.ones_like(lse_target)  # share of the mass that these keys have to give
+    lse = queries.lse
+    W = queries.weights.to(lse)
+    missing = torch.ones_like(lse)  # share of the mass that these keys have to give
     if rest is not None:
-        missing = missing - torch.exp((rest - lse_target).clamp_max(MOST))
+        missing = missing - torch.exp((rest - lse).clamp_max(MOST))
     target = (W * missing).unsqueeze(-1)
-    G, b = normal_equations(Q, C_k, lse_target, W, target, scale, softcap, mask, tile)
+    G, b = normal_equations(queries.Q, C_k, lse, W, target, logits, mask, tile)
     b = b.squeeze(-1)  # [H, t]
     w0 = common_weight(G, b, mask)
     low, high = exp(beta_range[0]), exp(beta_range[1])

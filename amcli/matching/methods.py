@@ -13,21 +13,19 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
+from amcli.entries.ragged import Entries
 from amcli.errors import AmkvWarning, UsageError, did_you_mean
 from amcli.matching import plugins
 from amcli.matching.catalogue import METHODS
 from amcli.matching.plugins import Plugin
-
-from .scores import ScoreKind
-from .selection import Target
-
-if TYPE_CHECKING:
-    from .compact import LayerResult
-    from .known import Known
+from amcli.matching.sample import Sample
+from amcli.matching.scores import ScoreKind
+from amcli.matching.selection import OmpSettings, Target
+from amcli.matching.tiles import Logits
 
 SelectionKind = Literal["omp", "top", "all"]
 MassKind = Literal["nnls", "none"]
@@ -52,6 +50,7 @@ class Look:
     fed        `[H, f, d]`, keys fed since, below `fed_limit[i]`; None in a pass over the context
     first      position of the first row
     part       positions of the context that the passage is about
+    logits     their scale and softcap
     unrotated  `[H, G, m, d]` float32, Q before RoPE; None unless the method asks for `rope`
     """
 
@@ -62,8 +61,7 @@ class Look:
     fed_limit: torch.Tensor | None
     first: int
     part: slice
-    scale: float
-    softcap: float | None = None
+    logits: Logits
     unrotated: torch.Tensor | None = None
 
     def rows(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
@@ -87,25 +85,21 @@ class Watcher(Protocol):
 class ScoreContext:
     """What a `score` callable may look at, for one layer.
 
-    Q `[H, n, d]` reference queries (None when the method asked for none), K `[H, T, d]`,
-    V `[H, T, dv]`, weights `[H, n]` or None, layer and layers: index and number of the
-    compacted layers, seed; `extra` carries what a family of methods wants besides.
+    K `[H, T, d]`, V `[H, T, dv]`, layer and layers: index and number of the compacted layers,
+    seed; `extra` carries what a family of methods wants besides.
 
+    sample    reference queries, empty when the method asked for none; see `Q` and `weights`
     watched   what the method's `watch` made, after the pass
     entries   entries a head of this layer gets, the mean where heads differ
     budget    name of the budget
     window    most recent tokens to look from, as the user set it; None: the method's own
-    known     what compactions with the same queries have found; see `known.Known`
     rotation  `[d, d]`, mean rotation of RoPE over the next FUTURE positions: `q -> rotation @ q`;
               None unless the method asks for `rope`
     """
 
-    Q: torch.Tensor | None
+    sample: Sample
     K: torch.Tensor
     V: torch.Tensor
-    scale: float
-    softcap: float | None = None
-    weights: torch.Tensor | None = None
     layer: int = 0
     layers: int = 1
     seed: int = 0
@@ -115,7 +109,21 @@ class ScoreContext:
     budget: str = "uniform"
     window: int | None = None
     rotation: torch.Tensor | None = None
-    known: Known | None = None
+
+    @property
+    def Q(self) -> torch.Tensor | None:
+        """Reference queries `[H, n, d]`; None when the method asked for none."""
+        return self.sample.Q if self.sample.Q.shape[1] else None
+
+    @property
+    def weights(self) -> torch.Tensor | None:
+        """Their share of attention on the document, `[H, n]`; None: 1."""
+        return self.sample.W
+
+    @property
+    def logits(self) -> Logits:
+        """Scale and softcap of the layer's logits; `ctx.logits(Q, K)` makes them."""
+        return self.sample.logits
 
     def first(self, count: int) -> torch.Tensor:
         """`[T]` bool, True for the `count` oldest keys."""
@@ -150,24 +158,44 @@ class Rounding(Protocol):
         """Values as they will be read back."""
 
 
-class LayerFit(Protocol):
-    """Replaces `compact_layer` for a method that selects and fits in its own way."""
+@dataclass(frozen=True)
+class LayerInput:
+    """One layer to compact: to `lengths[h]` entries a head.
 
-    def __call__(
-        self,
-        Q: torch.Tensor,
-        K: torch.Tensor,
-        V: torch.Tensor,
-        *,
-        scores: torch.Tensor,
-        lengths: Sequence[int],
-        scale: float,
-        softcap: float | None,
-        weights: torch.Tensor | None,
-        known: Known | None = None,
-        rounding: Rounding | None = None,
-    ) -> LayerResult:
-        """As `compact_layer`, which says what the arguments are."""
+    sample  its reference queries, and what is known of them
+    K, V    `[H, T, d]` and `[H, T, dv]`, the document
+    scores  `[H, T]`, from `ScoreState` or the method's `score`
+    """
+
+    sample: Sample
+    K: torch.Tensor
+    V: torch.Tensor
+    scores: torch.Tensor
+    lengths: Sequence[int]
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """One compacted layer.
+
+    heads         the entries, in order of position within each head
+    index         `[N]` int32, position in the document of each entry, in the same order
+    mass_error, output_error  `[H]`, see `fit_errors.FitErrors`; 1 for an empty head
+
+    Errors are over the reference queries, of the entries as stored; nan with no queries.
+    """
+
+    heads: Entries
+    index: torch.Tensor
+    mass_error: torch.Tensor
+    output_error: torch.Tensor
+
+
+class LayerFit(Protocol):
+    """Replaces `layers.compact_layer` for a method that selects and fits in its own way."""
+
+    def __call__(self, layer: LayerInput, rounding: Rounding | None = None) -> LayerResult:
+        """The layer's entries; with `rounding` as they will be read back, in float32."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +213,7 @@ class Method:
     window          how many of the last tokens' queries it watches; None: all
     rope            needs queries before RoPE, and the rotations to come
     selection       "omp", "top" by score, or "all"
-    target          what OMP approximates: "joint" (mass and outputs) or "mass"
+    target, gamma, panel, candidates  how the pursuit goes; see `selection.OmpSettings`
     mass            "nnls" biases, or "none" (no beta is stored)
     values          "held-out" λ per head, "shrink" (λ = 1), "least-squares" or "original"
     budget          how entries are shared out unless the user says otherwise
@@ -204,10 +232,10 @@ class Method:
     window: int | None = None
     rope: bool = False
     selection: SelectionKind = "omp"
-    target: Target = "joint"
-    gamma: float = 0.375
-    panel: int = 16
-    candidates: int = 8
+    target: Target = OmpSettings.target
+    gamma: float = OmpSettings.gamma
+    panel: int = OmpSettings.panel
+    candidates: int = OmpSettings.candidates
     mass: MassKind = "none"
     values: ValuesKind = "held-out"
     budget: BudgetKind = "adaptive"
@@ -218,6 +246,10 @@ class Method:
     def has_beta(self) -> bool:
         """Whether entries carry a bias, which costs bytes."""
         return self.mass != "none"
+
+    def pursuit(self, seed: int) -> OmpSettings:
+        """How its pursuit goes."""
+        return OmpSettings(self.target, self.gamma, self.panel, self.candidates, seed=seed)
 
 
 _REGISTRY: dict[str, Method] = {}

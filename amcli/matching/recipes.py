@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .methods import Method
+from amcli.matching.methods import Method
 
 OMP = Method(name="omp", store="auto", mass="nnls")
 

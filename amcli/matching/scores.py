@@ -14,8 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from amcli.kernels import STATISTICS, cpu
-
-from .tiles import TILE_ELEMENTS, logits, spans, tile_shape, working_dtype
+from amcli.matching.tiles import TILE_ELEMENTS, Logits, spans, tile_shape, working_dtype
 
 ScoreKind = Literal["max", "rms", "mean"]
 SCORE_KINDS: tuple[ScoreKind, ...] = ("max", "rms", "mean")
@@ -28,10 +27,6 @@ class Stats(NamedTuple):
     lse: torch.Tensor
     Y: torch.Tensor
 
-    def of(self, heads: list[int]) -> Stats:
-        """Those of some heads."""
-        return Stats(self.lse[heads], self.Y[heads])
-
     def merged(self, other: Stats) -> Stats:
         """Those of both sets of keys together."""
         lse = torch.logaddexp(self.lse, other.lse.to(self.lse.dtype))
@@ -42,9 +37,8 @@ class Stats(NamedTuple):
 def logsumexp(
     Q: torch.Tensor,
     K: torch.Tensor,
-    scale: float,
+    logits: Logits,
     *,
-    softcap: float | None = None,
     limit: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     tile: int = TILE_ELEMENTS,
@@ -54,16 +48,15 @@ def logsumexp(
     `limit [n]` (ints): row `i` sees the keys with index `< limit[i]`; None means all of them.
     `bias [H, T]` is added to the logits. A row that sees no key has -inf.
     """
-    return _stream(Q, K, None, scale, softcap, limit, bias, tile)[0]
+    return _stream(Q, K, None, logits, limit, bias, tile)[0]
 
 
 def attention_stats(
     Q: torch.Tensor,
     K: torch.Tensor,
     V: torch.Tensor,
-    scale: float,
+    logits: Logits,
     *,
-    softcap: float | None = None,
     limit: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     tile: int = TILE_ELEMENTS,
@@ -73,7 +66,7 @@ def attention_stats(
     Arguments as for `logsumexp`. A row that sees no key has lse -inf and output 0.
     Online softmax: Milakov and Gimelshein, arXiv 1805.02867.
     """
-    lse, Y = _stream(Q, K, V, scale, softcap, limit, bias, tile)
+    lse, Y = _stream(Q, K, V, logits, limit, bias, tile)
     if Y is None:  # only to narrow the type: _stream returns outputs whenever it gets V
         raise ValueError("no values")
     return Stats(lse, Y)
@@ -83,24 +76,23 @@ def _stream(
     Q: torch.Tensor,
     K: torch.Tensor,
     V: torch.Tensor | None,
-    scale: float,
-    softcap: float | None,
+    logits: Logits,
     limit: torch.Tensor | None,
     bias: torch.Tensor | None,
     tile: int,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     if Q.is_cuda:
-        found = _row_stats(Q, K, V, scale, softcap, limit, bias)
+        found = _row_stats(Q, K, V, logits, limit, bias)
         if found is not None:
             return found
     H, n, _ = Q.shape
     T = K.shape[1]
     dtype = working_dtype(Q, K)
-    if V is not None and softcap is None and limit is None:
+    if V is not None and logits.softcap is None and limit is None:
         one, keys, values = (x.to(dtype).unsqueeze(0) for x in (Q, K, V))
         if cpu.can_take(one, keys, values):
             added = None if bias is None else bias.to(dtype).unsqueeze(0)
-            outputs, masses = cpu.attention(one, keys, values, scale, bias=added)
+            outputs, masses = cpu.attention(one, keys, values, logits.scale, bias=added)
             return masses[0], outputs[0]
     rows, columns = tile_shape(H, n, T, tile, Q.device)
     lse = Q.new_empty((H, n), dtype=dtype)
@@ -111,7 +103,7 @@ def _stream(
         mass = Q.new_zeros((H, size), dtype=dtype)  # sum of exp(s - m)
         out = None if V is None else Q.new_zeros((H, size, V.shape[-1]), dtype=dtype)
         for c in spans(T, columns):
-            S = _visible_logits(Q, K, scale, softcap, limit, bias, r, c)
+            S = _visible_logits(Q, K, logits, limit, bias, r, c)
             m_new = torch.maximum(m, S.amax(-1))
             # A row that has seen nothing yet would subtract -inf from -inf.
             shift = m_new.masked_fill(m_new == -torch.inf, 0.0)
@@ -131,8 +123,7 @@ def _row_stats(
     Q: torch.Tensor,
     K: torch.Tensor,
     V: torch.Tensor | None,
-    scale: float,
-    softcap: float | None,
+    logits: Logits,
     limit: torch.Tensor | None,
     bias: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None] | None:
@@ -142,7 +133,7 @@ def _row_stats(
         if not kernels.can_take(Q, K, Q if V is None else V):
             return None
         found: tuple[torch.Tensor, torch.Tensor | None] = kernels.row_stats(
-            Q, K, V, scale, softcap, limit, bias
+            Q, K, V, logits.scale, logits.softcap, limit, bias
         )
         return found
 
@@ -153,15 +144,14 @@ def _row_stats(
 def _visible_logits(
     Q: torch.Tensor,
     K: torch.Tensor,
-    scale: float,
-    softcap: float | None,
+    logits: Logits,
     limit: torch.Tensor | None,
     bias: torch.Tensor | None,
     r: slice,
     c: slice,
 ) -> torch.Tensor:
     """Logits of one tile `[H, rows, columns]`, -inf where the row may not see the key."""
-    S = logits(Q[:, r], K[:, c], scale, softcap, None if bias is None else bias[:, c])
+    S = logits(Q[:, r], K[:, c], None if bias is None else bias[:, c])
     if limit is None:
         return S
     position = torch.arange(c.start, c.stop, device=S.device)
@@ -172,8 +162,7 @@ def column_stats(
     Q: torch.Tensor,
     K: torch.Tensor,
     lse: torch.Tensor,
-    scale: float,
-    softcap: float | None,
+    logits: Logits,
     limit: torch.Tensor | None,
     kinds: frozenset[ScoreKind],
     tile: int = TILE_ELEMENTS,
@@ -189,7 +178,7 @@ def column_stats(
             if not kernels.can_take(Q, K):
                 return None
             made: dict[ScoreKind, torch.Tensor] = kernels.column_stats(
-                Q, K, lse.float(), scale, softcap, limit, kinds
+                Q, K, lse.float(), logits.scale, logits.softcap, limit, kinds
             )
             return made
 
@@ -205,7 +194,7 @@ def column_stats(
     height, width = tile_shape(H, n, T, tile, Q.device)
     for c in spans(T, width) if kinds else ():
         for r in spans(n, height):
-            S = _visible_logits(Q, K, scale, softcap, limit, None, r, c).sub_(shift[:, r])
+            S = _visible_logits(Q, K, logits, limit, None, r, c).sub_(shift[:, r])
             if "max" in found:
                 best = found["max"][:, c]
                 torch.maximum(best, S.amax(1), out=best)
@@ -249,9 +238,8 @@ class ScoreState:
         self,
         Q: torch.Tensor,
         K: torch.Tensor,
-        scale: float,
+        logits: Logits,
         *,
-        softcap: float | None = None,
         weights: torch.Tensor | None = None,
         limit: torch.Tensor | None = None,
         fed: torch.Tensor | None = None,
@@ -285,9 +273,9 @@ class ScoreState:
         others = None
         if fed is not None and (total is None or len(wanted)):
             seen = None if fed_limit is None else fed_limit[asking]
-            others = logsumexp(Q[:, asking], fed, scale, softcap=softcap, limit=seen, tile=tile)
+            others = logsumexp(Q[:, asking], fed, logits, limit=seen, tile=tile)
         if total is None:
-            on_document = logsumexp(Q, K, scale, softcap=softcap, limit=limit, tile=tile)
+            on_document = logsumexp(Q, K, logits, limit=limit, tile=tile)
             total = on_document if others is None else torch.logaddexp(on_document, others)
             W = (on_document - total).exp()[:, wanted].nan_to_num(0.0)
         elif others is None:  # nothing was fed, or none is asked for
@@ -299,7 +287,7 @@ class ScoreState:
             given = weights.to(total.dtype)
             total = torch.where(given > 0, total - given.log(), torch.inf)
             W = W * weights[:, wanted].to(W.dtype)
-        paid = column_stats(Q, K, total, scale, softcap, limit, frozenset(self._kept), tile)
+        paid = column_stats(Q, K, total, logits, limit, frozenset(self._kept), tile)
         for kind, found in paid.items():
             kept = self._kept[kind][:, start : start + T]
             if kind == "max":

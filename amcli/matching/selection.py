@@ -15,7 +15,8 @@ from typing import Literal
 
 import torch
 
-from .tiles import TILE_ELEMENTS, gather_rows, logits, row_size, spans, working_dtype
+from amcli.matching.sample import Queries
+from amcli.matching.tiles import TILE_ELEMENTS, Logits, gather_rows, row_size, spans, working_dtype
 
 Target = Literal["joint", "mass"]
 
@@ -42,6 +43,29 @@ class Selection:
 
 
 @dataclass(frozen=True)
+class OmpSettings:
+    """How the pursuit goes.
+
+    target       what it approximates: "joint" (mass and outputs) or "mass"
+    gamma        exponent of the pivot rule: 0 is plain OMP, 0.5 optimal-OLS
+    panel        keys chosen exactly among the `4·panel` most promising ones; 1 is exact greedy
+    candidates   keys that each entry of a head brings to choose from; see `screened`
+    longest      steps at most; the rest of a longer head goes to the best scores
+    epsilon      near-duplicates of the chosen, `d_j <= epsilon·G_jj`, are passed over
+    projections  random projections of the outputs; they depend on `seed` alone
+    """
+
+    target: Target = "joint"
+    gamma: float = 0.375
+    panel: int = 16
+    candidates: int = 8
+    longest: int = PURSUIT
+    epsilon: float = 1e-5
+    projections: int = 16
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class OmpSelection(Selection):
     """A `Selection` with the error curve of each head.
 
@@ -63,60 +87,44 @@ def top(scores: torch.Tensor, lengths: Sequence[int]) -> Selection:
 
 
 def omp(
-    Q: torch.Tensor,
+    queries: Queries,
+    logits: Logits,
     K: torch.Tensor,
-    lse: torch.Tensor,
     scores: torch.Tensor,
     lengths: Sequence[int],
+    settings: OmpSettings = OmpSettings(),
     *,
-    scale: float,
-    softcap: float | None = None,
-    weights: torch.Tensor | None = None,
-    Y: torch.Tensor | None = None,
-    target: Target = "joint",
-    gamma: float = 0.375,
-    panel: int = 16,
-    candidates: int = 8,
-    longest: int = PURSUIT,
-    epsilon: float = 1e-5,
-    projections: int = 16,
-    seed: int = 0,
     tile: int = TILE_ELEMENTS,
 ) -> OmpSelection:
     """Orthogonal matching pursuit on the softmax rows of the reference queries.
 
-    The dictionary is `A = W·exp(q·k·scale - lse)` `[n, T]`, screened to the
-    `screened(candidates, t)` best keys by `scores [H, T]`, `t` the head's length. The target is the
-    mass `W·1`, and for "joint" also `projections` random projections of the outputs `W·Y`, scaled
-    to the same energy. A step takes the key of largest `‖B_j‖ / d_j^gamma`: `B` the correlations
-    with the residual, `d` the squared norms of the residual columns (0 is plain OMP, 0.5
-    optimal-OLS).
-    Keys with `d_j <= epsilon·G_jj`, near-duplicates of the chosen, are passed over. `panel`
-    keys are chosen exactly among the `4·panel` most promising ones; 1 is exact greedy.
+    The dictionary is `A = W·exp(q·k·scale - lse)` `[n, T]` over the keys `K [H, T, d]`, screened
+    to the `screened(candidates, t)` best keys by `scores [H, T]`, `t` the head's length. The target
+    is the mass `W·1`, and for "joint" also random projections of the outputs `W·Y`, scaled to the
+    same energy; see `pursuit_target`. A step takes the key of largest `‖B_j‖ / d_j^gamma`: `B` the
+    correlations with the residual, `d` the squared norms of the residual columns.
 
-    lse, weights `[H, n]`, Y `[H, n, dv]` (needed by "joint"). When candidates run out, the
-    order goes on with the best scores left; no key comes twice. Memory: one matrix `[H, M, n]`
-    and one `[H, steps, M]`, M the candidates of the longest head. Raises ValueError for bad
-    lengths.
+    When candidates run out, the order goes on with the best scores left; no key comes twice.
+    Memory: one matrix `[H, M, n]` and one `[H, steps, M]`, M the candidates of the longest head.
+    Raises ValueError for bad lengths.
     """
     t_max = _check_lengths(lengths, scores)
     H, T = scores.shape
     by_score = scores.sort(dim=1, descending=True, stable=True).indices  # [H, T]
-    steps = min(t_max, longest)
-    M = min(T, screened(candidates, steps))
+    steps = min(t_max, settings.longest)
+    M = min(T, screened(settings.candidates, steps))
     if t_max == 0:
         index, mask = _pad(by_score[:, :0], lengths)
-        return OmpSelection(index, mask, lse.new_zeros((H, 0)))
-    if weights is None:
-        weights = torch.ones_like(lse)
-    F = pursuit_target(weights, Y, target, projections, seed)  # [H, n, 1 + r]
+        return OmpSelection(index, mask, queries.lse.new_zeros((H, 0)))
+    F = pursuit_target(queries, settings)  # [H, n, 1 + r]
     C = gather_rows(K, by_score[:, :M])  # [H, M, d]
-    A = _dictionary(Q, C, lse, weights, scale, softcap, tile)
+    A = _dictionary(queries, logits, C, tile)
     energy = F.square().sum((1, 2))  # [H]
     # As many candidates for each head as if it were alone.
-    reach = torch.tensor([screened(candidates, min(t, longest)) for t in lengths], device=A.device)
+    most = [screened(settings.candidates, min(t, settings.longest)) for t in lengths]
+    reach = torch.tensor(most, device=A.device)
     usable = torch.arange(M, device=A.device) < reach.unsqueeze(1)
-    pursuit = _Pursuit(A, A @ F.to(A.dtype), gamma, epsilon, panel, usable)
+    pursuit = _Pursuit(A, A @ F.to(A.dtype), settings, usable)
     chosen, alive, gain = pursuit.run(min(steps, M))
     order = _complete(chosen, alive, by_score)[:, :t_max]
     curve = 1.0 - gain.cumsum(1) / energy.clamp_min(torch.finfo(gain.dtype).tiny).unsqueeze(1)
@@ -132,21 +140,19 @@ def screened(candidates: int, t: int) -> int:
     return max(1, candidates) * min(t, SCREENED)
 
 
-def pursuit_target(
-    W: torch.Tensor, Y: torch.Tensor | None, target: Target, projections: int, seed: int
-) -> torch.Tensor:
+def pursuit_target(queries: Queries, settings: OmpSettings) -> torch.Tensor:
     """What OMP approximates: `W·[1, Y·R]` `[H, n, 1 + r]`, both parts of equal energy per head.
 
-    `R [dv, r]` is Gaussian and depends on `seed` alone; "mass" is the first column only.
-    Raises ValueError when "joint" comes without `Y [H, n, dv]`.
+    `R [dv, r]` is Gaussian and depends on the seed alone, `r` the number of projections; "mass" is
+    the first column only.
     """
+    W, Y = queries.weights, queries.Y
     mass = W.unsqueeze(-1)
-    if target == "mass":
+    if settings.target == "mass":
         return mass
-    if Y is None:
-        raise ValueError("the joint target needs the outputs Y")
-    generator = torch.Generator().manual_seed(seed)  # on the CPU: the same on every device
-    R = torch.randn(Y.shape[-1], projections, generator=generator, dtype=torch.float64)
+    # Drawn on the CPU: the same on every device.
+    generator = torch.Generator().manual_seed(settings.seed)
+    R = torch.randn(Y.shape[-1], settings.projections, generator=generator, dtype=torch.float64)
     outputs = mass * (Y.to(W.dtype) @ R.to(W.dtype).to(W.device))  # [H, n, r]
     energy = outputs.square().sum((1, 2), keepdim=True)
     share = mass.square().sum((1, 2), keepdim=True)
@@ -154,23 +160,16 @@ def pursuit_target(
     return torch.cat([mass, outputs], dim=-1)
 
 
-def _dictionary(
-    Q: torch.Tensor,
-    C: torch.Tensor,
-    lse: torch.Tensor,
-    W: torch.Tensor,
-    scale: float,
-    softcap: float | None,
-    tile: int = TILE_ELEMENTS,
-) -> torch.Tensor:
-    """`W·exp(q·c·scale - lse)` of keys `C [H, M, d]` and queries `Q [H, n, d]`: `[H, M, n]`, a key
-    a row, so that a few keys are a few rows; `lse, W [H, n]`."""
+def _dictionary(queries: Queries, logits: Logits, C: torch.Tensor, tile: int) -> torch.Tensor:
+    """`W·exp(q·c·scale - lse)` of keys `C [H, M, d]`: `[H, M, n]`, a key a row, so that a few keys
+    are a few rows."""
+    Q = queries.Q
     (H, M, _), n = C.shape, Q.shape[1]
     dtype = working_dtype(Q, C)
     A = Q.new_empty((H, M, n), dtype=dtype)
-    shift, W = lse.to(dtype).unsqueeze(1), W.to(dtype).unsqueeze(1)
+    shift, W = (x.to(dtype).unsqueeze(1) for x in (queries.lse, queries.weights))
     for r in spans(M, row_size(M, H * n, tile)):
-        A[:, r] = logits(C[:, r], Q, scale, softcap).sub_(shift).exp_().mul_(W)
+        A[:, r] = logits(C[:, r], Q).sub_(shift).exp_().mul_(W)
     return A
 
 
@@ -183,17 +182,12 @@ class _Pursuit:
     """
 
     def __init__(
-        self,
-        A: torch.Tensor,
-        B: torch.Tensor,
-        gamma: float,
-        epsilon: float,
-        panel: int,
-        usable: torch.Tensor,
-    ):
-        self.A, self.B, self.gamma, self.panel = A, B, gamma, panel
+        self, A: torch.Tensor, B: torch.Tensor, settings: OmpSettings, usable: torch.Tensor
+    ) -> None:
+        self.A, self.B = A, B
+        self.gamma, self.panel = settings.gamma, settings.panel
         self.d = torch.linalg.vector_norm(A, dim=2).square()
-        self.floor = (epsilon * self.d).masked_fill(~usable, torch.inf)
+        self.floor = (settings.epsilon * self.d).masked_fill(~usable, torch.inf)
         self.Z = A.new_zeros((A.shape[0], 0, A.shape[1]))
         self.head = torch.arange(A.shape[0], device=A.device).unsqueeze(1)
         self.filled = 0

@@ -90,22 +90,29 @@ def tile_shape(
     return max(1, min(n, per_head // columns)), columns
 
 
-def logits(
-    Q: torch.Tensor,
-    K: torch.Tensor,
-    scale: float,
-    softcap: float | None = None,
-    bias: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """`softcap(q·k·scale) + bias`, `[H, n, T]`, float32 or float64.
+@dataclass(frozen=True)
+class Logits:
+    """How a model makes its logits.
 
-    `Q [H, n, d]`, `K [H, T, d]`, `bias [H, T]` or None (beta; -inf hides a key).
+    scale    factor of the products of queries and keys
+    softcap  `s -> softcap * tanh(s / softcap)` on the scaled product, before the bias; None: none
     """
-    dtype = working_dtype(Q, K)
-    S = torch.matmul(Q.to(dtype) * scale, K.to(dtype).mT)  # [H, n, T]
-    if softcap is not None:
-        S = S.div_(softcap).tanh_().mul_(softcap)
-    return S if bias is None else S.add_(bias.to(dtype).unsqueeze(-2))
+
+    scale: float
+    softcap: float | None = None
+
+    def __call__(
+        self, Q: torch.Tensor, K: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`softcap(q·k·scale) + bias`, `[H, n, T]`, float32 or float64.
+
+        `Q [H, n, d]`, `K [H, T, d]`, `bias [H, T]` or None (beta; -inf hides a key).
+        """
+        dtype = working_dtype(Q, K)
+        S = torch.matmul(Q.to(dtype) * self.scale, K.to(dtype).mT)  # [H, n, T]
+        if self.softcap is not None:
+            S = S.div_(self.softcap).tanh_().mul_(self.softcap)
+        return S if bias is None else S.add_(bias.to(dtype).unsqueeze(-2))
 
 
 def hide(beta: torch.Tensor | None, mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -130,18 +137,17 @@ be solved. Far above what any fit reaches, so that such an entry still gets the 
 def normal_equations(
     Q: torch.Tensor,
     C: torch.Tensor,
-    lse: torch.Tensor,
+    shift: torch.Tensor,
     W: torch.Tensor,
     F: torch.Tensor,
-    scale: float,
-    softcap: float | None,
+    logits: Logits,
     mask: torch.Tensor | None,
     tile: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`(AᵀA [H, t, t], AᵀF [H, t, c])` for `A = W·exp(q·c·scale - lse)`, streamed over rows.
+    """`(AᵀA [H, t, t], AᵀF [H, t, c])` for `A = W·exp(q·c·scale - shift)`, streamed over rows.
 
-    `C [H, t, d]` keys, `lse, W [H, n]`, `F [H, n, c]`, `mask [H, t]` (False: a zero column).
-    Exponents end at `MOST`.
+    `Q [H, n, d]`, `C [H, t, d]` keys, `shift, W [H, n]`, `F [H, n, c]`, `mask [H, t]` (False: a
+    zero column). Exponents end at `MOST`.
     """
     H, n, _ = Q.shape
     t = C.shape[1]
@@ -150,7 +156,7 @@ def normal_equations(
     B = Q.new_zeros((H, t, F.shape[-1]), dtype=dtype)
     bias = None if mask is None else hide(None, mask, dtype)
     for r in spans(n, row_size(n, H * t, tile)):
-        A = logits(Q[:, r], C, scale, softcap, bias).sub_(lse[:, r].unsqueeze(-1))
+        A = logits(Q[:, r], C, bias).sub_(shift[:, r].unsqueeze(-1))
         A = A.clamp_max_(MOST).exp_()
         A = A.mul_(W[:, r].to(dtype).unsqueeze(-1))  # [H, rows, t]
         G.baddbmm_(A.mT, A)

@@ -14,12 +14,13 @@ from typing import Literal
 
 import torch
 
-from .scores import Stats
-from .tiles import (
+from amcli.matching.sample import Queries
+from amcli.matching.scores import Stats
+from amcli.matching.tiles import (
     TILE_ELEMENTS,
+    Logits,
     hide,
     key_scale,
-    logits,
     row_size,
     solve_dtype,
     spans,
@@ -41,15 +42,12 @@ _BLOCK = 64  # rows that stay together in a fold: neighbours are too alike to be
 
 
 def fit_values(
-    Q: torch.Tensor,
+    queries: Queries,
+    logits: Logits,
     C_k: torch.Tensor,
     beta: torch.Tensor | None,
-    Y: torch.Tensor,
     V_S: torch.Tensor,
     *,
-    scale: float,
-    softcap: float | None = None,
-    weights: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
     rest: Stats | None = None,
     lam: float | HeldOut | None = "held-out",
@@ -58,7 +56,7 @@ def fit_values(
     """`C_v [H, t, dv]`, in the dtype of `V_S`.
 
     `X [n, t]`: softmax rows over the kept keys `C_k [H, t, d]` with `beta [H, t]` (and `rest`);
-    `Y [H, n, dv]`: outputs over the whole document; `V_S [H, t, dv]`: the kept keys' own
+    `Y`: the queries' outputs over the whole document; `V_S [H, t, dv]`: the kept keys' own
     values. A query's squared error counts by its weight `W`. `lam`: a number is λ itself (0 is
     least squares, inf the original values), None keeps the original values without a solve,
     "held-out" chooses from LAMBDAS per head over two interleaved folds of the queries, then
@@ -66,10 +64,10 @@ def fit_values(
     """
     if mask is None:
         mask = torch.ones(C_k.shape[:2], dtype=torch.bool, device=C_k.device)
-    W = torch.ones(Q.shape[:2], device=Q.device) if weights is None else weights
+    Q = queries.Q
     V = V_S.to(working_dtype(Q, V_S)).masked_fill(~mask.unsqueeze(-1), 0.0)
     if lam is not None and not (isinstance(lam, float | int) and isinf(lam)):
-        fit = _accumulate(Q, C_k, beta, Y, V, W, mask, rest, scale, softcap, tile)
+        fit = _accumulate(queries, logits, C_k, beta, V, mask, rest, tile)
         if lam == "held-out":
             shrink = _choose(fit)  # [H]
         else:
@@ -93,19 +91,17 @@ class _Fit:
 
 
 def _accumulate(
-    Q: torch.Tensor,
+    queries: Queries,
+    logits: Logits,
     C_k: torch.Tensor,
     beta: torch.Tensor | None,
-    Y: torch.Tensor,
     V: torch.Tensor,
-    W: torch.Tensor,
     mask: torch.Tensor,
     rest: Stats | None,
-    scale: float,
-    softcap: float | None,
     tile: int,
 ) -> _Fit:
     """One pass over the queries: the normal equations of each fold."""
+    Q, W, Y = queries.Q, queries.weights, queries.Y
     H, n, _ = Q.shape
     t, dv = V.shape[1:]
     dtype = working_dtype(Q, C_k)
@@ -118,7 +114,7 @@ def _accumulate(
         rows = (fold_of == fold).nonzero().squeeze(1).to(Q.device)
         for part in spans(len(rows), row_size(n, H * t, tile)):
             r = rows[part]
-            S = logits(Q[:, r], C_k, scale, softcap, bias)  # [H, rows, t]
+            S = logits(Q[:, r], C_k, bias)  # [H, rows, t]
             m = S.amax(-1, keepdim=True)
             X = S.sub_(m).exp_()
             mass = X.sum(-1, keepdim=True)

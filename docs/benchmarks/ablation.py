@@ -21,8 +21,8 @@ from amcli.evaluation import makers
 from amcli.evaluation.forcing import Limits, Teacher, tokenize
 from amcli.evaluation.suites import base
 from amcli.matching import bucket, budgets, methods
-from amcli.matching.scores import SCORE_KINDS, attention_stats
-from amcli.matching.selection import PURSUIT, omp
+from amcli.matching.scores import SCORE_KINDS
+from amcli.matching.selection import PURSUIT, OmpSettings, omp
 from amcli.models.generate import absorb
 from amcli.models.loading import load
 from amcli.pipeline.compaction import compacting as compaction
@@ -136,13 +136,12 @@ class Bench:
         for layer in full_layers(self.context):
             r, (K, V) = found[layer], live_keys(self.context, layer)
             H, T, _ = K.shape
-            truth = attention_stats(r.Q, K, V, r.scale, softcap=r.softcap)
             curve = omp(
-                r.Q, K, truth.lse, r.ranked(), [min(T, PURSUIT)] * H, scale=r.scale,
-                softcap=r.softcap, weights=r.weights, Y=truth.Y, seed=options.seed,
+                r.sample.queries(K, V), r.sample.logits, K, r.ranked(), [min(T, PURSUIT)] * H,
+                OmpSettings(seed=options.seed),
             ).residual  # fmt: skip
             drop = -torch.diff(curve, dim=1, prepend=torch.ones(H, 1))
-            share = r.weights.mean(1, keepdim=True)
+            share = r.sample.weights.mean(1, keepdim=True)
             gains.append(torch.nn.functional.pad(drop * share, (0, T - drop.shape[1])))
         return gains
 
@@ -164,9 +163,12 @@ class Bench:
                 cache = made.cache.fork()
                 with cache.observe(recorder.observe):
                     absorb(self.context.loaded.model, cache, passage.ids)
-            for found in recorder.layers.values():
-                found.statistic = source.statistic
-            parts.append(recorder.layers)
+            parts.append(
+                {
+                    layer: replace(found, statistic=source.statistic)
+                    for layer, found in recorder.finish().items()
+                }
+            )
         found = reference.mixed(parts)
         before = compaction.references
         compaction.references = lambda *args: (found, {"reference": 0.0})

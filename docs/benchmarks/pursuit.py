@@ -21,6 +21,7 @@ from amcli.evaluation.results import today
 from amcli.evaluation.runner import hardware
 from amcli.generator.documents import generate
 from amcli.matching import bucket, methods, selection
+from amcli.matching.sample import Queries
 from amcli.models.loading import load
 from amcli.pipeline.compaction.compacting import compact
 from amcli.pipeline.compaction.request import Request
@@ -36,11 +37,10 @@ BASE = "omp-no-bias"
 """The method that is changed: the default of the time when pursuit.json was made."""
 
 
-def few_queries(Q: Any, K: Any, lse: Any, scores: Any, lengths: Any, **more: Any) -> Any:
+def few_queries(queries: Queries, *more: Any, **options: Any) -> Any:
     """The pursuit with every second query."""
-    for name in ("weights", "Y"):
-        more[name] = more[name][:, ::2]
-    return selection.omp(Q[:, ::2], K, lse[:, ::2], scores, lengths, **more)
+    parts = (queries.Q, queries.weights, queries.lse, queries.Y)
+    return selection.omp(Queries(*(x[:, ::2] for x in parts)), *more, **options)
 
 
 VARIANTS: dict[str, tuple[dict[str, Any], Any]] = {

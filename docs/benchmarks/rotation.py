@@ -19,6 +19,7 @@ import torch
 from amcli.entries.blocks import BlockQuantizer
 from amcli.generator.documents import generate
 from amcli.matching.scores import attention_stats
+from amcli.matching.tiles import Logits
 from amcli.models.loading import load
 from amcli.pipeline.contexts.context import full_layers, live_keys
 from amcli.pipeline.contexts.reading import prefill
@@ -27,7 +28,7 @@ from amcli.pipeline.queries.passages import repeat_passages
 from amcli.pipeline.queries.reference import collect
 from amcli.system.progress import Silent
 
-Head = tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]  # Q [n, d], K [T, d], V [T, d], scale
+Head = tuple[torch.Tensor, torch.Tensor, torch.Tensor, Logits]  # Q [n, d], K [T, d], V [T, d]
 
 
 def pocket_heads() -> Iterator[Head]:
@@ -38,7 +39,8 @@ def pocket_heads() -> Iterator[Head]:
     for layer in full_layers(context):
         K, V = live_keys(context, layer)
         for h in range(K.shape[0]):
-            yield found[layer].Q[h], K[h], V[h], found[layer].scale
+            sample = found[layer].sample
+            yield sample.Q[h], K[h], V[h], sample.logits
 
 
 def random_heads(channels: int) -> Iterator[Head]:
@@ -49,14 +51,14 @@ def random_heads(channels: int) -> Iterator[Head]:
         large = torch.randperm(128, generator=g)[:channels]
         K[:, large] += 12 * torch.randn(channels, generator=g).sign()
         V[:, large] *= 6
-        yield Q * 3**0.5, K, V, 128**-0.5
+        yield Q * 3**0.5, K, V, Logits(128**-0.5)
 
 
 def error(head: Head, keys: torch.Tensor, values: torch.Tensor) -> float:
     """Relative error of the output with these keys and values."""
-    Q, K, V, scale = head
-    _, Y = attention_stats(Q[None], K[None], V[None], scale)
-    _, out = attention_stats(Q[None], keys[None], values[None], scale)
+    Q, K, V, logits = head
+    _, Y = attention_stats(Q[None], K[None], V[None], logits)
+    _, out = attention_stats(Q[None], keys[None], values[None], logits)
     return float((out - Y).norm() / Y.norm())
 
 

@@ -41,9 +41,12 @@ from amcli.evaluation.results import today
 from amcli.evaluation.runner import hardware
 from amcli.generator.documents import generate
 from amcli.matching import methods
-from amcli.matching.compact import LayerInput, compact_layers
 from amcli.matching.fit_errors import FitErrors, fit_errors
-from amcli.matching.scores import ScoreState, attention_stats
+from amcli.matching.layers import compact_layers
+from amcli.matching.methods import LayerInput
+from amcli.matching.sample import Sample
+from amcli.matching.scores import ScoreState
+from amcli.matching.tiles import Logits
 from amcli.models.loading import load
 from amcli.models.shapes import shaped
 from amcli.pipeline.compaction import heldout
@@ -154,19 +157,15 @@ def ours(
     name: str, Q: torch.Tensor, K: Sequence[torch.Tensor], V: Sequence[torch.Tensor], scale: float
 ) -> None:
     """Scores from all queries, then selection and fits with SAMPLE of them."""
-    method = methods.get(name)
+    method, logits = methods.get(name), Logits(scale)
     rows = torch.linspace(0, Q.shape[1] - 1, SAMPLE, device=Q.device).long()
     layers = []
     for keys, values in zip(K, V, strict=True):
         state = ScoreState(*keys.shape[:2], device=keys.device, kinds=("max",))
-        W = state.update(Q, keys, scale)
+        W = state.update(Q, keys, logits)
         lengths = [ENTRIES] * keys.shape[0]
-        layers.append(
-            LayerInput(
-                Q[:, rows], keys, values, state.scores("max"), lengths, scale,
-                weights=W[:, rows],
-            )
-        )  # fmt: skip
+        sample = Sample(Q[:, rows], W[:, rows], logits)
+        layers.append(LayerInput(sample, keys, values, state.scores("max"), lengths))
     for _ in compact_layers(method, layers):
         pass
 
@@ -207,22 +206,21 @@ def judged(name: str, device: torch.device, t: int = 100) -> dict[str, Any]:
     def judge(title: str, i: int, h: int, entry: Entry) -> None:
         keys, beta, values = entry
         K, V = live_keys(context, i)
-        one = slice(h, h + 1)
-        scale, Q, W = held[i].scale, held[i].Q[one], held[i].weights[one]
-        truth = attention_stats(Q, K[one], V[one], scale)
-        error = fit_errors(Q, keys[None], beta[None], values[None], truth, scale, weights=W)
+        sample = held[i].sample
+        queries = sample.queries(K, V).of([h])
+        error = fit_errors(queries, sample.logits, keys[None], beta[None], values[None])
         errors.setdefault(title, []).append(error)
 
     for i in full_layers(context):
         K, V = live_keys(context, i)
-        x = found[i]
+        x, ranked = found[i].sample, found[i].ranked("max")
+        scale = x.logits.scale
         for h in range(K.shape[0]):
-            judge("paper OMP", i, h, paper_omp(x.Q[h], K[h], V[h], t, x.scale, 1, 1))
-            fast = paper_omp(x.Q[h], K[h], V[h], t, x.scale, 4, 2)
+            judge("paper OMP", i, h, paper_omp(x.Q[h], K[h], V[h], t, scale, 1, 1))
+            fast = paper_omp(x.Q[h], K[h], V[h], t, scale, 4, 2)
             judge("paper OMP, k = 4, interval 2", i, h, fast)
         for title, method in ours.items():
-            lengths = [t] * K.shape[0]
-            layer = LayerInput(x.Q, K, V, x.ranked("max"), lengths, x.scale, weights=x.weights)
+            layer = LayerInput(x, K, V, ranked, [t] * K.shape[0])
             [(_, result)] = compact_layers(method, [layer])
             entries = result.heads
             for h, (keys, values, beta) in enumerate(entries.heads()):

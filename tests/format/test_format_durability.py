@@ -71,7 +71,7 @@ def test_a_command_that_is_stopped_while_it_writes_leaves_nothing(
     script = """
         import sys, time
         sys.path[:0] = sys.argv[2:]
-        from amcli import cli
+        from amcli.commands import app as cli
         from amkv_format import Writer
         from format_samples import fill, sample
 

@@ -8,8 +8,10 @@ from itertools import pairwise
 
 import torch
 
-from amcli.matching.compact import compact_layer
-from amcli.matching.methods import Look, Method, ScoreContext, Watcher, get
+from amcli.matching.layers import compact_layer
+from amcli.matching.methods import LayerInput, Look, Method, ScoreContext, Watcher, get
+from amcli.matching.sample import Sample
+from amcli.matching.tiles import Logits
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,10 @@ class Layer:
     V: torch.Tensor
     scale: float = 0.4
     softcap: float | None = None
+
+    @property
+    def logits(self) -> Logits:
+        return Logits(self.scale, self.softcap)
 
     @property
     def T(self) -> int:
@@ -66,8 +72,7 @@ def watch(x: Layer, watcher: Watcher, cuts: Sequence[int] = (), start: int = 0) 
             fed_limit=None,
             first=a,
             part=slice(0, x.T),
-            scale=x.scale,
-            softcap=x.softcap,
+            logits=x.logits,
             unrotated=x.Q[:, :, a:b],
         )
         watcher.update(look)
@@ -75,7 +80,7 @@ def watch(x: Layer, watcher: Watcher, cuts: Sequence[int] = (), start: int = 0) 
 
 
 def context(x: Layer, watcher: Watcher | None = None, **options: object) -> ScoreContext:
-    made = ScoreContext(Q=None, K=x.K, V=x.V, scale=x.scale, softcap=x.softcap, watched=watcher)
+    made = ScoreContext(Sample(x.K[:, :0], None, x.logits), x.K, x.V, watched=watcher)
     return replace(made, **options)  # type: ignore[arg-type]
 
 
@@ -83,9 +88,8 @@ def kept(method: str | Method, x: Layer, scores: torch.Tensor, t: int) -> list[s
     """Positions that a method stores for each head when all of them get `t` entries."""
     method = get(method) if isinstance(method, str) else method
     H = x.K.shape[0]
-    result = compact_layer(
-        method, x.K[:, :0], x.K, x.V, scores=scores, lengths=[t] * H, scale=x.scale
-    )
+    sample = Sample(x.K[:, :0], None, x.logits)
+    result = compact_layer(method, LayerInput(sample, x.K, x.V, scores, [t] * H))
     assert result.heads.beta is None
     places = result.index.view(H, t)
     for h, (keys, values, _) in enumerate(result.heads.heads()):

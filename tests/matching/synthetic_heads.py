@@ -7,6 +7,9 @@ from math import sqrt
 
 import torch
 
+from amcli.matching.sample import Queries, Sample
+from amcli.matching.tiles import Logits
+
 # How strongly a query singles out the keys it is about, and how much it pays to the sink.
 REGIMES = {"diffuse": (0.5, 1.0), "mixed": (1.6, 1.5), "sharp": (3.5, 2.0)}
 
@@ -21,6 +24,23 @@ class Heads:
     Q_new: torch.Tensor
     W: torch.Tensor
     scale: float
+
+    @property
+    def logits(self) -> Logits:
+        return Logits(self.scale)
+
+    @property
+    def sample(self) -> Sample:
+        return Sample(self.Q, self.W, self.logits)
+
+    def asked(
+        self, weighted: bool = True, logits: Logits | None = None, Q: torch.Tensor | None = None
+    ) -> Queries:
+        """The reference queries, or others, with what the document gives them."""
+        return Queries.over(
+            self.Q if Q is None else Q, self.W if weighted else None, self.K, self.V,
+            logits or self.logits,
+        )  # fmt: skip
 
 
 def rope(x: torch.Tensor, position: torch.Tensor) -> torch.Tensor:

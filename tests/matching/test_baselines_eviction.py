@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amcli.matching.methods import Look, Watcher, get, names
-from amcli.matching.tiles import logits
 
 WITH_QUERIES = ["snapkv", "tova", "h2o", "expected-attention", "pyramidkv"]
 
@@ -183,9 +182,10 @@ def test_the_formula_of_expected_attention_is_the_mean_over_queries() -> None:
     make = get("expected-attention").watch
     assert make is not None
     seen = make()
-    seen.update(Look(x.Q, K, torch.tensor([12]), None, None, 4, slice(0, 12), 0.7, unrotated=x.Q))
+    limit, whole = torch.tensor([12]), slice(0, 12)
+    seen.update(Look(x.Q, K, limit, None, None, 4, whole, x.logits, unrotated=x.Q))
     found = score("expected-attention", x, seen, rotation=torch.eye(4))[0, 4:]
-    z = logits(x.Q[0], K[:, 4:], 0.7).exp().mean(1)[0]
+    z = x.logits(x.Q[0], K[:, 4:]).exp().mean(1)[0]
     torch.testing.assert_close(found, z / z.sum(), rtol=0.02, atol=0)
 
 
@@ -209,7 +209,7 @@ def test_kvzip_scores_each_part_by_its_own_repetition(name: str) -> None:
                     torch.arange(a + 1, b + 1),
                     30 + a,
                     part,
-                    x.scale,
+                    x.logits,
                 )
             )
         for h in range(2):

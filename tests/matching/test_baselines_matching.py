@@ -17,16 +17,13 @@ from amcli.matching import budgets
 from amcli.matching.baselines import am_omp
 from amcli.matching.baselines.least_squares import fit_layer
 from amcli.matching.budgets import LayerShape
-from amcli.matching.compact import LayerResult
-from amcli.matching.methods import LayerFit, get, names
+from amcli.matching.methods import LayerFit, LayerInput, LayerResult, get, names
 
 SHAPE = LayerShape(heads=2, tokens=100, key_dim=8, value_dim=8, itemsize=2)
 
 
 def run(h: Heads, fit: LayerFit, lengths: list[int], scores: torch.Tensor) -> LayerResult:
-    return fit(
-        h.Q, h.K, h.V, scores=scores, lengths=lengths, scale=h.scale, softcap=None, weights=h.W
-    )
+    return fit(LayerInput(h.sample, h.K, h.V, scores, lengths))
 
 
 def entries(result: LayerResult) -> list[tuple[list[int], torch.Tensor, torch.Tensor]]:
@@ -121,7 +118,7 @@ def test_am_highest_attention_takes_the_papers_keys_and_weights() -> None:
     method = get("am-highest-attention")
     assert method.score is not None
     assert method.fit is not None
-    x = context(layer(), Q=h.Q, K=h.K, V=h.V, scale=h.scale, weights=h.W)
+    x = context(layer(), sample=h.sample, K=h.K, V=h.V)
     scores = method.score(x)
     result = run(h, method.fit, [20, 20, 6], scores)
     at_bound = 0

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from synthetic_heads import Heads, heads
-from test_matching_compact import errors, run
+from test_matching_layers import errors, run
 
 from amcli.entries.stores import quantizer_of
 

@@ -13,6 +13,7 @@ import torch
 
 from amcli.kernels import STATISTICS
 from amcli.matching.scores import SCORE_KINDS, ScoreState, attention_stats, logsumexp
+from amcli.matching.tiles import Logits
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
@@ -23,8 +24,7 @@ class Case:
     K: torch.Tensor
     V: torch.Tensor
     fed: torch.Tensor | None
-    scale: float
-    softcap: float | None
+    logits: Logits
     limit: torch.Tensor | None
     bias: torch.Tensor | None
 
@@ -44,7 +44,7 @@ class Case:
         if bias is not None and T > 1:
             bias[:, 1] = -torch.inf
         softcap = 3.0 if pick.random() < 0.3 else None
-        return cls(Q, K, V, fed, d**-0.5, softcap, limit, bias)
+        return cls(Q, K, V, fed, Logits(d**-0.5, softcap), limit, bias)
 
     def on(self, device: str, dtype: torch.dtype | None = None) -> Case:
         def move(x: torch.Tensor) -> torch.Tensor:
@@ -55,8 +55,7 @@ class Case:
 
     def stats(self) -> tuple[torch.Tensor, torch.Tensor]:
         return attention_stats(
-            self.Q, self.K, self.V, self.scale, softcap=self.softcap, limit=self.limit,
-            bias=self.bias,
+            self.Q, self.K, self.V, self.logits, limit=self.limit, bias=self.bias
         )  # fmt: skip
 
     def scores(self) -> tuple[torch.Tensor, ScoreState]:
@@ -66,7 +65,7 @@ class Case:
         )  # fmt: skip
         weights = torch.linspace(0.0, 1.0, self.Q.shape[1], device=self.Q.device)
         W = state.update(
-            self.Q, self.K, self.scale, softcap=self.softcap, limit=self.limit, fed=self.fed,
+            self.Q, self.K, self.logits, limit=self.limit, fed=self.fed,
             weights=weights.expand(self.Q.shape[:2]),
         )  # fmt: skip
         return W, state
@@ -104,17 +103,17 @@ def test_kernels_compute_what_the_plain_passes_do(
     exact = case.on("cpu", torch.float64)
     want_lse, want_Y = exact.stats()
     lse, Y = kernels.row_stats(
-        case.Q, case.K, case.V, case.scale, case.softcap, case.limit, case.bias
+        case.Q, case.K, case.V, case.logits.scale, case.logits.softcap, case.limit, case.bias
     )
     tolerance = TOLERANCE[case.Q.dtype]
     close(lse, want_lse, tolerance)
     close(Y, want_Y, tolerance)
-    total = logsumexp(exact.Q, exact.K, case.scale, softcap=case.softcap, limit=case.limit)
+    total = logsumexp(exact.Q, exact.K, case.logits, limit=case.limit)
     state = ScoreState(*case.K.shape[:2], dtype=torch.float64)
-    state.update(exact.Q, exact.K, case.scale, softcap=case.softcap, limit=case.limit)
+    state.update(exact.Q, exact.K, case.logits, limit=case.limit)
     kinds = frozenset(SCORE_KINDS)
     paid = kernels.column_stats(
-        case.Q, case.K, total.float(), case.scale, case.softcap, case.limit, kinds
+        case.Q, case.K, total.float(), case.logits.scale, case.logits.softcap, case.limit, kinds
     )
     n = case.Q.shape[1]
     close(paid["max"], state.scores("max"), tolerance)

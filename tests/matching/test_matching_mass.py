@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 from math import exp
 from typing import Any
@@ -14,9 +15,10 @@ from synthetic_heads import Heads, heads
 
 from amcli.matching.fit_errors import fit_errors
 from amcli.matching.mass import BETA_RANGE, fit_beta, nnls
-from amcli.matching.scores import ScoreState, Stats, attention_stats, logsumexp
+from amcli.matching.sample import Queries
+from amcli.matching.scores import ScoreState, attention_stats, logsumexp
 from amcli.matching.selection import top
-from amcli.matching.tiles import gather_rows
+from amcli.matching.tiles import Logits, gather_rows
 
 
 def best_support(G: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -98,16 +100,16 @@ def test_nnls_of_singular_and_empty_columns_stays_finite() -> None:
 
 
 def mass_error(
-    h: Heads, C_k: torch.Tensor, beta: torch.Tensor | None, truth: Stats, **more: Any
+    queries: Queries, logits: Logits, C_k: torch.Tensor, beta: torch.Tensor | None, **more: Any
 ) -> torch.Tensor:
-    C_v = C_k.new_zeros(*C_k.shape[:2], h.V.shape[-1])
-    return fit_errors(h.Q, C_k, beta, C_v, truth, h.scale, **more).mass
+    C_v = C_k.new_zeros(*C_k.shape[:2], queries.Y.shape[-1])
+    return fit_errors(queries, logits, C_k, beta, C_v, **more).mass
 
 
 def chosen(h: Heads, t: int) -> torch.Tensor:
     H, T, _ = h.K.shape
     state = ScoreState(H, T)
-    state.update(h.Q, h.K, h.scale, weights=h.W)
+    state.update(h.Q, h.K, h.logits, weights=h.W)
     return gather_rows(h.K, top(state.scores("rms"), [t] * H).index)
 
 
@@ -119,10 +121,11 @@ def test_all_keys_need_no_bias(
 ) -> None:
     # In float32 two near-duplicates may trade a percent of weight; the mass does not notice.
     h = heads(regime, T=40, n=150, dtype=dtype)
-    truth = attention_stats(h.Q, h.K, h.V, h.scale, softcap=softcap)
-    beta = fit_beta(h.Q, h.K, truth.lse, scale=h.scale, softcap=softcap, weights=h.W)
+    logits = Logits(h.scale, softcap)
+    queries = h.asked(logits=logits)
+    beta = fit_beta(queries, logits, h.K)
     assert float(beta.abs().max()) < rounding
-    error = mass_error(h, h.K, beta, truth, softcap=softcap, weights=h.W)
+    error = mass_error(queries, logits, h.K, beta)
     assert float(error.max()) < 1e-5
 
 
@@ -130,14 +133,13 @@ def test_all_keys_need_no_bias(
 def test_exact_weights_beat_clamped_least_squares_and_no_bias(regime: str) -> None:
     h = heads(regime, T=200, n=300)
     C_k = chosen(h, 40)
-    truth = attention_stats(h.Q, h.K, h.V, h.scale)
-    lse = truth.lse
-    exact = fit_beta(h.Q, C_k, lse, scale=h.scale, weights=h.W, shrink=0.0)
-    A = h.W.unsqueeze(2) * torch.exp(h.Q @ C_k.mT * h.scale - lse.unsqueeze(2))
+    queries = h.asked()
+    exact = fit_beta(queries, h.logits, C_k, shrink=0.0)
+    A = h.W.unsqueeze(2) * torch.exp(h.Q @ C_k.mT * h.scale - queries.lse.unsqueeze(2))
     w = torch.linalg.lstsq(A.double(), h.W.double().unsqueeze(2)).solution.squeeze(2)
     clamped = w.clamp(*(exp(x) for x in BETA_RANGE)).log().float()
     error, naive, none = (
-        mass_error(h, C_k, beta, truth, weights=h.W) for beta in (exact, clamped, None)
+        mass_error(queries, h.logits, C_k, beta) for beta in (exact, clamped, None)
     )
     assert bool((error <= naive * 1.001).all())
     assert bool((error < none).all())
@@ -146,9 +148,9 @@ def test_exact_weights_beat_clamped_least_squares_and_no_bias(regime: str) -> No
 def test_error_is_the_documented_one() -> None:
     h = heads(T=50, n=30)
     C_k = chosen(h, 10)
-    truth = attention_stats(h.Q, h.K, h.V, h.scale)
-    beta = fit_beta(h.Q, C_k, truth.lse, scale=h.scale, weights=h.W)
-    error = mass_error(h, C_k, beta, truth, weights=h.W)
+    queries = h.asked()
+    beta = fit_beta(queries, h.logits, C_k)
+    error = mass_error(queries, h.logits, C_k, beta)
     for i in range(2):
         wrong = size = 0.0
         for q, w in zip(h.Q[i].double(), h.W[i].double(), strict=True):
@@ -162,43 +164,42 @@ def test_error_is_the_documented_one() -> None:
 def test_padding_changes_nothing() -> None:
     h = heads(T=80, n=100)
     C_k = chosen(h, 12)
-    lse = logsumexp(h.Q, h.K, h.scale)
-    plain = fit_beta(h.Q, C_k, lse, scale=h.scale)
+    queries = h.asked(weighted=False)
+    plain = fit_beta(queries, h.logits, C_k)
     padded = torch.cat([C_k, 100 * torch.ones_like(C_k[:, :5])], dim=1)
     mask = torch.arange(17).expand(2, -1) < 12
-    beta = fit_beta(h.Q, padded, lse, scale=h.scale, mask=mask)
+    beta = fit_beta(queries, h.logits, padded, mask=mask)
     torch.testing.assert_close(beta[:, :12], plain, atol=1e-3, rtol=1e-3)
     assert bool((beta[:, 12:] == 0).all())
 
 
 def test_useless_keys_stay_in_the_documented_range() -> None:
     h = heads("diffuse", T=60, n=200)
-    beta = fit_beta(
-        h.Q, h.K[:, 1:30], logsumexp(h.Q, h.K[:, :10], h.scale), scale=h.scale, shrink=0.0
-    )
+    some = replace(h.asked(weighted=False), lse=logsumexp(h.Q, h.K[:, :10], h.logits))
+    beta = fit_beta(some, h.logits, h.K[:, 1:30], shrink=0.0)
     assert float(beta.min()) == pytest.approx(BETA_RANGE[0], abs=1e-5)
     assert float(beta.max()) <= BETA_RANGE[1]
 
 
 def test_rest_is_fitted_around() -> None:
     h = heads(T=60, n=200)
-    truth = attention_stats(h.Q, h.K, h.V, h.scale)
-    rest = attention_stats(h.Q, h.K[:, 25:], h.V[:, 25:], h.scale)
-    beta = fit_beta(h.Q, h.K[:, :25], truth.lse, scale=h.scale, rest=rest.lse)
+    queries = h.asked(weighted=False)
+    rest = attention_stats(h.Q, h.K[:, 25:], h.V[:, 25:], h.logits)
+    beta = fit_beta(queries, h.logits, h.K[:, :25], rest=rest.lse)
     assert float(beta.abs().max()) < 1e-2  # the other keys need no help
-    assert float(mass_error(h, h.K[:, :25], beta, truth, rest=rest).max()) < 1e-4
+    assert float(mass_error(queries, h.logits, h.K[:, :25], beta, rest=rest).max()) < 1e-4
 
 
 @pytest.mark.parametrize("factor", [3.0, 100.0])
 def test_keys_that_rounding_has_spoilt_get_finite_biases(factor: float) -> None:
     """As 4 bits do to keys with a large constant part: logits far above all the mass there was."""
     h = heads("mixed", H=2, T=60, n=80, d=16, dv=8, seed=1)
-    truth = attention_stats(h.Q, h.K, h.V, h.scale)
+    queries = h.asked(weighted=False)
     spoilt = h.K[:, :20] * factor
     spoilt[:, 0] = h.K[:, 0] * 1000
     rest = torch.logsumexp(h.Q @ (h.K[:, 20:] * factor).mT * h.scale, dim=2)
     for others in (None, rest):
-        beta = fit_beta(h.Q, spoilt, truth.lse, scale=h.scale, rest=others)
+        beta = fit_beta(queries, h.logits, spoilt, rest=others)
         assert beta.isfinite().all()
         assert (beta >= BETA_RANGE[0] - 1e-6).all()
         assert (beta <= BETA_RANGE[1] + 1e-6).all()

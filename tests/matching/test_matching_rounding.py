@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 from synthetic_heads import heads
-from test_matching_compact import errors, run
+from test_matching_layers import errors, run
 
 from amcli.entries.stores import quantizer_of
 from amcli.matching.budgets import LayerShape, entries_for_ratio, stored_bytes, uniform
-from amcli.matching.methods import get
+from amcli.matching.methods import LayerInput, get
 
 LENGTHS = [60, 0, 17, 120]
 
@@ -27,10 +27,7 @@ def test_entries_come_back_as_they_will_be_read(name: str, store: str) -> None:
     if name.startswith("am-"):
         fit = get(name).fit
         assert fit is not None
-        result = fit(
-            h.Q, h.K, h.V, scores=h.Q.new_zeros(4, 120), lengths=LENGTHS, scale=h.scale,
-            softcap=None, weights=h.W, rounding=quantizer,
-        )  # fmt: skip
+        result = fit(LayerInput(h.sample, h.K, h.V, h.Q.new_zeros(4, 120), LENGTHS), quantizer)
     else:
         result = run(h, name, LENGTHS, rounding=quantizer, fit_limit=32)
     stored = quantizer.pack(result.heads).unpack()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,20 +12,19 @@ from hypothesis import strategies as st
 from synthetic_heads import Heads, heads
 
 from amcli.matching import selection
-from amcli.matching.scores import ScoreState, attention_stats
-from amcli.matching.selection import OmpSelection, Target, omp, pursuit_target, top
+from amcli.matching.scores import ScoreState
+from amcli.matching.selection import OmpSelection, OmpSettings, Target, omp, pursuit_target, top
 
 
 def rms_scores(h: Heads) -> torch.Tensor:
     H, T, _ = h.K.shape
     state = ScoreState(H, T, dtype=h.K.dtype)
-    state.update(h.Q, h.K, h.scale, weights=h.W)
+    state.update(h.Q, h.K, h.logits, weights=h.W)
     return state.scores("rms")
 
 
-def run(h: Heads, lengths: list[int], **options: object) -> OmpSelection:
-    lse, Y = attention_stats(h.Q, h.K, h.V, h.scale)
-    return omp(h.Q, h.K, lse, rms_scores(h), lengths, scale=h.scale, weights=h.W, Y=Y, **options)  # type: ignore[arg-type]
+def run(h: Heads, lengths: list[int], **options: Any) -> OmpSelection:
+    return omp(h.asked(), h.logits, h.K, rms_scores(h), lengths, OmpSettings(**options))
 
 
 def greedy(
@@ -48,11 +50,10 @@ def greedy(
 @pytest.mark.parametrize("regime", ["diffuse", "mixed", "sharp"])
 def test_single_pivots_equal_exact_greedy(regime: str, gamma: float, target: Target) -> None:
     h = heads(regime, T=40, n=80, dtype=torch.float64)
-    _, Y = attention_stats(h.Q, h.K, h.V, h.scale)
     got = run(
         h, [12, 7], gamma=gamma, target=target, panel=1, candidates=40, epsilon=1e-9, projections=5
     )
-    F = pursuit_target(h.W, Y, target, 5, 0)
+    F = pursuit_target(h.asked(), OmpSettings(target, projections=5))
     for i, t in enumerate((12, 7)):
         A = h.W[i].unsqueeze(1) * torch.softmax(h.Q[i] @ h.K[i].T * h.scale, 1)
         order, curve = greedy(A, F[i], t, gamma)
@@ -64,8 +65,8 @@ def test_single_pivots_equal_exact_greedy(regime: str, gamma: float, target: Tar
 
 def test_target_parts_have_equal_energy() -> None:
     h = heads(n=50)
-    _, Y = attention_stats(h.Q, h.K, h.V, h.scale)
-    F = pursuit_target(h.W, 100 * Y, "joint", 16, 0)
+    queries = h.asked()
+    F = pursuit_target(replace(queries, Y=100 * queries.Y), OmpSettings())
     torch.testing.assert_close(F[..., 0], h.W)
     torch.testing.assert_close(
         F[..., 1:].square().sum((1, 2)), h.W.square().sum(1), rtol=1e-4, atol=1e-4
@@ -183,8 +184,3 @@ def test_top_takes_the_best_and_the_earlier_of_equals(
 def test_bad_lengths_are_refused(lengths: list[int]) -> None:
     with pytest.raises(ValueError, match="do not fit 2 heads of 6 keys"):
         top(torch.rand(2, 6), lengths)
-
-
-def test_joint_target_needs_outputs() -> None:
-    with pytest.raises(ValueError, match="outputs"):
-        pursuit_target(torch.ones(1, 2), None, "joint", 4, 0)

@@ -145,7 +145,7 @@ def test_context_queries_score_only_what_they_could_see(
     for i, query in own_queries(of).items():
         K = live_keys(of, i)[0]
         H, T, d = K.shape
-        S = query.reshape(H, -1, T, d) @ K.unsqueeze(1).mT * found[i].scale
+        S = query.reshape(H, -1, T, d) @ K.unsqueeze(1).mT * found[i].sample.logits.scale
         P = S.masked_fill(~torch.ones(T, T).tril().bool(), -torch.inf).softmax(-1)
         torch.testing.assert_close(
             found[i].scores.scores("max"), P.amax((1, 2)), atol=1e-3, rtol=1e-3
@@ -153,8 +153,8 @@ def test_context_queries_score_only_what_they_could_see(
         torch.testing.assert_close(
             found[i].scores.scores("mean"), P.mean((1, 2)), atol=1e-4, rtol=1e-3
         )
-        assert found[i].Q.shape == (H, query.shape[0] // H * T, d)
-        assert bool((found[i].weights == 1).all())
+        assert found[i].sample.Q.shape == (H, query.shape[0] // H * T, d)
+        assert bool((found[i].sample.weights == 1).all())
 
 
 def test_own_methods_run_on_the_contexts_queries(tmp_path: Path) -> None:
@@ -251,12 +251,12 @@ def test_a_model_whose_rope_is_not_found_is_refused(
     if missing == "module":
         monkeypatch.delattr(of.loaded.model.get_decoder(), "rotary_emb")  # type: ignore[operator]
     elif missing == "function":
-        monkeypatch.setattr(rotary, "_apply_function", lambda model: None)
+        monkeypatch.setattr(rotary, "apply_function", lambda model: None)
     else:  # one that turns the other way
         found = rotary.apply_function(of.loaded.model)
         assert found is not None
         monkeypatch.setattr(
-            rotary, "_apply_function", lambda model: lambda q, k, c, s: found(q, k, c, -s)
+            rotary, "apply_function", lambda model: lambda q, k, c, s: found(q, k, c, -s)
         )
     with pytest.raises(UsageError, match="rotary position embedding of LlamaForCausalLM"):
         compact(of, Request(method=name, ratio=4))

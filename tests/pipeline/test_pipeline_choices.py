@@ -11,6 +11,7 @@ import torch
 from boxes import model, source
 
 from amcli.errors import UsageError
+from amcli.matching.sample import Sample
 from amcli.models.replies import answers
 from amcli.pipeline.compaction import fidelity
 from amcli.pipeline.compaction.choices import store_by_error
@@ -178,7 +179,7 @@ def test_a_mixture_ranks_by_both_and_fits_by_the_last(context: Context) -> None:
         torch.testing.assert_close(found.ranked(), (a * b).sqrt())
         means = [part[layer].scores.scores("mean") for part in (repeat, study)]
         torch.testing.assert_close(found.ranked("mean"), (means[0] * means[1]).sqrt())
-        assert torch.equal(found.Q, study[layer].Q)
+        assert torch.equal(found.sample.Q, study[layer].sample.Q)
     assert torch.equal(reference.mixed([repeat])[0].ranked(), repeat[0].ranked())
 
 
@@ -277,7 +278,10 @@ def test_keys_that_four_bits_would_spoil_get_eight() -> None:
     said = passages.repeat_passages(context)
     held = reference.collect(context, said, kinds=(), progress=Silent())
     assert store_by_error(context, held) == "int4"
-    for layer in held.values():  # sharp attention: small errors of the logits change the outputs
-        layer.parts = [part * 60 for part in layer.parts]
-    assert store_by_error(context, held) == "int8"
+    # Sharp attention: small errors of the logits change the outputs.
+    sharp = {
+        i: replace(found, sample=Sample(found.sample.Q * 60, found.sample.W, found.sample.logits))
+        for i, found in held.items()
+    }
+    assert store_by_error(context, sharp) == "int8"
     assert store_by_error(context, {}) == "int8"

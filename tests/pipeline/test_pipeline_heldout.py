@@ -69,15 +69,15 @@ def test_errors_are_those_of_softmax_attention_in_float64(
 ) -> None:
     held = heldout.queries(context, 0, Silent())
     assert compacted.errors is not None
-    assert compacted.errors.count == heldout.QUERIES == held[0].Q.shape[1]
+    assert compacted.errors.count == heldout.QUERIES == held[0].sample.Q.shape[1]
     for layer in (0, 5, 8):
         K, V = (x.double() for x in live_keys(context, layer))
-        found = held[layer]
+        found = held[layer].sample
         for h, (keys, values, beta) in enumerate(compacted.layers[layer].unpack().heads()):
             assert beta is not None
             Q, W = found.Q[h].double(), found.weights[h].double()
-            full = Q @ K[h].T * found.scale
-            kept = Q @ keys.double().T * found.scale + beta.double()
+            full = Q @ K[h].T * found.logits.scale
+            kept = Q @ keys.double().T * found.logits.scale + beta.double()
             ratio = (kept.logsumexp(1) - full.logsumexp(1)).exp()
             mass = ((W * (ratio - 1)).square().sum() / W.square().sum()).sqrt()
             Y, mine = full.softmax(1) @ V[h], kept.softmax(1) @ values.double()

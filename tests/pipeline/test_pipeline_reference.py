@@ -40,18 +40,20 @@ def test_scores_shares_and_outputs_are_those_of_one_softmax(
         query, keys = seen[index]
         H, m = len(keys), query.shape[1]
         Q = query.view(H, -1, m, query.shape[2])
-        S = torch.einsum("hgmd,htd->hgmt", Q, keys) * got.scale
-        if got.softcap is not None:
-            S = got.softcap * torch.tanh(S / got.softcap)
+        S = torch.einsum("hgmd,htd->hgmt", Q, keys) * got.sample.logits.scale
+        softcap = got.sample.logits.softcap
+        if softcap is not None:
+            S = softcap * torch.tanh(S / softcap)
         later = torch.arange(T + m) > torch.arange(T, T + m).unsqueeze(1)
         S = S.masked_fill(later, -torch.inf)[:, :, first:]
         P = S.softmax(-1)[..., :T].flatten(1, 2)  # [H, rows, T]
         Y = S[..., :T].softmax(-1).flatten(1, 2) @ live_keys(context, index)[1].double()
-        assert got.truth is not None
+        assert not got.sample.waits
+        asked = got.sample.queries(*live_keys(context, index))
         if chunk > m:  # else the rows come a chunk at a time
-            close(got.weights, P.sum(-1))
-            close(got.truth.Y, Y)
-        close(got.weights.sum(1), P.sum((1, 2)))
+            close(asked.weights, P.sum(-1))
+            close(asked.Y, Y)
+        close(asked.weights.sum(1), P.sum((1, 2)))
         close(got.scores.scores("max"), P.amax(1))
         close(got.scores.scores("rms"), P.square().mean(1).sqrt())
 

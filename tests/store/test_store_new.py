@@ -18,7 +18,8 @@ from amcli.entries.ragged import Entries, appended
 from amcli.entries.stores import Quantizer, quantizer_of, register
 from amcli.models.attend import attend
 from amcli.models.sharding import Shard
-from amcli.pipeline.compaction.compacting import Options, compact, shapes
+from amcli.pipeline.compaction.compacting import compact
+from amcli.pipeline.compaction.request import Request
 from amcli.pipeline.contexts.context import full_layers
 from amcli.pipeline.contexts.joining import join
 from amcli.pipeline.contexts.reading import prefill
@@ -138,11 +139,11 @@ def test_kernels_that_do_not_know_it_leave_it_alone(ranges: Quantizer) -> None:
 
 def test_a_document_is_compacted_to_it_and_read_on(tmp_path: Path) -> None:
     context = prefill(model("pocket"), source(120))
-    found = compact(context, Options(ratio=6, store="ranges", max_queries=128, seed=1))
+    found = compact(context, Request(ratio=6, store="ranges", max_queries=128, seed=1))
     assert {found.layers[i].store for i in full_layers(context)} == {"ranges"}
     assert found.stored_bytes == sum(
         sum(x.lengths) * shape.entry_bytes(x.beta is not None)
-        for x, shape in zip(found.layers, shapes(context, "ranges"), strict=True)
+        for x, shape in zip(found.layers, Target.of(context).shapes("ranges"), strict=True)
     )
     assert found.errors is not None
     plain = replace(found, layers=[x.unpack() for x in found.layers], context=again(context))

@@ -12,12 +12,12 @@ from math import exp
 
 import torch
 
-from ..known import Known
-from ..methods import Method, ScoreContext
-from ..scores import ScoreState
-from ..selection import top
-from ..tiles import TILE_ELEMENTS, gather_rows, normal_equations, solve_dtype
-from .least_squares import fit_layer, least_squares, row_max
+from amcli.matching.baselines.least_squares import fit_layer, least_squares, row_max
+from amcli.matching.methods import Method, ScoreContext
+from amcli.matching.sample import Queries
+from amcli.matching.scores import ScoreState
+from amcli.matching.selection import top
+from amcli.matching.tiles import TILE_ELEMENTS, Logits, gather_rows, normal_equations, solve_dtype
 
 BETA_RANGE = (-3.0, 3.0)
 STEPS = 2
@@ -31,10 +31,10 @@ def score(ctx: ScoreContext) -> torch.Tensor:
 
     def rms() -> torch.Tensor:
         state = ScoreState(ctx.K.shape[0], ctx.K.shape[1], device=ctx.K.device, kinds=["rms"])
-        state.update(Q, ctx.K, ctx.scale, softcap=ctx.softcap)
+        state.update(Q, ctx.K, ctx.logits)
         return state.scores("rms")
 
-    return (ctx.known or Known()).once("am-highest-attention", rms)
+    return ctx.sample.once("am-highest-attention", rms)
 
 
 def bounded_weights(G: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -49,22 +49,16 @@ def bounded_weights(G: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def weigh(
-    Q: torch.Tensor,
-    K: torch.Tensor,
-    scores: torch.Tensor,
-    t: int,
-    scale: float,
-    softcap: float | None,
-    lse: torch.Tensor,
+    queries: Queries, logits: Logits, K: torch.Tensor, scores: torch.Tensor, t: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`(index [B, t], beta [B, t])`: the best keys by score, and their biases."""
     index = top(scores, [t] * len(scores)).index
-    highest = row_max(Q, K, scale, softcap)  # [B, n]
-    m = (lse - highest).exp().unsqueeze(-1)
-    exact = Q.to(solve_dtype(Q.device))
+    highest = row_max(queries.Q, K, logits)  # [B, n]
+    m = (queries.lse - highest).exp().unsqueeze(-1)
+    exact = queries.Q.to(solve_dtype(K.device))
     G, b = normal_equations(
-        exact, gather_rows(K, index), highest, torch.ones_like(highest), m, scale, softcap,
-        None, TILE_ELEMENTS,
+        exact, gather_rows(K, index), highest, torch.ones_like(highest), m, logits, None,
+        TILE_ELEMENTS,
     )  # fmt: skip
     return index, bounded_weights(G, b.squeeze(-1)).log()
 

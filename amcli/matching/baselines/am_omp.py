@@ -20,9 +20,18 @@ from math import exp
 
 import torch
 
-from ..methods import Method
-from ..tiles import TILE_ELEMENTS, gather_rows, logits, row_size, solve_dtype, spans, working_dtype
-from .least_squares import fit_layer, least_squares
+from amcli.matching.baselines.least_squares import fit_layer, least_squares
+from amcli.matching.methods import Method
+from amcli.matching.sample import Queries
+from amcli.matching.tiles import (
+    TILE_ELEMENTS,
+    Logits,
+    gather_rows,
+    row_size,
+    solve_dtype,
+    spans,
+    working_dtype,
+)
 
 WEIGHT_RANGE = (1e-12, exp(7.0))
 DROP_BELOW = -7.0
@@ -121,38 +130,35 @@ class Pursuit:
         self.b.scatter_(1, slot, (new @ self.m.unsqueeze(2)).squeeze(2))
 
 
-def features(
-    Q: torch.Tensor, K: torch.Tensor, scale: float, softcap: float | None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def features(Q: torch.Tensor, K: torch.Tensor, logits: Logits) -> tuple[torch.Tensor, torch.Tensor]:
     """`(Φᵀ [B, T, n], m [B, n])`: masses relative to each query's largest, and their sums."""
     B, n, _ = Q.shape
     T = K.shape[1]
     Phi = torch.empty((B, T, n), dtype=working_dtype(Q, K), device=Q.device)
     for r in spans(n, row_size(n, B * T, TILE_ELEMENTS)):
-        S = logits(Q[:, r], K, scale, softcap)
+        S = logits(Q[:, r], K)
         Phi[:, :, r] = S.sub_(S.amax(-1, keepdim=True)).exp_().mT
     return Phi, Phi.sum(1)
 
 
 def weigh(
-    Q: torch.Tensor,
+    queries: Queries,
+    logits: Logits,
     K: torch.Tensor,
     scores: torch.Tensor,
     t: int,
-    scale: float,
-    softcap: float | None,
-    lse: torch.Tensor | None = None,
     *,
     keys_a_solve: int = 8,
     phi_elements: int = PHI_ELEMENTS,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`(index [B, t], beta [B, t])` by the paper's pursuit; `scores` and `lse` play no part."""
+    """`(index [B, t], beta [B, t])` by the paper's pursuit; of the queries only Q plays a part, and
+    `scores` none."""
     T = K.shape[1]
-    n = min(Q.shape[1], max(1, phi_elements // T))
-    Q = Q[:, torch.linspace(0, Q.shape[1] - 1, n, device=Q.device).round().long()]
+    n = min(queries.count, max(1, phi_elements // T))
+    Q = queries.Q[:, torch.linspace(0, queries.count - 1, n, device=K.device).round().long()]
     index, beta = [], []
     for group in spans(Q.shape[0], max(1, phi_elements // (n * T))):
-        Phi, m = features(Q[group], K[group], scale, softcap)
+        Phi, m = features(Q[group], K[group], logits)
         chosen, w = Pursuit(Phi, m, t).run(keys_a_solve)
         index.append(chosen)
         beta.append(w.log())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..methods import BudgetKind, Method, ScoreFunction, WatchFunction
+from amcli.matching.methods import BudgetKind, Method, ScoreFunction, WatchFunction
 
 ALWAYS = torch.inf
 """Score of a key that a method keeps whatever the others score."""

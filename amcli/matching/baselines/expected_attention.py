@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import torch
 
-from ..methods import SINKS, Look, ScoreContext
-from .evicting import evict, keep
+from amcli.matching.baselines.evicting import evict, keep
+from amcli.matching.methods import SINKS, Look, ScoreContext
 
 EPSILON = {"adakv": 1e-2}
 """Added to the probability, by budget: where heads compete, so that `‖v‖` has a say in all."""
@@ -39,7 +39,7 @@ class Moments:
         """Takes in some more queries, those of the sinks left out."""
         if look.unrotated is None:
             raise ValueError("expected attention needs queries before RoPE")
-        self.scale = look.scale
+        self.scale = look.logits.scale
         q = look.unrotated[:, :, max(0, SINKS - look.first) :].float()  # [H, G, m, d]
         m = q.shape[2]
         if m == 0:

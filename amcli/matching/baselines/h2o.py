@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import torch
 
-from ..methods import Look, ScoreContext
-from ..scores import ScoreState
-from .evicting import evict, keep
+from amcli.matching.baselines.evicting import evict, keep
+from amcli.matching.methods import Look, ScoreContext
+from amcli.matching.scores import ScoreState
 
 
 class Mass:
@@ -28,7 +28,7 @@ class Mass:
         if self.state is None:
             self.state = ScoreState(H, T, device=look.K.device, kinds=["mean"])
         Q, limit, _ = look.rows()
-        self.state.update(Q, look.K, look.scale, softcap=look.softcap, limit=limit)
+        self.state.update(Q, look.K, look.logits, limit=limit)
 
 
 def score(ctx: ScoreContext) -> torch.Tensor:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import cosine_similarity, normalize
 
-from ..methods import ScoreContext
-from .evicting import evict
+from amcli.matching.baselines.evicting import evict
+from amcli.matching.methods import ScoreContext
 
 
 def score(ctx: ScoreContext) -> torch.Tensor:

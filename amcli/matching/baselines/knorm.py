@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import torch
 
-from ..methods import ScoreContext
-from .evicting import evict
+from amcli.matching.baselines.evicting import evict
+from amcli.matching.methods import ScoreContext
 
 
 def score(ctx: ScoreContext) -> torch.Tensor:

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import torch
 
-from ..methods import SINKS, Look, ScoreContext
-from ..scores import ScoreState
-from .evicting import evict, keep
+from amcli.matching.baselines.evicting import evict, keep
+from amcli.matching.methods import SINKS, Look, ScoreContext
+from amcli.matching.scores import ScoreState
 
 
 class Replay:
@@ -36,9 +36,7 @@ class Replay:
         seen = torch.cat([sinks, part])
         state = ScoreState(H, len(seen), device=look.K.device, kinds=["max"])
         Q, _, fed_limit = look.rows()
-        state.update(
-            Q, look.K[:, seen], look.scale, softcap=look.softcap, fed=look.fed, fed_limit=fed_limit
-        )
+        state.update(Q, look.K[:, seen], look.logits, fed=look.fed, fed_limit=fed_limit)
         found = state.scores("max")[:, len(sinks) :]
         self.best[:, look.part] = torch.maximum(self.best[:, look.part], found)
 

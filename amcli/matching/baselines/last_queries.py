@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ..methods import Look, ScoreContext
-from ..scores import ScoreState
+from amcli.matching.methods import Look, ScoreContext
+from amcli.matching.scores import ScoreState
+from amcli.matching.tiles import Logits
 
 WINDOW = 64
 """Queries kept: SnapKV's window in kvpress and in PyramidKV (its paper: 32)."""
@@ -14,19 +15,18 @@ WINDOW = 64
 class LastQueries:
     """Keeps the queries it is shown: `window` of the method bounds the pass to the last tokens.
 
-    Q `[H, G, w, d]`, with the scale and softcap of their logits.
+    Q `[H, G, w, d]`, with the scale and softcap of their logits (None before the first).
     """
 
     def __init__(self) -> None:
         self.Q: torch.Tensor | None = None
-        self.scale = 1.0
-        self.softcap: float | None = None
+        self.logits: Logits | None = None
 
     def update(self, look: Look) -> None:
         """Appends the queries of some more tokens."""
         # Copied, for a view would keep the queries of the whole forward pass.
         self.Q = look.Q.clone() if self.Q is None else torch.cat([self.Q, look.Q], dim=2)
-        self.scale, self.softcap = look.scale, look.softcap
+        self.logits = look.logits
 
     def attention(self, K: torch.Tensor, count: int) -> torch.Tensor:
         """`[H, T]`: mean softmax of the last `count` tokens' queries over a KV head's group.
@@ -34,14 +34,14 @@ class LastQueries:
         The softmax is the prefill's own: over all keys up to the query's. Raises ValueError
         when nothing was watched.
         """
-        if self.Q is None:
+        if self.Q is None or self.logits is None:
             raise ValueError("no queries were watched")
         H, T, _ = K.shape
         Q = self.Q[:, :, -count:]
         _, G, w, _ = Q.shape
         limit = torch.arange(T - w + 1, T + 1, device=K.device).repeat(G)
         state = ScoreState(H, T, device=K.device, kinds=["mean"])
-        state.update(Q.flatten(1, 2), K, self.scale, softcap=self.softcap, limit=limit)
+        state.update(Q.flatten(1, 2), K, self.logits, limit=limit)
         return state.scores("mean")
 
 

@@ -9,21 +9,18 @@ alike; `weights` serve the reported errors only, which are those of every other 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 
 from amcli.entries.ragged import Entries
+from amcli.matching.bucket import round_whole
 from amcli.matching.fit_errors import fit_errors
-
-from ..bucket import round_whole
-from ..compact import LayerResult
-from ..known import Known
-from ..methods import Rounding
-from ..scores import Stats
-from ..tiles import TILE_ELEMENTS, gather_rows, logits, row_size, solve_dtype, spans
-from ..values import fit_values
+from amcli.matching.methods import LayerInput, LayerResult, Rounding
+from amcli.matching.sample import Queries
+from amcli.matching.tiles import TILE_ELEMENTS, Logits, gather_rows, row_size, solve_dtype, spans
+from amcli.matching.values import fit_values
 
 _JITTER = 1e-12  # on a unit diagonal: keeps float64 from breaking down, regularises nothing
 _SAFE_JITTER = 1e-8  # for matrices that are singular in float64
@@ -33,17 +30,10 @@ class Weigh(Protocol):
     """Selects keys of some heads of equal length and gives their biases."""
 
     def __call__(
-        self,
-        Q: torch.Tensor,
-        K: torch.Tensor,
-        scores: torch.Tensor,
-        t: int,
-        scale: float,
-        softcap: float | None,
-        lse: torch.Tensor,
+        self, queries: Queries, logits: Logits, K: torch.Tensor, scores: torch.Tensor, t: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`(index [B, t], beta [B, t])` for `Q [B, n, d]`, `K [B, T, d]`, `scores [B, T]` and the
-        log masses `lse [B, n]` of the queries on all keys."""
+        """`(index [B, t], beta [B, t])` for the queries of `B` heads with keys `K [B, T, d]` and
+        `scores [B, T]`."""
 
 
 def least_squares(G: torch.Tensor, b: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
@@ -68,60 +58,40 @@ def least_squares(G: torch.Tensor, b: torch.Tensor, used: torch.Tensor) -> torch
 
 
 def row_max(
-    Q: torch.Tensor, K: torch.Tensor, scale: float, softcap: float | None, tile: int = TILE_ELEMENTS
+    Q: torch.Tensor, K: torch.Tensor, logits: Logits, tile: int = TILE_ELEMENTS
 ) -> torch.Tensor:
     """The largest logit of each query over all keys, `[H, n]`."""
     H, n, _ = Q.shape
-    parts = [
-        logits(Q[:, r], K, scale, softcap).amax(-1)
-        for r in spans(n, row_size(n, H * K.shape[1], tile))
-    ]
+    parts = [logits(Q[:, r], K).amax(-1) for r in spans(n, row_size(n, H * K.shape[1], tile))]
     return torch.cat(parts, dim=1)
 
 
-def fit_layer(
-    weigh: Weigh,
-    Q: torch.Tensor,
-    K: torch.Tensor,
-    V: torch.Tensor,
-    *,
-    scores: torch.Tensor,
-    lengths: Sequence[int],
-    scale: float,
-    softcap: float | None,
-    weights: torch.Tensor | None,
-    known: Known | None = None,
-    rounding: Rounding | None = None,
-) -> LayerResult:
+def fit_layer(weigh: Weigh, layer: LayerInput, rounding: Rounding | None = None) -> LayerResult:
     """Compacts one layer: `weigh` selects keys and gives their beta, then values are fitted.
 
-    Heads of equal length go together. A head that keeps all keys, or none, needs no fit.
-    Arguments and result as for `compact_layer`, but biases are fitted to the keys before
-    `rounding`: they come out of the selection.
+    Heads of equal length go together. A head that keeps all keys, or none, needs no fit. As
+    `compact_layer`, but biases are fitted to the keys before `rounding`: they come out of the
+    selection. Raises ValueError where a fit has no queries.
     """
+    K, V, lengths, logits = layer.K, layer.V, layer.lengths, layer.sample.logits
     H, T, _ = K.shape
-    truth = (known or Known()).truth(Q, K, V, scale, softcap)
+    asked = layer.sample.queries(K, V)
     rows: list[tuple[torch.Tensor, ...]] = [()] * H
     for t in sorted(set(lengths)):
         heads = [h for h in range(H) if lengths[h] == t]
-        W = None if weights is None else weights[heads]
-        stats = None if truth is None else truth.of(heads)
+        queries = asked.of(heads)
         if t in (0, T):
             found = _unfitted(K[heads], V[heads], t)
             if t and rounding is not None:
-                keys, values, *errors = round_whole(
-                    rounding, Q[heads], K[heads], V[heads], scale, softcap, W, truth=stats
-                )
+                keys, values, *errors = round_whole(rounding, queries, logits, K[heads], V[heads])
                 found = (keys, values, *found[2:4], *errors)
         else:
-            if stats is None:
+            if not queries.count:
                 raise ValueError("the fits need reference queries")
-            index, beta = weigh(Q[heads], K[heads], scores[heads], t, scale, softcap, stats.lse)
+            index, beta = weigh(queries, logits, K[heads], layer.scores[heads], t)
             order = index.argsort(dim=1)
             index, beta = index.gather(1, order), beta.gather(1, order)
-            found = _fitted(
-                Q[heads], K[heads], V[heads], index, beta, stats, scale, softcap, W, rounding
-            )
+            found = _fitted(queries, logits, K[heads], V[heads], index, beta, rounding)
         for i, h in enumerate(heads):
             rows[h] = tuple(x[i] for x in found)
     keys, values, beta, index = (torch.cat(parts) for parts in list(zip(*rows, strict=True))[:4])
@@ -139,15 +109,12 @@ def _unfitted(K: torch.Tensor, V: torch.Tensor, t: int) -> tuple[torch.Tensor, .
 
 
 def _fitted(
-    Q: torch.Tensor,
+    queries: Queries,
+    logits: Logits,
     K: torch.Tensor,
     V: torch.Tensor,
     index: torch.Tensor,
     beta: torch.Tensor,
-    truth: Stats,
-    scale: float,
-    softcap: float | None,
-    W: torch.Tensor | None,
     rounding: Rounding | None,
 ) -> tuple[torch.Tensor, ...]:
     """`(keys, values, beta, index, mass error, output error)` with least-squares values."""
@@ -155,12 +122,10 @@ def _fitted(
     if rounding is not None:
         keys, originals = rounding.round_keys(keys), originals.float()
     # In the precision of the solve, so that what is not regularised is not noise either.
-    exact = solve_dtype(Q.device)
-    values = fit_values(
-        Q.to(exact), keys, beta.to(exact), truth.Y.to(exact), originals, scale=scale,
-        softcap=softcap, lam=0.0,
-    )  # fmt: skip
+    exact = solve_dtype(K.device)
+    alike = replace(queries, Q=queries.Q.to(exact), Y=queries.Y.to(exact), W=None)
+    values = fit_values(alike, logits, keys, beta.to(exact), originals, lam=0.0)
     if rounding is not None:
         values = rounding.round_values(values)
-    error = fit_errors(Q, keys, beta.float(), values, truth, scale, softcap=softcap, weights=W)
+    error = fit_errors(queries, logits, keys, beta.float(), values)
     return keys, values, beta, index, *error

@@ -6,9 +6,9 @@ arXiv 2406.02069. The entries of a layer fall linearly with its depth; see `budg
 
 from __future__ import annotations
 
-from .evicting import evict
-from .last_queries import WINDOW, LastQueries
-from .snapkv import score
+from amcli.matching.baselines.evicting import evict
+from amcli.matching.baselines.last_queries import WINDOW, LastQueries
+from amcli.matching.baselines.snapkv import score
 
 PYRAMIDKV = evict(
     "pyramidkv",

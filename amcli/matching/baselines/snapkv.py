@@ -14,9 +14,9 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import avg_pool1d
 
-from ..methods import ScoreContext
-from .evicting import evict, keep
-from .last_queries import WINDOW, LastQueries, attention
+from amcli.matching.baselines.evicting import evict, keep
+from amcli.matching.baselines.last_queries import WINDOW, LastQueries, attention
+from amcli.matching.methods import ScoreContext
 
 KERNEL = 5
 """Neighbours averaged: facts are spans, and single tokens of them are of no use."""

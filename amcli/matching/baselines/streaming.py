@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import torch
 
-from ..methods import SINKS, ScoreContext
-from .evicting import evict, keep
+from amcli.matching.baselines.evicting import evict, keep
+from amcli.matching.methods import SINKS, ScoreContext
 
 
 def score(ctx: ScoreContext) -> torch.Tensor:

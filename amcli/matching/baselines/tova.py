@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import torch
 
-from ..methods import ScoreContext
-from .evicting import evict, keep
-from .last_queries import LastQueries, attention
+from amcli.matching.baselines.evicting import evict, keep
+from amcli.matching.baselines.last_queries import LastQueries, attention
+from amcli.matching.methods import ScoreContext
 
 
 def score(ctx: ScoreContext) -> torch.Tensor:

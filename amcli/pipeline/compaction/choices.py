@@ -72,13 +72,12 @@ def rounding_error(
 ) -> torch.Tensor:
     """What rounding a layer's keys and values does to its outputs: mean over heads, 0-d.
 
-    Each head's is that of `matching.errors` over the `held` queries.
+    Each head's is that of `matching.fit_errors` over the `held` queries.
     """
     K, V = live_keys(context, layer)
-    truth = held.stats(K, V)
     error = fit_errors(
-        held.Q, quantizer.round_keys(K), None, quantizer.round_values(V), truth, held.scale,
-        softcap=held.softcap, weights=held.weights,
+        held.sample.queries(K, V), held.sample.logits,
+        quantizer.round_keys(K), None, quantizer.round_values(V),
     )  # fmt: skip
     return context.loaded.shard.gathered(error.output).mean()
 

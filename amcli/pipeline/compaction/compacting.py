@@ -10,7 +10,7 @@ from amcli.matching.methods import FUTURE, ScoreContext
 from amcli.models.rotary import Rotary
 from amcli.pipeline.compaction import early, heldout
 from amcli.pipeline.compaction.choices import store_by_error, worst_rounding
-from amcli.pipeline.compaction.fitting import fit, scale_of
+from amcli.pipeline.compaction.fitting import fit, sample_of
 from amcli.pipeline.compaction.plan import Plan, Target, decide
 from amcli.pipeline.compaction.request import Request, check
 from amcli.pipeline.compaction.result import Compaction
@@ -134,10 +134,9 @@ def _scores(
             return K.new_zeros(K.shape[:2], dtype=torch.float32)
         return found.ranked(method.score_kind)
     ctx = ScoreContext(
-        Q=None,
+        sample=sample_of(found, K),
         K=K,
         V=V,
-        scale=scale_of(found, K),
         layer=order,
         layers=len(plan.layers),
         seed=plan.seed,
@@ -150,7 +149,5 @@ def _scores(
         rotation = rotary.mean(layer.layer, future, K.shape[-1]).to(K.device)
         ctx = replace(ctx, rotation=rotation)
     if found is not None:
-        ctx = replace(ctx, softcap=found.softcap, watched=found.watched, known=found.known)
-        if found.watched is None:
-            ctx = replace(ctx, Q=found.Q, weights=found.weights)
+        ctx = replace(ctx, watched=found.watched)
     return method.score(ctx)

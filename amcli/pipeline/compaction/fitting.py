@@ -11,9 +11,10 @@ from amcli.entries.matrix import Numbers
 from amcli.entries.ragged import Entries
 from amcli.entries.stores import quantizer_of
 from amcli.matching.budgets import Lengths
-from amcli.matching.compact import LayerInput, LayerResult, compact_layers
-from amcli.matching.known import Known
-from amcli.matching.tiles import room_on
+from amcli.matching.layers import compact_layers
+from amcli.matching.methods import LayerInput, LayerResult
+from amcli.matching.sample import Sample
+from amcli.matching.tiles import Logits, room_on
 from amcli.models.rotary import Rotary
 from amcli.pipeline.compaction.early import Done
 from amcli.pipeline.compaction.plan import Plan
@@ -76,18 +77,7 @@ def _input(
     lengths: list[int],
 ) -> LayerInput:
     K, V = live_keys(context, layer)
-    sampled = found is not None and found.watched is None
-    return LayerInput(
-        Q=found.Q if found is not None and sampled else K[:, :0],
-        K=K,
-        V=V,
-        scores=scores,
-        lengths=lengths,
-        scale=scale_of(found, K),
-        softcap=None if found is None else found.softcap,
-        weights=found.weights if found is not None and sampled else None,
-        known=Known() if found is None else found.known,
-    )
+    return LayerInput(sample_of(found, K), K, V, scores, lengths)
 
 
 def _results(
@@ -106,10 +96,7 @@ def _results(
         )
         return
     for i, x in enumerate(layers):
-        result = method.fit(
-            x.Q, x.K, x.V, scores=x.scores, lengths=x.lengths, scale=x.scale,
-            softcap=x.softcap, weights=x.weights, known=x.known, rounding=rounding,
-        )  # fmt: skip
+        result = method.fit(x, rounding)
         advance(len(x.lengths))
         yield i, result
 
@@ -127,6 +114,6 @@ def _rerotate(result: LayerResult, rotary: Rotary, layer: int, T: int) -> LayerR
     return replace(result, heads=replace(result.heads, keys=Numbers(keys)))
 
 
-def scale_of(found: LayerReference | None, K: torch.Tensor) -> float:
-    """The factor of a layer's logits: as its queries had it, or the usual one."""
-    return float(K.shape[-1] ** -0.5) if found is None else found.scale
+def sample_of(found: LayerReference | None, K: torch.Tensor) -> Sample:
+    """A layer's reference queries; none, with the usual logits, for a method that asks for none."""
+    return Sample(K[:, :0], None, Logits(K.shape[-1] ** -0.5)) if found is None else found.sample

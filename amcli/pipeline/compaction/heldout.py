@@ -43,7 +43,7 @@ class Errors:
     """What is known of each layer's heads on held-out queries, `layer -> head` (`[]`: nothing).
 
     count      queries per KV head
-    mass, output   relative errors of the stored entries, defined as in `matching.errors`
+    mass, output   relative errors of the stored entries, defined as in `matching.fit_errors`
     attention  mean share of the queries' attention that is on the document
     """
 
@@ -112,7 +112,7 @@ def measure(
         if i in held:
             mine = shard.mine(heads).unpack()
             mass, output = errors(held[i], *live_keys(context, i), mine)
-            attention = held[i].weights.float().mean(1)
+            attention = held[i].sample.weights.float().mean(1)
         found.mass.append(_finite(shard.gathered(mass)))
         found.output.append(_finite(shard.gathered(output)))
         found.attention.append(_finite(shard.gathered(attention)))
@@ -125,12 +125,8 @@ def errors(held: LayerReference, K: torch.Tensor, V: torch.Tensor, heads: Entrie
     `K [H, T, d]`, `V [H, T, dv]`: the whole document. One pass over all heads, padded to the
     longest.
     """
-    Q, W = held.Q, held.weights
-    truth = held.stats(K, V)
     C_k, C_v, beta, mask = _padded(heads)  # [H, t, d], [H, t, dv], [H, t], [H, t]
-    return fit_errors(
-        Q, C_k, beta, C_v, truth, held.scale, softcap=held.softcap, weights=W, mask=mask
-    )
+    return fit_errors(held.sample.queries(K, V), held.sample.logits, C_k, beta, C_v, mask=mask)
 
 
 def _padded(

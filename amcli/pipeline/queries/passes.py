@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 from amcli.matching import methods
-from amcli.matching.known import Known
 from amcli.matching.methods import Method
 from amcli.matching.scores import SCORE_KINDS, ScoreKind
 from amcli.models.rotary import Rotary
@@ -101,8 +100,8 @@ def references(
             progress=progress,
         )
         for layer in found.values():
-            kept = passes.shared or passes.search
-            layer.known = Known(kept=kept, nested=passes.search, truth=layer.truth)
+            layer.sample.kept = passes.shared or passes.search
+            layer.sample.nested = passes.search
         return found
 
     parts: list[dict[int, LayerReference]] = []

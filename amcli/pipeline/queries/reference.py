@@ -13,9 +13,10 @@ from functools import partial
 
 import torch
 
-from amcli.matching.known import Known
 from amcli.matching.methods import Look, Watcher, WatchFunction
-from amcli.matching.scores import SCORE_KINDS, ScoreKind, ScoreState, Stats, attention_stats
+from amcli.matching.sample import Queries, Sample
+from amcli.matching.scores import SCORE_KINDS, ScoreKind, ScoreState, Stats
+from amcli.matching.tiles import Logits
 from amcli.models.cache import CompactCache
 from amcli.models.generate import CHUNK, absorb
 from amcli.models.layer import After, CompactLayer
@@ -28,34 +29,26 @@ MAX_QUERIES = 4096
 """Reference queries per KV head that the fits may use, all query heads of its group together."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class LayerReference:
     """What one layer's reference queries say.
 
-    Q        `[H, n, d]`, post-RoPE; `weights [H, n]`: each query's share of softmax mass on
-             the document (1 minus what falls on the tokens fed since)
     scores   what all queries, sampled or not, paid to each key; statistic: the one to rank by
+    sample   those that the fits use, and what the document gives them; W is each query's share of
+             softmax mass on the document (1 minus what falls on the tokens fed since)
     others   further sources, whose scores count as well
     asked    questions that the model asked itself
-    scale    factor of the logits; softcap as the model has it, or None
-    watched  a method's own view of them; then there is no sample and no other score
-    truth    what the whole document gives the queries of the sample
-    known    what compactions with these queries have found so far
+    watched  a method's own view of the queries; then the sample is empty and there is no score
+    rows     queries per KV head that were watched
     """
 
     scores: ScoreState
-    scale: float = 1.0
-    softcap: float | None = None
-    watched: Watcher | None = None
+    sample: Sample
     statistic: ScoreKind = "max"
     others: tuple[LayerReference, ...] = ()
     asked: int = 0
+    watched: Watcher | None = None
     rows: int = 0
-    parts: list[torch.Tensor] = field(default_factory=list)
-    shares: list[torch.Tensor] = field(default_factory=list)
-    totals: list[torch.Tensor | None] = field(default_factory=list)
-    truth: Stats | None = None
-    known: Known = field(default_factory=Known)
 
     def ranked(self, kind: ScoreKind | None = None) -> torch.Tensor:
         """`[H, T]`: scores by `kind`, or by each source's own statistic; the geometric mean of
@@ -65,36 +58,9 @@ class LayerReference:
         return found[0] if len(found) == 1 else torch.stack(found).log_().mean(0).exp_()
 
     @property
-    def Q(self) -> torch.Tensor:
-        """`[H, n, d]` in the model's dtype."""
-        return torch.cat(self.parts, dim=1)
-
-    @property
     def count(self) -> int:
         """Reference queries per KV head: those of the sample, or all that were watched."""
-        return self.rows if self.watched is not None else self.weights.shape[1]
-
-    @property
-    def weights(self) -> torch.Tensor:
-        """`[H, n]` float32 in (0, 1]."""
-        return torch.cat(self.shares, dim=1)
-
-    def stats(self, K: torch.Tensor, V: torch.Tensor) -> Stats:
-        """What the document `K [H, T, d]`, `V [H, T, dv]` gives the sample, found once."""
-        if self.truth is None:
-            self.truth = attention_stats(self.Q, K, V, self.scale, softcap=self.softcap)
-        return self.truth
-
-    def finish(self, K: torch.Tensor, V: torch.Tensor) -> None:
-        """Finds `stats`, and with them the shares of the queries whose log mass on all they see is
-        known (`totals`)."""
-        if self.watched is not None or not self.parts:
-            return
-        lse = self.stats(K, V).lse
-        masses = torch.split(lse, [part.shape[1] for part in self.parts], dim=1)
-        for i, (mass, total) in enumerate(zip(masses, self.totals, strict=True)):
-            if total is not None:
-                self.shares[i] = (mass - total).exp().clamp_max(1.0)
+        return self.rows if self.watched is not None else self.sample.Q.shape[1]
 
 
 def mixed(parts: Sequence[dict[int, LayerReference]]) -> dict[int, LayerReference]:
@@ -120,13 +86,7 @@ def pooled(parts: Sequence[dict[int, LayerReference]]) -> dict[int, LayerReferen
     """Several sources together for methods that rank and fit by the sample alone: the samples of
     all of them, one after another."""
     return {
-        layer: replace(
-            found,
-            parts=[x for part in parts for x in part[layer].parts],
-            shares=[x for part in parts for x in part[layer].shares],
-            truth=None,
-            known=Known(),
-        )
+        layer: replace(found, sample=Sample.joined([part[layer].sample for part in parts]))
         for layer, found in mixed(parts).items()
     }
 
@@ -160,11 +120,11 @@ def collect(
             for ids in _chunks(passage.ids):
                 absorb(context.loaded.model, cache, ids, len(ids))
                 progress.advance(len(ids))
-    for index, found in recorder.layers.items():
-        found.finish(*live_keys(context, index))
-        found.statistic = statistic
-        found.asked = sum(passage.asked for passage in passages)
-    return recorder.layers
+    asked = sum(passage.asked for passage in passages)
+    return {
+        index: replace(found, statistic=statistic, asked=asked)
+        for index, found in recorder.finish().items()
+    }
 
 
 def _cache_at(context: Context, position: int) -> CompactCache:
@@ -188,6 +148,38 @@ def _chunks(ids: Sequence[int]) -> Iterator[Sequence[int]]:
         yield ids[start : start + CHUNK]
 
 
+@dataclass
+class _Growing:
+    """What one layer's queries have said so far.
+
+    parts   `[H, m, d]`, the sample's queries, chunk by chunk, and of each chunk `shares [H, m]`,
+            their W, and `totals [H, m]`, the log of their mass on all they see, where W waits for
+            what the document gives them
+    rows    queries per KV head that were watched
+    """
+
+    scores: ScoreState
+    logits: Logits
+    watched: Watcher | None
+    rows: int = 0
+    parts: list[torch.Tensor] = field(default_factory=list)
+    shares: list[torch.Tensor] = field(default_factory=list)
+    totals: list[torch.Tensor | None] = field(default_factory=list)
+
+    def finished(self, K: torch.Tensor, V: torch.Tensor) -> LayerReference:
+        """With what the document `K [H, T, d]`, `V [H, T, dv]` gives the sample."""
+        sample = Sample(K[:, :0], None, self.logits)
+        if self.watched is None and self.parts:
+            found = Queries.over(torch.cat(self.parts, dim=1), None, K, V, self.logits)
+            masses = torch.split(found.lse, [part.shape[1] for part in self.parts], dim=1)
+            for i, (mass, total) in enumerate(zip(masses, self.totals, strict=True)):
+                if total is not None:
+                    self.shares[i] = (mass - total).exp().clamp_max(1.0)
+            W, truth = torch.cat(self.shares, dim=1), Stats(found.lse, found.Y)
+            sample = Sample(found.Q, W, self.logits, truth=truth)
+        return LayerReference(self.scores, sample, watched=self.watched, rows=self.rows)
+
+
 class _Recorder:
     """Watches the queries of a pass; each layer's scores and sample grow as it goes."""
 
@@ -207,7 +199,7 @@ class _Recorder:
         self.watch = watch
         self.rotary = rotary
         self.full = set(full_layers(context))
-        self.layers: dict[int, LayerReference] = {}
+        self.layers: dict[int, _Growing] = {}
         geometry = context.loaded.geometry
         group = max(
             geometry.query_heads[i] // geometry.layers[i].kv_heads for i in full_layers(context)
@@ -220,6 +212,13 @@ class _Recorder:
         """The next passage begins."""
         self.number += 1
         self.passage = passage
+
+    def finish(self) -> dict[int, LayerReference]:
+        """What the pass has found, of each full layer."""
+        found = {}
+        for index in list(self.layers):  # one at a time: the chunks of each go with it
+            found[index] = self.layers.pop(index).finished(*live_keys(self.context, index))
+        return found
 
     def observe(
         self,
@@ -235,23 +234,21 @@ class _Recorder:
         keys = layer.live()[0][0]  # [H, seen, d], the chunk's own included
         H, _, d = keys.shape
         m = query.shape[2]
-        scale = d**-0.5 if scaling is None else scaling
-        reference = self.layers.get(index)
-        if reference is None:
+        logits = Logits(d**-0.5 if scaling is None else scaling, softcap)
+        growing = self.layers.get(index)
+        if growing is None:
             # With a watcher there is nothing to score, but the sample's fields stay in place.
             state = ScoreState(H, self.T, device=keys.device, kinds=self.kinds)
             watched = None if self.watch is None else self.watch()
-            reference = self.layers[index] = LayerReference(state, scale, softcap, watched)
-        look = self._look(index, query[0].reshape(H, -1, m, d), keys, scale, softcap)
-        if reference.watched is None:
-            return partial(self._record, reference, look)
-        reference.watched.update(look)
-        reference.rows += look.limit.shape[0] * look.Q.shape[1]
+            growing = self.layers[index] = _Growing(state, logits, watched)
+        look = self._look(index, query[0].reshape(H, -1, m, d), keys, logits)
+        if growing.watched is None:
+            return partial(self._record, growing, look)
+        growing.watched.update(look)
+        growing.rows += look.limit.shape[0] * look.Q.shape[1]
         return None
 
-    def _look(
-        self, index: int, Q: torch.Tensor, keys: torch.Tensor, scale: float, softcap: float | None
-    ) -> Look:
+    def _look(self, index: int, Q: torch.Tensor, keys: torch.Tensor, logits: Logits) -> Look:
         """The chunk `Q [H, G, m, d]` and the keys of the context and of the passage."""
         seen, m = keys.shape[1], Q.shape[2]
         position = torch.arange(seen - m, seen, device=Q.device)  # [m]
@@ -269,12 +266,11 @@ class _Recorder:
             fed_limit=position + 1 - self.T if after else None,
             first=seen - m,
             part=self.passage.part,
-            scale=scale,
-            softcap=softcap,
+            logits=logits,
             unrotated=unrotated,
         )
 
-    def _record(self, reference: LayerReference, look: Look, mass: torch.Tensor | None) -> None:
+    def _record(self, growing: _Growing, look: Look, mass: torch.Tensor | None) -> None:
         """Scores the reference queries among the chunk's, and keeps those of the sample.
 
         mass  `[1, Hq, m]`, the log of what they gave to all that they saw, where that is known
@@ -297,12 +293,11 @@ class _Recorder:
             total = mass.view(*look.Q.shape[:2], m)[:, :, skip:].flatten(1, 2)
         chosen = self.picked[self.number][before + skip : before + m].repeat(look.Q.shape[1])
         rows = chosen.nonzero().squeeze(1).to(Q.device)  # found on the host: nothing waits for it
-        later = total is not None and look.fed is not None  # see `LayerReference.finish`
-        W = reference.scores.update(
+        later = total is not None and look.fed is not None  # see `_Growing`
+        W = growing.scores.update(
             Q,
             look.K[:, part],
-            look.scale,
-            softcap=look.softcap,
+            look.logits,
             limit=limit if look.fed is None else None,
             fed=look.fed,
             fed_limit=fed_limit,
@@ -310,9 +305,9 @@ class _Recorder:
             start=part.start,
             rows=rows[:0] if later else rows,
         )
-        reference.parts.append(Q[:, rows])
-        reference.shares.append(W)
-        reference.totals.append(total[:, rows] if later and total is not None else None)
+        growing.parts.append(Q[:, rows])
+        growing.shares.append(W)
+        growing.totals.append(total[:, rows] if later and total is not None else None)
 
 
 def _sample(passages: Sequence[Passage], count: int, seed: int) -> list[torch.Tensor]:

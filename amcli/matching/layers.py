@@ -8,13 +8,12 @@ wants few large steps, not many small ones.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 
 from amcli.entries.ragged import Entries
-
-from .bucket import (
+from amcli.matching.bucket import (
     FIT_LIMIT,
     Bucket,
     Head,
@@ -24,59 +23,12 @@ from .bucket import (
     round_whole,
     whole,
 )
-from .known import Known
-from .methods import Method, Rounding
-from .scores import Stats
-from .selection import PURSUIT, screened
-from .tiles import Room, room_on
+from amcli.matching.methods import LayerInput, LayerResult, Method, Rounding
+from amcli.matching.sample import Queries, check_shapes
+from amcli.matching.selection import PURSUIT, screened
+from amcli.matching.tiles import Room, room_on
 
 _SPREAD = 1.5  # longest over shortest head of a bucket
-
-
-@dataclass(frozen=True)
-class LayerInput:
-    """One layer to compact: to `lengths[h]` entries a head.
-
-    Q `[H, n, d]` reference queries, weights `[H, n]` their W (None: 1), K `[H, T, d]` and
-    V `[H, T, dv]` the document, scores `[H, T]` from `ScoreState` or the method's `score`;
-    scale and softcap of the logits. known: what earlier calls with the same queries, keys and
-    values have found, and this one adds to.
-    """
-
-    Q: torch.Tensor
-    K: torch.Tensor
-    V: torch.Tensor
-    scores: torch.Tensor
-    lengths: Sequence[int]
-    scale: float
-    softcap: float | None = None
-    weights: torch.Tensor | None = None
-    known: Known = field(default_factory=Known)
-
-    @property
-    def alike(self) -> tuple[object, ...]:
-        """Heads of two layers may share a bucket where these are equal."""
-        weighted = self.weights is not None
-        shapes = (self.Q.shape[1:], self.K.shape[1:], self.V.shape[1:])
-        kept = self.known.kept
-        return (*shapes, self.K.dtype, self.K.device, self.scale, self.softcap, weighted, kept)
-
-
-@dataclass(frozen=True)
-class LayerResult:
-    """One compacted layer.
-
-    heads         the entries, in order of position within each head
-    index         `[N]` int32, position in the document of each entry, in the same order
-    mass_error, output_error  `[H]`, see `errors.FitErrors`; 1 for an empty head
-
-    Errors are over the reference queries, of the entries as stored; nan with no queries.
-    """
-
-    heads: Entries
-    index: torch.Tensor
-    mass_error: torch.Tensor
-    output_error: torch.Tensor
 
 
 Place = tuple[int, int]
@@ -118,19 +70,19 @@ def compact_layers(
                 heads = [done.pop(place) for place in places]
                 yield i, _join(heads, layer.lengths, method.has_beta)
 
-    for kind in dict.fromkeys(layer.alike for layer in layers):
-        some = [i for i, layer in enumerate(layers) if layer.alike == kind]
+    alike = [_alike(layer) for layer in layers]
+    for group in dict.fromkeys(alike):
+        some = [i for i, other in enumerate(alike) if other == group]
         like = layers[some[0]]
         own = room_on(like.K.device) if room is None else room
-        s = Settings(like.scale, like.softcap, seed, own.tile, fit_limit, rounding)
-        truths = {i: _truth(layers[i], s) for i in some}
+        s = Settings(like.sample.logits, seed, own.tile, fit_limit, rounding)
         for i in some:
-            trivial = _trivial(layers[i], i, truths[i], s)
+            trivial = _trivial(layers[i], i, s)
             done |= trivial
             advance(len(trivial))
             yield from finished([i])
         for places in _buckets(method, layers, some, own, fit_limit):
-            found = compact_bucket(method, _gather(layers, places, truths), s)
+            found = compact_bucket(method, _gather(layers, places, s), s)
             done |= dict(zip(places, found, strict=True))
             advance(len(places))
             yield from finished(sorted({i for i, _ in places}))
@@ -138,48 +90,36 @@ def compact_layers(
 
 def compact_layer(
     method: Method,
-    Q: torch.Tensor,
-    K: torch.Tensor,
-    V: torch.Tensor,
+    layer: LayerInput,
     *,
-    scores: torch.Tensor,
-    lengths: Sequence[int],
-    scale: float,
-    softcap: float | None = None,
-    weights: torch.Tensor | None = None,
-    known: Known | None = None,
     seed: int = 0,
     rounding: Rounding | None = None,
     room: Room | None = None,
     fit_limit: int = FIT_LIMIT,
 ) -> LayerResult:
-    """One layer alone; see `LayerInput` and `compact_layers`."""
-    known = Known() if known is None else known
-    layer = LayerInput(Q, K, V, scores, lengths, scale, softcap, weights, known)
+    """One layer alone; see `compact_layers`."""
     found = compact_layers(
         method, [layer], seed=seed, rounding=rounding, room=room, fit_limit=fit_limit
     )
     return next(found)[1]
 
 
-def _truth(layer: LayerInput, s: Settings) -> Stats | None:
-    """What the whole layer gives its queries, where it is known or kept for further calls."""
-    if layer.known.waits:
-        return None  # each bucket finds its own, a part at a time
-    return layer.known.truth(layer.Q, layer.K, layer.V, layer.scale, layer.softcap, s.tile)
+def _alike(layer: LayerInput) -> tuple[object, ...]:
+    """Heads of two layers may share a bucket where these are equal."""
+    x, K, V = layer.sample, layer.K, layer.V
+    shapes = (x.Q.shape[1:], K.shape[1:], V.shape[1:])
+    return (*shapes, K.dtype, K.device, x.logits, x.W is not None, x.waits)
 
 
-def _trivial(layer: LayerInput, i: int, truth: Stats | None, s: Settings) -> dict[Place, Head]:
+def _trivial(layer: LayerInput, i: int, s: Settings) -> dict[Place, Head]:
     """The heads that keep all of their keys, or none."""
     H, T, _ = layer.K.shape
     full = [h for h in range(H) if layer.lengths[h] == T]
     done = {(i, h): whole(layer.K[h], layer.V[h]) for h in full}
     if s.rounding is not None and full:
-        W = None if layer.weights is None else layer.weights[full]
-        found = round_whole(
-            s.rounding, layer.Q[full], layer.K[full], layer.V[full], s.scale, s.softcap, W,
-            truth=None if truth is None else truth.of(full), tile=s.tile,
-        )  # fmt: skip
+        K, V = layer.K[full], layer.V[full]
+        queries = _asked([(layer, full)], K, V, s)
+        found = round_whole(s.rounding, queries, s.logits, K, V, tile=s.tile)
         names = ("keys", "values", "mass_error", "output_error")
         for h, *parts in zip(full, *found, strict=True):
             done[i, h] = replace(done[i, h], **dict(zip(names, parts, strict=True)))
@@ -187,40 +127,38 @@ def _trivial(layer: LayerInput, i: int, truth: Stats | None, s: Settings) -> dic
     return done | {(i, h): empty(layer.K[h], layer.V[h]) for h in nothing}
 
 
-def _gather(
-    layers: Sequence[LayerInput], places: list[Place], truths: dict[int, Stats | None]
-) -> Bucket:
+def _gather(layers: Sequence[LayerInput], places: list[Place], s: Settings) -> Bucket:
     """The bucket of some heads. Those of one layer that stand together are taken at once."""
     by_layer: dict[int, list[int]] = {}
     for i, h in places:
         by_layer.setdefault(i, []).append(h)
+    parts = [(layers[i], heads) for i, heads in by_layer.items()]
 
     def each(part: Callable[[LayerInput], torch.Tensor]) -> torch.Tensor:
-        return torch.cat([part(layers[i])[heads] for i, heads in by_layer.items()])
+        return torch.cat([part(layer)[heads] for layer, heads in parts])
 
-    truth = None
-    stats = [(truths[i], heads) for i, heads in by_layer.items()]
-    known = [(found, heads) for found, heads in stats if found is not None]
-    if len(known) == len(stats):
-        parts = [found.of(heads) for found, heads in known]
-        truth = Stats(*(torch.cat(x) for x in zip(*parts, strict=True)))
-    weighted = layers[places[0][0]].weights is not None
+    K, V = each(lambda layer: layer.K), each(lambda layer: layer.V)
     return Bucket(
-        known=[(layers[i].known, h) for i, h in places],
+        owners=[(layers[i].sample, h) for i, h in places],
         lengths=[layers[i].lengths[h] for i, h in places],
-        Q=each(lambda layer: layer.Q),
-        K=each(lambda layer: layer.K),
-        V=each(lambda layer: layer.V),
+        queries=_asked(parts, K, V, s),
+        K=K,
+        V=V,
         scores=each(lambda layer: layer.scores),
-        W=each(lambda layer: _given(layer.weights)) if weighted else None,
-        truth=truth,
     )
 
 
-def _given(weights: torch.Tensor | None) -> torch.Tensor:
-    if weights is None:  # only to narrow the type: layers of one bucket are alike
-        raise ValueError("no weights")
-    return weights
+def _asked(
+    parts: Sequence[tuple[LayerInput, list[int]]], K: torch.Tensor, V: torch.Tensor, s: Settings
+) -> Queries:
+    """The queries of some heads of each layer, whose keys and values are `K` and `V`, with what
+    their documents give them: as the samples have it, or found for these heads alone."""
+    if not parts[0][0].sample.waits:
+        found = [layer.sample.queries(layer.K, layer.V, s.tile).of(heads) for layer, heads in parts]
+        return Queries.joined(found)
+    Q = torch.cat([layer.sample.Q[heads] for layer, heads in parts])
+    W = [layer.sample.W[heads] for layer, heads in parts if layer.sample.W is not None]
+    return Queries.over(Q, torch.cat(W) if W else None, K, V, s.logits, s.tile)
 
 
 def _buckets(
@@ -248,15 +186,15 @@ def _buckets(
 
 def _head_bytes(method: Method, layer: LayerInput, t: int, fit_limit: int) -> int:
     """About what a head of `t` entries takes while its bucket is worked."""
-    (_, T, d), dv = layer.K.shape, layer.V.shape[2]
+    (_, T, d), dv, n = layer.K.shape, layer.V.shape[2], layer.sample.Q.shape[1]
     numbers = layer.K.element_size()
     rows = 2 * T * (d + dv) * numbers + 5 * t * (d + dv) * 4 + 6 * T * 8
-    rows += layer.Q.shape[1] * (d * numbers + 2 * dv * 4)
+    rows += n * (d * numbers + 2 * dv * 4)
     squares = 100 * min(t, fit_limit) ** 2  # the fits hold folds in float32, copies in float64
     if method.selection == "omp":
         steps = min(t, PURSUIT)
         M = min(T, screened(method.candidates, steps))
-        squares += 4 * M * (layer.Q.shape[1] + 2 * steps)
+        squares += 4 * M * (n + 2 * steps)
     return rows + squares
 
 
@@ -275,16 +213,13 @@ def _join(heads: list[Head], lengths: Sequence[int], has_beta: bool) -> LayerRes
 
 
 def _check(method: Method, layer: LayerInput) -> None:
-    Q, K, V, scores, lengths = layer.Q, layer.K, layer.V, layer.scores, layer.lengths
-    H, T, d = K.shape
+    Q, K, V, scores, lengths = layer.sample.Q, layer.K, layer.V, layer.scores, layer.lengths
+    H, T, _ = K.shape
     if V.shape[:2] != (H, T):
         raise ValueError(f"{tuple(V.shape)} values for {tuple(K.shape)} keys")
-    if Q.ndim != 3 or Q.shape[0] != H or Q.shape[2] != d:
-        raise ValueError(f"{tuple(Q.shape)} queries for {tuple(K.shape)} keys")
+    check_shapes(Q, layer.sample.W, K)
     if scores.shape != (H, T):
         raise ValueError(f"{tuple(scores.shape)} scores for {tuple(K.shape)} keys")
-    if layer.weights is not None and layer.weights.shape != Q.shape[:2]:
-        raise ValueError(f"{tuple(layer.weights.shape)} weights for {tuple(Q.shape)} queries")
     if len(lengths) != H or any(not 0 <= t <= T for t in lengths):
         raise ValueError(f"lengths {list(lengths)} do not fit {H} heads of {T} keys")
     if all(t in (0, T) for t in lengths):

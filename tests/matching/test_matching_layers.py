@@ -16,23 +16,41 @@ from synthetic_heads import Heads, heads
 from amcli.errors import UsageError
 from amcli.matching import methods
 from amcli.matching.catalogue import DEFAULT
-from amcli.matching.compact import LayerInput, LayerResult, compact_layer, compact_layers
-from amcli.matching.known import Known
-from amcli.matching.methods import Method, ScoreContext, get, names, register
+from amcli.matching.layers import compact_layer, compact_layers
+from amcli.matching.methods import (
+    LayerInput,
+    LayerResult,
+    Method,
+    ScoreContext,
+    get,
+    names,
+    register,
+)
+from amcli.matching.sample import Sample
 from amcli.matching.scores import ScoreState
-from amcli.matching.tiles import Room
+from amcli.matching.tiles import Logits, Room
 
 
 def scores_of(h: Heads) -> torch.Tensor:
     state = ScoreState(h.K.shape[0], h.K.shape[1])
-    state.update(h.Q, h.K, h.scale, weights=h.W)
+    state.update(h.Q, h.K, h.logits, weights=h.W)
     return state.scores("max")
 
 
-def run(h: Heads, method: Method | str, lengths: list[int], **options: Any) -> LayerResult:
+def input_of(h: Heads, lengths: list[int], sample: Sample | None = None) -> LayerInput:
+    return LayerInput(sample or h.sample, h.K, h.V, scores_of(h), lengths)
+
+
+def run(
+    h: Heads, method: Method | str, lengths: list[int], sample: Sample | None = None, **options: Any
+) -> LayerResult:
     method = get(method) if isinstance(method, str) else method
-    options = {"scale": h.scale, "weights": h.W, **options}
-    return compact_layer(method, h.Q, h.K, h.V, scores=scores_of(h), lengths=lengths, **options)
+    return compact_layer(method, input_of(h, lengths, sample), **options)
+
+
+def keeping(h: Heads, nested: bool = False) -> Sample:
+    """A sample that keeps what is found."""
+    return Sample(h.Q, h.W, h.logits, kept=True, nested=nested)
 
 
 def errors(h: Heads, result: LayerResult, Q: torch.Tensor) -> tuple[list[float], list[float]]:
@@ -94,9 +112,8 @@ def test_every_mixture_of_lengths_is_stored_exactly(
 
 def test_keep_is_bit_exact_and_needs_no_queries() -> None:
     h = heads(T=30, n=0 + 4, dtype=torch.bfloat16)
-    result = compact_layer(
-        get("keep"), h.Q[:, :0], h.K, h.V, scores=torch.zeros(2, 30), lengths=[30, 30], scale=1.0
-    )
+    none = Sample(h.Q[:, :0], None, Logits(1.0))
+    result = compact_layer(get("keep"), LayerInput(none, h.K, h.V, torch.zeros(2, 30), [30, 30]))
     assert result.heads.beta is None
     assert torch.equal(result.heads.keys.unpack(), h.K.reshape(60, -1))
     assert torch.equal(result.heads.values.unpack(), h.V.reshape(60, -1))
@@ -124,10 +141,8 @@ def test_pieces_earn_their_place_on_queries_they_did_not_see(regime: str, seed: 
     if regime == "diffuse":
         assert best[1] < 0.85 * attention[1]
         g = torch.Generator().manual_seed(seed)
-        blind = compact_layer(
-            get("highest-attention"), h.Q, h.K, h.V, scores=torch.rand(4, 400, generator=g),
-            lengths=lengths, scale=h.scale, weights=h.W,
-        )  # fmt: skip
+        at_random = replace(input_of(h, lengths), scores=torch.rand(4, 400, generator=g))
+        blind = compact_layer(get("highest-attention"), at_random)
         assert best[1] < 0.9 * sum(errors(h, blind, h.Q_new)[1]) / 4
 
 
@@ -182,31 +197,32 @@ def test_tiles_do_not_change_the_result() -> None:
 
 def test_softcap_and_value_dims_other_than_key_dims() -> None:
     h = heads(T=100, n=150, d=16, dv=6)
-    result = run(h, "omp", [30, 30], softcap=2.0)
+    capped = Sample(h.Q, h.W, Logits(h.scale, 2.0))
+    result = run(h, "omp", [30, 30], capped)
     assert result.heads.values.unpack().shape == (60, 6)
     assert float(result.output_error.max()) < 0.6
-    exact = run(h, "omp", [99, 99], softcap=2.0)
+    exact = run(h, "omp", [99, 99], capped)
     assert float(exact.mass_error.max()) < 0.02
 
 
 def test_mismatched_inputs_are_refused() -> None:
     h = heads(T=40, n=20)
-    good = {"scores": scores_of(h), "lengths": [4, 4], "scale": 1.0}
+    good = replace(input_of(h, [4, 4]), sample=Sample(h.Q, None, Logits(1.0)))
     omp = get("omp")
-    with pytest.raises(ValueError, match="values"):
-        compact_layer(omp, h.Q, h.K, h.V[:, :39], **good)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="queries"):
-        compact_layer(omp, h.Q[..., :3], h.K, h.V, **good)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="reference queries"):
-        compact_layer(omp, h.Q[:, :0], h.K, h.V, **good)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="scores"):
-        compact_layer(omp, h.Q, h.K, h.V, **{**good, "scores": torch.rand(2, 39)})  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="lengths"):
-        compact_layer(omp, h.Q, h.K, h.V, **{**good, "lengths": [4, 41]})  # type: ignore[arg-type]
+
+    def refused(words: str, **changed: Any) -> None:
+        with pytest.raises(ValueError, match=words):
+            compact_layer(omp, replace(good, **changed))
+
+    refused("values", V=h.V[:, :39])
+    refused("queries", sample=Sample(h.Q[..., :3], None, Logits(1.0)))
+    refused("reference queries", sample=Sample(h.Q[:, :0], None, Logits(1.0)))
+    refused("scores", scores=torch.rand(2, 39))
+    refused("lengths", lengths=[4, 41])
     with pytest.raises(ValueError, match="weights"):
-        compact_layer(omp, h.Q, h.K, h.V, weights=h.W[:, :3], **good)  # type: ignore[arg-type]
+        Sample(h.Q, h.W[:, :3], Logits(1.0))
     with pytest.raises(ValueError, match="every key"):
-        compact_layer(get("keep"), h.Q, h.K, h.V, **good)  # type: ignore[arg-type]
+        compact_layer(get("keep"), good)
 
 
 @pytest.fixture
@@ -227,10 +243,11 @@ def knorm() -> Iterator[Method]:
 def test_a_method_of_one_declaration_runs_without_queries(knorm: Method) -> None:
     h = heads(T=50, n=10)
     assert knorm.score is not None
-    scores = knorm.score(ScoreContext(None, h.K, h.V, h.scale))
-    result = compact_layer(
-        get("knorm-for-a-test"), h.Q[:, :0], h.K, h.V, scores=scores, lengths=[6, 2], scale=h.scale
-    )
+    none = Sample(h.Q[:, :0], None, h.logits)
+    context = ScoreContext(none, h.K, h.V)
+    assert (context.Q, context.weights) == (None, None)
+    layer = LayerInput(none, h.K, h.V, knorm.score(context), [6, 2])
+    result = compact_layer(get("knorm-for-a-test"), layer)
     smallest = h.K[0].norm(dim=-1).argsort()[:6].sort().values
     assert result.index[:6].tolist() == smallest.tolist()
     assert torch.equal(result.heads.values.unpack()[:6], h.V[0, smallest])
@@ -257,28 +274,29 @@ def test_a_name_is_registered_once() -> None:
 
 @pytest.mark.parametrize("name", ["omp", "omp-no-bias", "highest-attention", "am-omp"])
 def test_what_is_kept_between_calls_changes_no_result(name: str) -> None:
-    h, known = heads(T=90, n=80), Known(kept=True)
+    h = heads(T=90, n=80)
+    sample = keeping(h)
     method = get(name)
     compact = method.fit or partial(compact_layer, method)
     for lengths in ([30, 12], [9, 4], [90, 5]):
-        options = {"lengths": lengths, "scale": h.scale, "weights": h.W, "softcap": None}
-        alone = compact(h.Q, h.K, h.V, scores=scores_of(h), **options)
-        after = compact(h.Q, h.K, h.V, scores=scores_of(h), known=known, **options)
+        alone = compact(input_of(h, lengths))
+        after = compact(input_of(h, lengths, sample))
         assert torch.equal(alone.index, after.index)
         torch.testing.assert_close(alone.heads.values.unpack(), after.heads.values.unpack())
         torch.testing.assert_close(alone.output_error, after.output_error)
 
 
 def test_a_search_over_ratios_selects_once() -> None:
-    h, known = heads(T=200, n=150), Known(kept=True, nested=True)
-    longer = run(h, "omp", [40, 30], known=known)
-    shorter = run(h, "omp", [11, 30], known=known)
+    h = heads(T=200, n=150)
+    sample = keeping(h, nested=True)
+    longer = run(h, "omp", [40, 30], sample)
+    shorter = run(h, "omp", [11, 30], sample)
     assert set(shorter.index[:11].tolist()) < set(longer.index[:40].tolist())
     assert torch.equal(shorter.index[11:], longer.index[40:])
     # As good as a selection of its own: the order was chosen among more candidates.
     alone = run(h, "omp", [11, 30])
     assert bool((shorter.output_error <= 1.1 * alone.output_error + 0.01).all())
-    assert run(h, "omp", [45, 30], known=known).heads.lengths == (45, 30)
+    assert run(h, "omp", [45, 30], sample).heads.lengths == (45, 30)
 
 
 @pytest.mark.parametrize("room", [1, 1 << 20, 1 << 30])
@@ -289,16 +307,16 @@ def test_layers_together_are_what_they_are_alone(room: int, kept: bool) -> None:
     some.append(heads(H=2, T=80, n=60, d=16, seed=3))
     lengths = [[30, 0, 7], [8, 80], [31, 12]]
     own = Room(1 << 22, room)
-    alone = [
-        run(h, "omp", t, room=own, known=Known(kept=kept))
-        for h, t in zip(some, lengths, strict=True)
-    ]
-    layers = [
-        LayerInput(h.Q, h.K, h.V, scores_of(h), t, h.scale, None, h.W, Known(kept=kept))
-        for h, t in zip(some, lengths, strict=True)
-    ]
+
+    def layers() -> list[LayerInput]:
+        return [
+            input_of(h, t, Sample(h.Q, h.W, h.logits, kept=kept))
+            for h, t in zip(some, lengths, strict=True)
+        ]
+
+    alone = [compact_layer(get("omp"), layer, room=own) for layer in layers()]
     counted: list[int] = []
-    together = dict(compact_layers(get("omp"), layers, room=own, advance=counted.append))
+    together = dict(compact_layers(get("omp"), layers(), room=own, advance=counted.append))
     assert sum(counted) == 7
     for i, theirs in enumerate(alone):
         mine = together[i]

@@ -1,0 +1,201 @@
+"""Reference queries, and the one memo of what their document gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from amcli.matching.scores import Stats, attention_stats
+from amcli.matching.tiles import TILE_ELEMENTS, Logits, working_dtype
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Reference queries of some heads, and what the whole document gives them.
+
+    Q    `[H, n, d]`, post-RoPE, the query heads of a group folded into the rows
+    W    `[H, n]` in (0, 1], the share of each query's mass that is on the document; None: 1
+    lse  `[H, n]`, natural log of its mass on the document
+    Y    `[H, n, dv]`, its attention output over the document
+
+    lse and Y in float32 or float64. Raises ValueError for shapes that do not fit each other.
+    """
+
+    Q: torch.Tensor
+    W: torch.Tensor | None
+    lse: torch.Tensor
+    Y: torch.Tensor
+
+    def __post_init__(self) -> None:
+        check_shapes(self.Q, self.W)
+        if self.lse.shape != self.Q.shape[:2] or self.Y.shape[:2] != self.Q.shape[:2]:
+            raise ValueError(
+                f"{tuple(self.lse.shape)} masses and {tuple(self.Y.shape)} outputs for "
+                f"{tuple(self.Q.shape)} queries"
+            )
+
+    @classmethod
+    def over(
+        cls,
+        Q: torch.Tensor,
+        W: torch.Tensor | None,
+        K: torch.Tensor,
+        V: torch.Tensor,
+        logits: Logits,
+        tile: int = TILE_ELEMENTS,
+    ) -> Queries:
+        """Queries with what the document `K [H, T, d]`, `V [H, T, dv]` gives them, found now.
+
+        `Q [H, n, d]`, `W [H, n]` or None; `n` may be 0. Raises ValueError for other shapes.
+        """
+        check_shapes(Q, W, K)
+        if Q.shape[1]:
+            return cls(Q, W, *attention_stats(Q, K, V, logits, tile=tile))
+        dtype = working_dtype(Q, K)
+        Y = Q.new_zeros((Q.shape[0], 0, V.shape[2]), dtype=dtype)
+        return cls(Q, W, Q.new_zeros(Q.shape[:2], dtype=dtype), Y)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Queries]) -> Queries:
+        """The heads of all of them, one after another."""
+        weights = [x.W for x in parts if x.W is not None]
+        if weights and len(weights) < len(parts):
+            raise ValueError("queries with weights and without")
+        return cls(
+            torch.cat([x.Q for x in parts]),
+            torch.cat(weights) if weights else None,
+            torch.cat([x.lse for x in parts]),
+            torch.cat([x.Y for x in parts]),
+        )
+
+    @property
+    def count(self) -> int:
+        """Queries of each head."""
+        return self.Q.shape[1]
+
+    @property
+    def weights(self) -> torch.Tensor:
+        """W, or ones, `[H, n]`."""
+        return torch.ones_like(self.lse) if self.W is None else self.W
+
+    def of(self, heads: list[int]) -> Queries:
+        """Those of some heads."""
+        W = None if self.W is None else self.W[heads]
+        return Queries(self.Q[heads], W, self.lse[heads], self.Y[heads])
+
+
+class Sample:
+    """The reference queries of one layer, and the one memo of what compactions with them find.
+
+    Q `[H, n, d]`, W `[H, n]` or None (1), the logits' scale and softcap; `n` is 0 for a method
+    that wants no queries. All calls are to be about the same keys and values.
+
+    What the document gives the sample is found in one place (`Queries.over`) and kept in this one:
+    once it is known, as a reference pass knows it (`truth`), it stays. Where it is not, it is kept
+    only if `kept`, for methods and ratios to come: Y is as large as the queries, in float32. Else
+    the sample `waits`: a compaction of many layers finds it bucket by bucket, and forgets it.
+
+    kept    whether what is found stays: what the document gives, and what `once` makes
+    nested  every order of selection is kept too, and a shorter one is the beginning of a longer
+            one, so that a search over ratios selects once. Only for calls with one method and one
+            seed; the longer order was chosen among more candidates, so that what is selected may
+            differ a little from what a call by itself selects.
+
+    Raises ValueError for weights that do not fit the queries.
+    """
+
+    def __init__(
+        self,
+        Q: torch.Tensor,
+        W: torch.Tensor | None,
+        logits: Logits,
+        *,
+        truth: Stats | None = None,
+        kept: bool = False,
+        nested: bool = False,
+    ) -> None:
+        check_shapes(Q, W)
+        self.Q = Q
+        self.W = W
+        self.logits = logits
+        self.kept = kept
+        self.nested = nested
+        self._asked = None if truth is None else Queries(Q, W, *truth)
+        self._found: dict[Hashable, torch.Tensor] = {}
+        self._orders: dict[int, torch.Tensor] = {}  # head -> positions, best first
+
+    @classmethod
+    def joined(cls, parts: Sequence[Sample]) -> Sample:
+        """The queries of all of them, one after another; nothing is known of them together."""
+        W = None
+        if any(x.W is not None for x in parts):
+            W = torch.cat([x.weights for x in parts], dim=1)
+        return cls(torch.cat([x.Q for x in parts], dim=1), W, parts[-1].logits)
+
+    @property
+    def weights(self) -> torch.Tensor:
+        """W, or ones in float32, `[H, n]`."""
+        return torch.ones(self.Q.shape[:2], device=self.Q.device) if self.W is None else self.W
+
+    @property
+    def waits(self) -> bool:
+        """Whether what the document gives is neither known nor would be kept."""
+        return self._asked is None and not self.kept
+
+    def queries(self, K: torch.Tensor, V: torch.Tensor, tile: int = TILE_ELEMENTS) -> Queries:
+        """All heads' queries with what the document `K [H, T, d]`, `V [H, T, dv]` gives them.
+
+        Raises ValueError for keys of other heads or of another size.
+        """
+        if self._asked is not None:
+            return self._asked
+        found = Queries.over(self.Q, self.W, K, V, self.logits, tile)
+        if self.kept:
+            self._asked = found
+        return found
+
+    def once(self, name: Hashable, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What `make` gives, from an earlier call of that name where there was one."""
+        if name in self._found:
+            return self._found[name]
+        found = make()
+        if self.kept:
+            self._found[name] = found
+        return found
+
+    def order(self, head: int, length: int) -> torch.Tensor | None:
+        """At least `length` positions of a head, best first; None where they are not known."""
+        found = self._orders.get(head)
+        return found if found is not None and len(found) >= length else None
+
+    def remember(self, head: int, order: torch.Tensor) -> None:
+        """The order of a head, for calls to come."""
+        if self.nested:
+            self._orders[head] = order
+
+
+def check_shapes(Q: torch.Tensor, W: torch.Tensor | None, K: torch.Tensor | None = None) -> None:
+    """Raises ValueError unless `Q [H, n, d]`, `W [H, n]` or None and `K [H, T, d]`, if any, fit."""
+    if K is not None and (Q.ndim != 3 or Q.shape[0] != K.shape[0] or Q.shape[2] != K.shape[2]):
+        raise ValueError(f"{tuple(Q.shape)} queries for {tuple(K.shape)} keys")
+    if Q.ndim != 3:
+        raise ValueError(f"queries of shape {tuple(Q.shape)}, not [H, n, d]")
+    if W is not None and W.shape != Q.shape[:2]:
+        raise ValueError(f"{tuple(W.shape)} weights for {tuple(Q.shape)} queries")
+
+
+def orders(owners: Sequence[tuple[Sample, int]], lengths: Sequence[int]) -> torch.Tensor | None:
+    """`[heads, longest]`, the first `lengths` of each row real; None where not all are known.
+
+    `owners`: the sample of each head's layer, and the head's number there.
+    """
+    found = [sample.order(head, t) for (sample, head), t in zip(owners, lengths, strict=True)]
+    rows = [x for x in found if x is not None]
+    if len(rows) < len(found):
+        return None
+    longest = max(lengths)
+    return torch.stack(
+        [torch.nn.functional.pad(x[:longest], (0, longest - len(x[:longest]))) for x in rows]
+    )
