@@ -9,6 +9,7 @@ import torch
 from synthetic_heads import Heads, heads
 from test_matching_layers import errors, run
 
+from amcli.entries.matrix import Numbers
 from amcli.entries.stores import quantizer_of
 
 METHODS = ["omp", "omp-no-bias", "highest-attention"]
@@ -96,7 +97,8 @@ def test_equal_keys_give_the_mean_value(name: str) -> None:
     h = equal_keys(heads(T=96, n=80))
     result = run(h, name, [24, 24])
     _, fitted = errors(h, result, h.Q)
-    original = replace(result, heads=replace(result.heads, values=h.V[:, :24].flatten(0, 1)))
+    first = Numbers(h.V[:, :24].flatten(0, 1))
+    original = replace(result, heads=replace(result.heads, values=first))
     _, kept = errors(h, original, h.Q)
     assert max(fitted) <= max(kept) + 0.05
 

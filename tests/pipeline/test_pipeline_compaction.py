@@ -58,9 +58,10 @@ def test_a_stored_context_answers_like_the_one_in_memory(
         prefix = stored.cache.layers[i].prefix
         assert prefix is not None
         assert prefix.lengths == heads.lengths
-        read, made = prefix.unpack(), heads.unpack()
-        for name in ("keys", "values", "beta"):
-            torch.testing.assert_close(getattr(read, name), getattr(made, name), rtol=0, atol=0)
+        read, made = prefix.unpack().tensors(), heads.unpack().tensors()
+        assert list(read) == list(made) == ["keys", "values", "beta"]
+        for name, tensor in read.items():
+            torch.testing.assert_close(tensor, made[name], rtol=0, atol=0)
     ask = "Who lives here?"
     compacted_there = replace(context, cache=shared(context, compacted.layers))
     answers = [list(Session(c, max_tokens=12).ask(ask)) for c in (stored, compacted_there)]
