@@ -19,6 +19,7 @@ from amcli.entries.stores import Quantizer, quantizer_of, register
 from amcli.models.attend import attend
 from amcli.models.sharding import Shard
 from amcli.pipeline.compaction.compacting import compact
+from amcli.pipeline.compaction.plan import Target
 from amcli.pipeline.compaction.request import Request
 from amcli.pipeline.contexts.context import full_layers
 from amcli.pipeline.contexts.joining import join
