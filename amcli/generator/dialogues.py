@@ -15,7 +15,7 @@ from random import Random
 from amcli.generator.documents import Document, Fact
 from amcli.pipeline.queries.prompts import ASK
 
-KINDS = ("direct", "reverse", "two-hop")
+QUESTION_KINDS = ("direct", "reverse", "two-hop")
 
 _READ = ("I have read it.", "Noted.", "Thank you, I have read the document.", "Understood.")
 
@@ -154,9 +154,9 @@ def turns(document: Document, rng: Random) -> Iterator[Turn]:
         yield Turn("", rng.choice(_READ), 1.0, "read")
     while True:
         if rng.random() < 0.08:
-            asked = questioner.draw(rng, rng.choice(KINDS))
+            asked = questioner.draw(rng, rng.choice(QUESTION_KINDS))
             if asked is not None:
                 yield Turn(ASK, asked.question, ASK_WEIGHT, "ask")
-        question = questioner.draw(rng, rng.choices(KINDS, (35, 35, 30))[0])
+        question = questioner.draw(rng, rng.choices(QUESTION_KINDS, (35, 35, 30))[0])
         if question is not None:
             yield Turn(question.question, question.answer, ANSWER_WEIGHT, question.kind)

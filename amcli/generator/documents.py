@@ -13,7 +13,7 @@ from random import Random
 
 from amcli.generator import filler
 from amcli.generator import words as w
-from amcli.generator.schema import KINDS, PERSON, SERVICE, SITE, Attribute, Kind
+from amcli.generator.schema import ENTITIES, PERSON, SERVICE, SITE, Attribute, Kind
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def _scattered(rng: Random, entities: list[_Entity]) -> Iterator[Block]:
 
 def _chapter(rng: Random, world: _World, dry: float) -> Iterator[Block]:
     """A heading and some entities in one layout, with `dry` filler paragraphs between."""
-    kind = rng.choices(KINDS, _KIND_WEIGHTS)[0]
+    kind = rng.choices(ENTITIES, _KIND_WEIGHTS)[0]
     entities = [world.entity(kind) for _ in range(rng.randint(3, 8))]
     if rng.random() < 0.7:
         yield Block(rng.choice(("## ", "")) + rng.choice(_HEADINGS[kind.name]))

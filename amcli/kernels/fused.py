@@ -16,18 +16,19 @@ import torch
 
 
 class Fused:
-    """The kernels of one module, imported when they are first needed.
+    """The kernels of one module, which may be given by its name: then it is imported when they are
+    first needed.
 
     what    what they are for, as a warning should name it
     broken  why they cannot run here, once they could not: the plain path takes over for good
     """
 
-    def __init__(self, what: str, module: str) -> None:
+    def __init__(self, what: str, module: str | ModuleType) -> None:
         self.what = what
         self.broken: list[str] = []
-        self._name = module
-        self._module: ModuleType | None = None
-        self._looked = False
+        self._name = module if isinstance(module, str) else ""
+        self._module = None if isinstance(module, str) else module
+        self._looked = self._module is not None
 
     def module(self) -> ModuleType | None:
         """The module; None where Triton is not installed, or the kernels failed before."""

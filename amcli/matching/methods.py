@@ -252,7 +252,7 @@ class Method:
         return OmpSettings(self.target, self.gamma, self.panel, self.candidates, seed=seed)
 
 
-_REGISTRY: dict[str, Method] = {}
+REGISTRY: dict[str, Method] = {}
 """The methods that are loaded, and those that this process has registered itself."""
 
 
@@ -260,18 +260,18 @@ def register(method: Method) -> Method:
     """Add a method for this process and return it. Raises ValueError for a name already taken."""
     if method.name in names():
         raise ValueError(f"method {method.name!r} is registered twice")
-    _REGISTRY[method.name] = method
+    REGISTRY[method.name] = method
     return method
 
 
 def names() -> list[str]:
     """Names of all methods: built-in ones (the default first), registered ones, plug-ins."""
-    return list(dict.fromkeys([*METHODS, *_REGISTRY, *plugins.names()]))
+    return list(dict.fromkeys([*METHODS, *REGISTRY, *plugins.names()]))
 
 
 def loaded() -> list[Method]:
     """The methods that were asked for, or registered, so far."""
-    return list(_REGISTRY.values())
+    return list(REGISTRY.values())
 
 
 def get(name: str, also: Sequence[str] = ()) -> Method:
@@ -283,8 +283,8 @@ def get(name: str, also: Sequence[str] = ()) -> Method:
     another package that cannot be loaded, with the package and the cause. Where a package brings a
     name that is built in, the built-in method is taken, with a warning.
     """
-    if name in _REGISTRY:
-        return _REGISTRY[name]
+    if name in REGISTRY:
+        return REGISTRY[name]
     brought = [plugin for plugin in plugins.plugins() if plugin.name == name]
     if name in METHODS:
         for plugin in brought:
@@ -303,7 +303,7 @@ def get(name: str, also: Sequence[str] = ()) -> Method:
             field="method",
             method=name,
         )
-    _REGISTRY[name] = method
+    REGISTRY[name] = method
     return method
 
 

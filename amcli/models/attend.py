@@ -98,7 +98,7 @@ def attend_with_mass(
         raise ValueError(f"a prefix for {len(prefix.batch)} rows, queries of {B}")
     scaling = d**-0.5 if scaling is None else scaling
     if prefix is not None and query.is_cuda:
-        found = _by_kernels(query, prefix, keys, values, scaling, softcap, sinks, live)
+        found = by_kernels(query, prefix, keys, values, scaling, softcap, sinks, live)
         if found is not None:
             return found, None
     if prefix is not None and prefix.batch is not None:
@@ -140,7 +140,7 @@ _STREAM_PROGRAMS = 64
 """Blocks of 64 queries, over all heads, from which on a GPU is busy with one program for each."""
 
 
-def _by_kernels(query: torch.Tensor, prefix: Prefix, *arguments: Any) -> torch.Tensor | None:
+def by_kernels(query: torch.Tensor, prefix: Prefix, *arguments: Any) -> torch.Tensor | None:
     """What the kernels compute, or None where they are missing, decline or do not compile."""
 
     def run(kernels: ModuleType) -> torch.Tensor | None:
@@ -271,7 +271,7 @@ def _stock(
     plain = seen.window is None and seen.live is None
     # The half-precision flash kernels know causal masks and grouped heads; any other combination
     # may fall back to a kernel that holds all scores, so it is tiled.
-    if plain and m > 1 and _flash(q, values):
+    if plain and m > 1 and flash_takes(q, values):
         bias = causal_lower_right(m, seen.n)
         rows = q.reshape(B, H * g, m, d)
         out = scaled_dot_product_attention(
@@ -291,7 +291,7 @@ def _stock(
     return out
 
 
-def _flash(q: torch.Tensor, values: torch.Tensor) -> bool:
+def flash_takes(q: torch.Tensor, values: torch.Tensor) -> bool:
     half = q.dtype in (torch.float16, torch.bfloat16)
     return q.is_cuda and half and q.shape[-1] == values.shape[-1] <= 256
 

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from amcli.errors import UsageError
-from amcli.models.state import EMPTY, KINDS
+from amcli.models.state import EMPTY, STATEFUL
 
 SUPPORTED = "amkv works with decoder-only models with softmax attention, such as Qwen/Qwen3-4B"
 
@@ -115,13 +115,13 @@ def refuse_unsupported(config: PreTrainedConfig) -> None:
     if vars(text).get("kv_lora_rank") is not None:
         refuse(name, "it uses multi-head latent attention (MLA), which caches latents")
     kinds = set(getattr(text, "layer_types", None) or ())
-    other = sorted(kinds - ATTENTION - KINDS - EMPTY)
+    other = sorted(kinds - ATTENTION - STATEFUL - EMPTY)
     if other:
         reason = _REASONS.get(other[0], "which amkv does not know")
         refuse(name, f"it has {other[0]} layers, {reason}")
     if kinds and not kinds & ATTENTION:
         refuse(name, "all of its layers keep a state instead of keys and values")
-    if kinds & KINDS and getattr(text, "number_of_conv_states", 1) != 1:
+    if kinds & STATEFUL and getattr(text, "number_of_conv_states", 1) != 1:
         refuse(name, "its layers keep several states")
     if "reuse" in (getattr(text, "kv_sharing_modes", None) or ()) or (
         getattr(text, "num_kv_shared_layers", None)

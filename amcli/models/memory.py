@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from amcli.errors import OutOfMemoryError
 from amcli.models.geometry import LayerGeometry
-from amcli.models.state import EMPTY, KINDS
+from amcli.models.state import EMPTY, STATEFUL
 from amcli.system.units import bytes_text
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -195,7 +195,7 @@ def layers_of(config: PreTrainedConfig) -> tuple[LayerGeometry, ...] | None:
     kinds = fields.get("layer_types")
     if kinds is None:
         return (full,) * layers
-    kept = [kind for kind in kinds if kind not in KINDS | EMPTY]
+    kept = [kind for kind in kinds if kind not in STATEFUL | EMPTY]
     window = _count(fields.get("sliding_window")) or 1
     tail = LayerGeometry("sliding", heads, dim, dim, window)
     return tuple(tail if kind == "sliding_attention" else full for kind in kept)

@@ -27,7 +27,7 @@ from amcli.models.geometry import (
     rope_parameters,
 )
 from amcli.models.lengths import trained_length
-from amcli.models.state import EMPTY, KINDS, StateLayer
+from amcli.models.state import EMPTY, STATEFUL, StateLayer
 
 
 def probe(model: PreTrainedModel) -> ModelGeometry:
@@ -70,7 +70,7 @@ def probe(model: PreTrainedModel) -> ModelGeometry:
 def _states(model: PreTrainedModel) -> tuple[int, ...]:
     """The layers that cache no keys and values, by what the configuration calls them."""
     kinds = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
-    return tuple(i for i, kind in enumerate(kinds) if kind in KINDS | EMPTY)
+    return tuple(i for i, kind in enumerate(kinds) if kind in STATEFUL | EMPTY)
 
 
 def _require_going_on(model: PreTrainedModel, geometry: ModelGeometry) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import LinearAttentionLayer
 
-KINDS = frozenset({"conv", "linear_attention"})
+STATEFUL = frozenset({"conv", "linear_attention"})
 """What configurations call layers with one such state."""
 
 EMPTY = frozenset({"mlp", "moe"})

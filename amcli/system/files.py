@@ -24,7 +24,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 AHEAD = "amkv-read-ahead"
 """The name of threads that read ahead."""
 
-_PIECE = 4 * 2**20
+PIECE = 4 * 2**20
 _LONGEST_HEADER = 2**32  # no text file begins with eight bytes that mean so small a number
 
 
@@ -86,8 +86,8 @@ def read_ahead(path: str | os.PathLike[str]) -> None:
     def ahead() -> None:
         with suppress(OSError), open(path, "rb", buffering=0) as file:
             # In small pieces: of a large one systems read the beginning only.
-            for start in range(0, os.fstat(file.fileno()).st_size, _PIECE):
-                advise(file.fileno(), start, _PIECE, os.POSIX_FADV_WILLNEED)
+            for start in range(0, os.fstat(file.fileno()).st_size, PIECE):
+                advise(file.fileno(), start, PIECE, os.POSIX_FADV_WILLNEED)
 
     Thread(target=ahead, daemon=True, name=AHEAD).start()
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from amcli.generator.dialogues import KINDS, Question, Questioner
+from amcli.generator.dialogues import QUESTION_KINDS, Question, Questioner
 from amcli.generator.documents import generate
 from amcli.generator.tokens import Sampler
 from amcli.models.loading import LoadedModel, load
@@ -81,13 +81,15 @@ def draw(text_tokens: int, index: int, sampler: Sampler, count: int) -> tuple[st
     seed = f"eval/pocket/{text_tokens}/{index}"
     document = generate(seed, text_tokens, sampler.measure, len(sampler.blank))
     questioner, rng = Questioner(document), Random(f"{seed}/questions")
-    return document.text, [q for kind in KINDS for q in questioner.distinct(rng, kind, count)]
+    return document.text, [
+        q for kind in QUESTION_KINDS for q in questioner.distinct(rng, kind, count)
+    ]
 
 
 def evaluate(loaded: LoadedModel, length: int, documents: int, count: int) -> Measured:
     """Asks up to `count` questions of each kind about each of `documents` documents."""
     sampler = Sampler(Tokenizer.from_file(str(folder() / "tokenizer.json")))
-    found = Measured([], {kind: Score() for kind in KINDS}, [])
+    found = Measured([], {kind: Score() for kind in QUESTION_KINDS}, [])
     nothing = prefill(loaded, Source("nothing", ""))
     for index in range(documents):
         text, questions = draw(length, index, sampler, count)

@@ -25,7 +25,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from amcli.generator.dialogues import KINDS
+from amcli.generator.dialogues import QUESTION_KINDS
 from amcli.generator.tokens import (
     CHAT_TEMPLATE,
     END,
@@ -195,8 +195,8 @@ def recall(
     Teacher-forced: if every token of an answer and its end is the most likely one, greedy
     decoding yields exactly that answer.
     """
-    right = dict.fromkeys(KINDS, 0)
-    asked = dict.fromkeys(KINDS, 0)
+    right = dict.fromkeys(QUESTION_KINDS, 0)
+    asked = dict.fromkeys(QUESTION_KINDS, 0)
     for index in range(samples):
         sample = sampler.sample(f"{tag}/{length}/{index}", length)
         ids = torch.tensor([sample.ids], device=device)
@@ -206,7 +206,7 @@ def recall(
             if kind in asked:
                 asked[kind] += 1
                 right[kind] += best[first - 1 : last - 1] == sample.ids[first:last]
-    return {kind: round(right[kind] / max(1, asked[kind]), 4) for kind in KINDS}
+    return {kind: round(right[kind] / max(1, asked[kind]), 4) for kind in QUESTION_KINDS}
 
 
 class Run:

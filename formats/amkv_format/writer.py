@@ -26,7 +26,7 @@ from amkv_format.layout import check_tensors, compaction_ratio, payload_hash
 from amkv_format.manifest import check_manifest, complete
 from amkv_format.reader import AmkvFile
 
-_MOVE_CHUNK = 4 * 2**20
+MOVE_CHUNK = 4 * 2**20
 
 
 class _Slot:
@@ -121,7 +121,7 @@ class Writer:
                 f"{name} takes {slot.spec.nbytes} bytes, was given {slot.filled + view.nbytes}"
             )
         with self._moving:
-            _write_at(self._opened(), self._payload_offset + slot.begin + slot.filled, view)
+            write_at(self._opened(), self._payload_offset + slot.begin + slot.filled, view)
         slot.digest.update(view)
         slot.filled += view.nbytes
 
@@ -179,7 +179,7 @@ class Writer:
         elif len(header) > self._payload_offset:
             _move(file, self._payload_offset, self._payload_bytes, len(header))
             self._payload_offset = len(header)
-        _write_at(file, 0, memoryview(header))
+        write_at(file, 0, memoryview(header))
 
 
 def write_file(
@@ -211,7 +211,7 @@ def _place(specs: Sequence[TensorSpec]) -> dict[str, _Slot]:
     return slots
 
 
-def _write_at(file: io.FileIO, offset: int, view: memoryview) -> None:
+def write_at(file: io.FileIO, offset: int, view: memoryview) -> None:
     """Writes all of `view`: the system may take less than it was given."""
     file.seek(offset)
     while view.nbytes:
@@ -222,7 +222,7 @@ def _move(file: io.FileIO, start: int, count: int, target: int) -> None:
     """Moves `count` bytes at `start` up to `target`, last bytes first: the ranges overlap."""
     end = count
     while end:
-        begin = max(0, end - _MOVE_CHUNK)
+        begin = max(0, end - MOVE_CHUNK)
         file.seek(start + begin)
         chunk = bytearray()
         while len(chunk) < end - begin:
@@ -230,5 +230,5 @@ def _move(file: io.FileIO, start: int, count: int, target: int) -> None:
             if not piece:
                 raise OSError(errno.EIO, "the temporary file was changed by somebody else")
             chunk += piece
-        _write_at(file, target + begin, memoryview(chunk))
+        write_at(file, target + begin, memoryview(chunk))
         end = begin

@@ -57,7 +57,7 @@ def test_each_method_is_where_the_catalogue_says(name: str) -> None:
 
 def test_methods_are_those_of_the_catalogue(monkeypatch: pytest.MonkeyPatch) -> None:
     """But for those of packages that happen to be installed."""
-    monkeypatch.setattr(methods, "_REGISTRY", {})
+    monkeypatch.setattr(methods, "REGISTRY", {})
     monkeypatch.setattr("amcli.matching.plugins.plugins", list)
     assert methods.names() == [*catalogue.METHODS]
     assert next(iter(catalogue.METHODS)) == catalogue.DEFAULT == Request().method

@@ -54,7 +54,7 @@ def install(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     """Installs a package for this process: `install(name, source, method=":ATTRIBUTE")`."""
     site.mkdir()
     monkeypatch.syspath_prepend(str(site))
-    monkeypatch.setattr(methods, "_REGISTRY", {})
+    monkeypatch.setattr(methods, "REGISTRY", {})
     before = set(sys.modules)
 
     def run(package: str, source: str, **names: str) -> None:

@@ -49,15 +49,14 @@ def test_kernels_that_cannot_run_are_one_line_and_other_warnings_none(
     def describe(*arguments: object) -> dict[str, object]:
         warnings.warn("of some library", UserWarning, stacklevel=2)
         assert (
-            attend._by_kernels(torch.zeros(1), Entries.of(*[torch.zeros(0, 1)] * 2, None, (0,)))
+            attend.by_kernels(torch.zeros(1), Entries.of(*[torch.zeros(0, 1)] * 2, None, (0,)))
             is None
         )
         return found(*arguments)
 
     found = inspect.describe
     monkeypatch.setattr(inspect, "describe", describe)
-    broken = Fused("attention", "")
-    broken._module, broken._looked = Kernels, True  # type: ignore[assignment]
+    broken = Fused("attention", Kernels)  # type: ignore[arg-type]
     monkeypatch.setattr(attend, "KERNELS", broken)
     file = Path(__file__).parents[2] / "formats" / "vectors" / "good" / "compact-f32.amkv"
     done = amkv("inspect", file)
@@ -79,7 +78,7 @@ def test_a_full_disk(
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(amkv_format.writer, "_write_at", full)
+    monkeypatch.setattr(amkv_format.writer, "write_at", full)
     done = amkv(*words, "--force", *(["--method", "keep"] if words[0] == "compact" else []))
     assert done.code == 5
     assert "no space left to write" in done.errors[0]

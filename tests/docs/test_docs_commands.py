@@ -76,7 +76,7 @@ def test_the_method_of_contributing_works(folder: Path, monkeypatch: pytest.Monk
     lines = [f"[{group}]", *(f"{name} = {place}" for name, place in names.items())]
     (info / "entry_points.txt").write_text("\n".join(lines))
     monkeypatch.syspath_prepend(str(folder / "site"))
-    monkeypatch.setattr(methods, "_REGISTRY", {})
+    monkeypatch.setattr(methods, "REGISTRY", {})
     for command in to_run(METHOD):
         run(command, monkeypatch)
     assert methods.get("value-norm").score.__module__ == "value_norm"  # type: ignore[union-attr]

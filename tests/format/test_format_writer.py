@@ -100,7 +100,7 @@ def test_a_wrong_ratio_is_refused(tmp_path: Path) -> None:
 def test_any_room_for_the_manifest_gives_the_same_contents(
     room: int, move_chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "_MOVE_CHUNK", move_chunk)
+    monkeypatch.setattr(writer, "MOVE_CHUNK", move_chunk)
     described, contents = sample()
     with Writer(tmp_path / "f.amkv", [spec for spec, _ in contents], room=room) as out:
         fill(out, contents)

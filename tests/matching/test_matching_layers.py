@@ -237,7 +237,7 @@ def knorm() -> Iterator[Method]:
             selection="top", mass="none", values="original",
         )
     )  # fmt: skip
-    del methods._REGISTRY["knorm-for-a-test"]
+    del methods.REGISTRY["knorm-for-a-test"]
 
 
 def test_a_method_of_one_declaration_runs_without_queries(knorm: Method) -> None:

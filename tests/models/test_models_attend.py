@@ -122,7 +122,7 @@ def test_the_branch_for_flash_kernels_is_lower_right_causal(
     m: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the CPU the same call materialises its mask; what it must mean is the same."""
-    monkeypatch.setattr(module, "_flash", lambda q, values: True)
+    monkeypatch.setattr(module, "flash_takes", lambda q, values: True)
     query, _, keys, values = case(2, 4, 2, m, 9, None)
     got = attend(query, None, keys, values, scaling=0.4)
     want = reference(query, None, keys, values, scaling=0.4)

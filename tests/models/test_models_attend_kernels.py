@@ -170,9 +170,9 @@ def test_a_long_chunk_of_queries_is_taken_in_slices_of_bounded_memory(
     case = Case(query, prefix, keys, values, {"scaling": 0.3, "live": torch.rand(1, 81) > 0.3})
     monkeypatch.setattr(launch, "PART_BYTES", 10_000)
     sizes: list[int] = []
-    one = launch._launch
+    one = launch.launch
     monkeypatch.setattr(
-        launch, "_launch", lambda *args: sizes.append(args[0].shape[2]) or one(*args)
+        launch, "launch", lambda *args: sizes.append(args[0].shape[2]) or one(*args)
     )
     assert_close(case.fast(), case.plain())
     assert len(sizes) > 3
@@ -260,9 +260,7 @@ def kernels_that(raise_error: Exception | None) -> Any:
 
 def given(kernels: Any) -> Fused:
     """What is chosen where those are the kernels."""
-    found = Fused("attention", "")
-    found._module, found._looked = kernels, True
-    return found
+    return Fused("attention", kernels)
 
 
 def test_kernels_are_launched_on_the_device_of_the_queries(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +282,7 @@ def test_kernels_are_launched_on_the_device_of_the_queries(monkeypatch: pytest.M
     monkeypatch.setattr(torch.cuda, "device_of", device_of)
     monkeypatch.setattr(module, "KERNELS", given(Kernels))
     query, prefix = torch.randn(1, 2, 1, 8), entries((3,), 8, 8, torch.float32, "native", False)
-    assert module._by_kernels(query, prefix) is query
+    assert module.by_kernels(query, prefix) is query
     assert current == []
 
 
@@ -304,18 +302,18 @@ def test_where_kernels_do_not_compile_the_plain_path_takes_over_with_one_warning
     query, prefix = torch.randn(1, 2, 1, 8), entries((3,), 8, 8, torch.float32, "native", False)
     arguments = (torch.randn(1, 1, 2, 8), torch.randn(1, 1, 2, 8), 1.0, None, None, None)
     monkeypatch.setattr(module, "KERNELS", given(kernels_that(None)))
-    assert module._by_kernels(query, prefix, *arguments) is not None
-    assert module._by_kernels(query.expand(2, -1, -1, -1), prefix, *arguments) is None
+    assert module.by_kernels(query, prefix, *arguments) is not None
+    assert module.by_kernels(query.expand(2, -1, -1, -1), prefix, *arguments) is None
 
     full = kernels_that(torch.OutOfMemoryError("full"))
     monkeypatch.setattr(module, "KERNELS", given(full))
     with pytest.raises(torch.OutOfMemoryError):
-        module._by_kernels(query, prefix, *arguments)
+        module.by_kernels(query, prefix, *arguments)
 
     failing = kernels_that(RuntimeError("Failed to find C compiler"))
     monkeypatch.setattr(module, "KERNELS", given(failing))
     for _ in range(3):
-        assert module._by_kernels(query, prefix, *arguments) is None
+        assert module.by_kernels(query, prefix, *arguments) is None
     assert [str(w.message) for w in recwarn] == [
         "the attention kernels cannot run here, so it takes longer: "
         "RuntimeError: Failed to find C compiler"
@@ -326,5 +324,5 @@ def test_the_processor_keeps_to_plain_pytorch(monkeypatch: pytest.MonkeyPatch) -
     def unexpected(*arguments: Any) -> None:
         raise RuntimeError("kernels on the CPU")
 
-    monkeypatch.setattr(module, "_by_kernels", unexpected)
+    monkeypatch.setattr(module, "by_kernels", unexpected)
     assert random_case(3, [torch.float32], 1).plain().isfinite().all()

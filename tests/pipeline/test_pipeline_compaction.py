@@ -200,7 +200,7 @@ def test_a_full_disk_is_one_line(
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(writer, "_write_at", full)
+    monkeypatch.setattr(writer, "write_at", full)
     with pytest.raises(OutOfMemoryError, match="no space left"):
         write_artifact(tmp_path / "x.amkv", {}, context.ids, [])
     assert list(tmp_path.iterdir()) == []

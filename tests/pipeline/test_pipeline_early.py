@@ -132,7 +132,7 @@ def test_what_fails_in_the_background_is_said(
     def make() -> None:
         with NewArtifact(tmp_path / "a.amkv") as new:
             new.begin([spec("x", x)])
-            monkeypatch.setattr(writer, "_write_at", full)
+            monkeypatch.setattr(writer, "write_at", full)
             new.put("x", x)
             new.finish({})
 

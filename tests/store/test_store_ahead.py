@@ -27,7 +27,7 @@ def test_all_of_a_file_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(os, "posix_fadvise", advise, raising=False)
     monkeypatch.setattr(os, "POSIX_FADV_WILLNEED", 3, raising=False)
-    monkeypatch.setattr(files, "_PIECE", 7)
+    monkeypatch.setattr(files, "PIECE", 7)
     (tmp_path / "f").write_bytes(bytes(30))
     read_ahead(tmp_path / "f")
     wait()

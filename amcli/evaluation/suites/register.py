@@ -12,7 +12,7 @@ from random import Random
 
 from amcli.evaluation.suites.base import Document, Measure, Question, Suite, Wanted
 from amcli.generator import filler
-from amcli.generator.dialogues import KINDS, Questioner
+from amcli.generator.dialogues import QUESTION_KINDS, Questioner
 from amcli.generator.documents import Block, blocks, cut
 
 QUESTIONS = 10
@@ -40,7 +40,7 @@ def documents(wanted: Wanted, sparse: bool = False) -> Iterator[Document]:
         questioner, rng = Questioner(document), Random(f"{seed}/questions")
         asked = tuple(
             Question(found.question, found.answer, kind)
-            for kind in KINDS
+            for kind in QUESTION_KINDS
             for found in questioner.distinct(rng, kind, count)
         )
         if asked:  # a short document may state nothing that can be asked

@@ -67,7 +67,7 @@ def attend_prefix(
     work = _Work.of(prefix, query.dtype, B, H, Hq // H * m, n)
     step = max(16, m * PART_BYTES // max(1, work.parts * dv * 4))
     if m <= step:
-        return _launch(query, entries, keys, values, scaling, softcap, sinks, live, work)
+        return launch(query, entries, keys, values, scaling, softcap, sinks, live, work)
     slices = []
     for start in range(0, m, step):
         stop = min(start + step, m)
@@ -75,7 +75,7 @@ def attend_prefix(
         part = _Work.of(prefix, query.dtype, B, H, Hq // H * (stop - start), upto)
         seen = None if live is None else live[:, :upto]
         now = (query[:, :, start:stop], entries, keys[:, :, :upto], values[:, :, :upto])
-        slices.append(_launch(*now, scaling, softcap, sinks, seen, part))
+        slices.append(launch(*now, scaling, softcap, sinks, seen, part))
     return torch.cat(slices, dim=1)
 
 
@@ -133,7 +133,7 @@ class _Work:
         )
 
 
-def _launch(
+def launch(
     query: torch.Tensor,
     entries: Entries,
     keys: torch.Tensor,
