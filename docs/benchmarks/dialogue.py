@@ -18,7 +18,7 @@ from typing import Any
 
 from record import about
 
-from amcli.generator.dialogues import KINDS, Question, Questioner
+from amcli.generator.dialogues import QUESTION_KINDS, Question, Questioner
 from amcli.generator.documents import Document, generate
 from amcli.models.loading import LoadedModel, load
 from amcli.pipeline.compaction.compacting import compact
@@ -57,7 +57,7 @@ def asked(documents: list[Document], seed: int, count: int) -> list[list[Questio
         own.reversible = [
             f for f in right.reversible if (f.subject, f.attribute.name, f.value) in mine
         ]
-        found.append([q for kind in KINDS[:2] for q in own.distinct(rng, kind, count)])
+        found.append([q for kind in QUESTION_KINDS[:2] for q in own.distinct(rng, kind, count)])
     return found
 
 

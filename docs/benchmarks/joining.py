@@ -16,7 +16,7 @@ from record import about
 
 from amcli.evaluation.forcing import Limits, Teacher, tokenize
 from amcli.evaluation.suites.base import Question
-from amcli.generator.dialogues import KINDS, Questioner
+from amcli.generator.dialogues import QUESTION_KINDS, Questioner
 from amcli.generator.documents import generate
 from amcli.models.cache import CompactCache
 from amcli.models.loading import LoadedModel, load
@@ -53,7 +53,7 @@ def pair(loaded: LoadedModel, seed: int, tokens: int, count: int) -> tuple[list[
         texts.append(document.text)
         questions += [
             (number, Question(fact.question, fact.answer, kind))
-            for kind in KINDS
+            for kind in QUESTION_KINDS
             for fact in questioner.distinct(rng, kind, count)
         ]
     return texts, questions

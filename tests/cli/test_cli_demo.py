@@ -12,7 +12,7 @@ import pytest
 from helptext import documented
 
 from amcli.generator import example
-from amcli.generator.dialogues import KINDS, Question
+from amcli.generator.dialogues import QUESTION_KINDS, Question
 from amcli.generator.documents import Document
 from amcli.pipeline.compaction import compacting as compaction
 from amcli.system.memory import state_folder
@@ -100,8 +100,11 @@ def test_the_model_of_the_environment_is_not_used(
 def test_the_questions_are_the_first_of_each_kind(
     amkv: Amkv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = [Question(f"Who {i}?", "-", kind) for i, kind in enumerate((*KINDS, *KINDS[::-1]))]
+    asked = [
+        Question(f"Who {i}?", "-", kind)
+        for i, kind in enumerate((*QUESTION_KINDS, *QUESTION_KINDS[::-1]))
+    ]
     monkeypatch.setattr(example, "questions", lambda: asked)
     record = json.loads(amkv("demo", "--ratio", "2", "--json").out)
     shown = [(q["question"], q["kind"]) for q in record["questions"]]
-    assert shown == [(f"Who {i}?", kind) for i, kind in enumerate(KINDS)]
+    assert shown == [(f"Who {i}?", kind) for i, kind in enumerate(QUESTION_KINDS)]

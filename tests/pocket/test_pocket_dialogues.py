@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from amcli.generator.dialogues import KINDS, Question, Questioner, turns
+from amcli.generator.dialogues import QUESTION_KINDS, Question, Questioner, turns
 from amcli.generator.documents import Document, Fact, generate
 from amcli.generator.schema import PERSON
 from amcli.pipeline.queries.prompts import ASK
@@ -45,7 +45,7 @@ def every_reading(document: Document) -> dict[str, set[str]]:
 def test_a_question_has_exactly_one_right_answer(seed: str) -> None:
     document = generate(seed, 3000)
     answers, questioner, rng = every_reading(document), Questioner(document), Random(seed)
-    for kind in KINDS:
+    for kind in QUESTION_KINDS:
         questions = questioner.distinct(rng, kind, 150)
         assert len(questions) > 50
         for question in questions:
@@ -78,13 +78,13 @@ def test_what_two_people_share_is_not_asked_backwards() -> None:
 
 def test_a_subject_with_two_values_is_not_asked_for_one() -> None:
     double = [fact("Ann Lee", "pet", "an ox"), fact("Ann Lee", "pet", "a hen")]
-    for kind in KINDS:
+    for kind in QUESTION_KINDS:
         assert not asked(double, kind)
 
 
 def test_no_facts_no_questions_and_no_dialogue() -> None:
     empty = Document("", "", ())
-    assert [Questioner(empty).draw(Random(0), kind) for kind in KINDS] == [None] * 3
+    assert [Questioner(empty).draw(Random(0), kind) for kind in QUESTION_KINDS] == [None] * 3
     assert list(turns(empty, Random(0))) == []
 
 
@@ -110,11 +110,11 @@ def test_dialogues_mix_all_kinds_and_the_reference_task() -> None:
     for seed in range(20):
         for turn in islice(turns(document, Random(seed)), 40):
             kinds[turn.kind] += 1
-            if turn.kind in KINDS:
+            if turn.kind in QUESTION_KINDS:
                 assert readings[turn.user] == {turn.assistant}
                 assert turn.weight == 16
             elif turn.kind == "ask":
                 assert turn.user == ASK
                 assert turn.assistant in readings
-    assert set(kinds) == {*KINDS, "ask", "read"}
-    assert min(kinds[kind] for kind in KINDS) > 150
+    assert set(kinds) == {*QUESTION_KINDS, "ask", "read"}
+    assert min(kinds[kind] for kind in QUESTION_KINDS) > 150

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pocketbox import sampler
 
-from amcli.generator.dialogues import KINDS, Question
+from amcli.generator.dialogues import QUESTION_KINDS, Question
 from amcli.models.loading import LoadedModel, load
 from amcli.pipeline.contexts.context import Context
 from amcli.trainer import evaluate
@@ -25,7 +25,7 @@ def test_the_report_of_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture
     options = ["--lengths", "500", "--documents", "2", "--questions", "1", "--json", str(file)]
     evaluate.main(options)
     report = json.loads(file.read_text())
-    assert [row["kind"] for row in report["results"]] == list(KINDS)
+    assert [row["kind"] for row in report["results"]] == list(QUESTION_KINDS)
     for row in report["results"]:
         assert (row["tokens"], row["asked"]) == (500, 2)
         assert 300 < row["mean_tokens"] <= 500
@@ -59,4 +59,4 @@ def test_documents_are_not_those_of_training(loaded: LoadedModel) -> None:
     assert evaluate.draw(1024, 0, sampler(), 3) == (text, questions)
     assert evaluate.draw(1024, 1, sampler(), 3)[0] != text
     assert len(sampler().encode(text)) <= 1024
-    assert [q.kind for q in questions] == [kind for kind in KINDS for _ in range(3)]
+    assert [q.kind for q in questions] == [kind for kind in QUESTION_KINDS for _ in range(3)]

@@ -11,7 +11,7 @@ from pocketbox import sampler, tokenizer
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from amcli.generator.dialogues import KINDS, Questioner
+from amcli.generator.dialogues import QUESTION_KINDS, Questioner
 from amcli.generator.documents import generate
 from amcli.pocket import folder
 from amcli.trainer.train import PRESETS, build
@@ -41,7 +41,7 @@ def test_the_model_is_the_published_preset(model: PreTrainedModel) -> None:
         assert getattr(config, name) == getattr(fresh.config, name), name
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", QUESTION_KINDS)
 def test_stock_transformers_answers_from_a_document(model: PreTrainedModel, kind: str) -> None:
     document = generate("eval/stock", 700, sampler().measure, len(sampler().blank))
     for question in Questioner(document).distinct(Random(0), kind, 3):

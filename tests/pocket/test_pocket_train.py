@@ -17,7 +17,7 @@ import torch
 from pocketbox import sampler
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from amcli.generator.dialogues import KINDS
+from amcli.generator.dialogues import QUESTION_KINDS
 from amcli.models.loading import load
 from amcli.pocket import folder
 from amcli.trainer import train
@@ -90,7 +90,7 @@ def test_recall_counts_answers_that_are_whole(slips: bool) -> None:
         return SimpleNamespace(logits=torch.nn.functional.one_hot(following, 4096).float())
 
     found = train.recall(oracle, sampler(), 600, 4, "cpu")  # type: ignore[arg-type]
-    assert found == dict.fromkeys(KINDS, 0.0 if slips else 1.0)
+    assert found == dict.fromkeys(QUESTION_KINDS, 0.0 if slips else 1.0)
 
 
 # ---- whole runs of the tiny preset ---------------------------------------------------------------
