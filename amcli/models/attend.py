@@ -292,6 +292,7 @@ def _stock(
 
 
 def flash_takes(q: torch.Tensor, values: torch.Tensor) -> bool:
+    """Whether PyTorch's flash kernels take these queries `[..., d]` and values `[..., dv]`."""
     half = q.dtype in (torch.float16, torch.bfloat16)
     return q.is_cuda and half and q.shape[-1] == values.shape[-1] <= 256
 

@@ -144,6 +144,7 @@ def launch(
     live: torch.Tensor | None,
     work: _Work,
 ) -> torch.Tensor:
+    """`attend_prefix` for queries whose results fit into memory at once."""
     B, Hq, m, d = query.shape
     H, n, dv = values.shape[1:]
     gm = Hq // H * m
