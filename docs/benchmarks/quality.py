@@ -31,8 +31,8 @@ ABOUT = {
     "quality-olmo2": (
         "`olmo2` of [other models of this kind](../pocket.md): another architecture with 42 KV\n"
         "heads. With the whole document it answers most questions, but not all. The project's\n"
-        "script trains it; it is not published, and `--model` takes its folder. Defaults were chosen on\n"
-        "other seeds of this model and of pocket."
+        "script trains it; it is not published, and `--model` takes its folder. Defaults were\n"
+        "chosen on other seeds of this model and of pocket."
     ),
 }
 
