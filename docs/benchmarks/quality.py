@@ -19,20 +19,20 @@ SECTIONS = {
 
 ABOUT = {
     "quality-cpu": (
-        "In float32, to which the ratios are relative: halve them for bf16. Two cores, two\n"
-        "documents at a time (`--jobs 2`): 9 minutes and 16 seconds for all of it."
+        "The ratios are relative to float32: halve them for bf16. On two cores, two documents at\n"
+        "a time (`--jobs 2`), all of it took 9 minutes and 16 seconds."
     ),
     "quality-llama": (
         "`llama` of [other models of this kind](../pocket.md): 12 layers, 48 KV heads. It answers\n"
-        "direct questions, hardly any of the others, so that only `direct` says something here.\n"
-        "In float32 on a CPU: halve the ratios for bf16."
+        "direct questions and hardly any of the others, so only `direct` says anything here. It\n"
+        "ran in float32 on a CPU: halve the ratios for bf16."
     ),
     "quality-sparse": "The same kinds of fact with filler between them: one in about 40 tokens.",
     "quality-olmo2": (
         "`olmo2` of [other models of this kind](../pocket.md): another architecture with 42 KV\n"
-        "heads, which answers most questions, not all, with the whole document at hand. It is\n"
-        "trained by the project's script and not published; `--model` takes its folder. Defaults\n"
-        "were chosen on other seeds of this model and of pocket."
+        "heads. With the whole document it answers most questions, but not all. The project's\n"
+        "script trains it; it is not published, and `--model` takes its folder. Defaults were\n"
+        "chosen on other seeds of this model and of pocket."
     ),
 }
 
@@ -42,32 +42,32 @@ FORMER = {"omp": "omp-no-bias", "omp-beta": "omp"}
 INTRO = """\
 # Quality at equal stored bytes
 
-Recall of small models trained for it, mostly [pocket](../pocket.md), on generated registers of
-seeds that they were not trained on, after each document has been compacted by each method. Recall
-is exact match of the whole greedy answer; every context is asked the same questions: direct,
-reverse and two-hop, in equal numbers. The ratio is full key and value bytes in bf16 over stored
-bytes, with biases and scales. *These are results about demonstration models and documents made
-for them.* They show which methods lose facts; they do not say how much a method loses on other
-models or texts. Few documents: the intervals in the JSON are wide.
+These tables give the recall of small models trained for the task, mostly [pocket](../pocket.md), on
+generated registers. The seeds are ones that training never saw, and each document is compacted by
+each method. Recall is exact match of the whole greedy answer; every context is asked the same
+questions: direct, reverse and two-hop, in equal numbers. The ratio is full key and value bytes in
+bf16 over stored bytes, with biases and scales. *These are results about demonstration models and
+documents made for them.* They show which methods lose facts; they do not say how much a method
+loses on other models or texts. There are few documents, so the intervals in the JSON are wide.
 
 **Names and defaults are those of the time.** All of this was measured before biases became part of
-`omp`: the tables' `omp` is today's `omp-no-bias`, their `omp-beta` is today's `omp`. These two and
-`highest-attention` also had questions to the model itself where there were 10 keys or more for one
-entry, which in bf16 is from 50× on; today they have them only with `--queries repeat+self-study`.
-The commands have today's names, and leave the questions out.
+`omp`: the tables' `omp` is today's `omp-no-bias`, and their `omp-beta` is today's `omp`. These two
+and `highest-attention` also had the model ask itself questions where there were 10 keys or more for
+each entry, which in bf16 is from 50× on; today they do so only with `--queries repeat+self-study`.
+The commands use today's names, and leave those questions out.
 [Real models](real/real.md) are measured with today's defaults.
 
 `omp`, `omp-beta` and `highest-attention` store 4-bit codes here, as they do by default; other
-methods store numbers as the model has them, as their papers do. At the same bytes that is 3.4
-times as many entries, and most of the distance between them. It is no property of the rivals'
-scores: `--store int4` gives it to any method, and [methods.md](../methods.md) compares at equal
-entries.
+methods store numbers in the model's dtype, as their papers do. At the same bytes, codes make 3.4
+times as many entries, and that is most of the distance between the methods. It says nothing about
+the rivals' scores: any method can have it with `--store int4`, and [methods.md](../methods.md)
+compares at equal entries.
 
-Baselines follow their papers' defaults, each in a small file of
-[amcli/matching/baselines](../../amcli/matching/baselines), with the source and what differs.
+Baselines follow their papers' defaults. Each is a small file in
+[amcli/matching/baselines](../../amcli/matching/baselines) that names its source and what differs.
 `am-omp` and `am-highest-attention` are the recipes of the Attention Matching paper with its
-uniform budgets (the paper's own non-uniform budgets are per model, from a search, and not used
-here). `summary` is the model's own summary, which pocket cannot write: it was never trained to.
+uniform budgets (the paper's own non-uniform budgets come from a search for each model, and are not
+used here). `summary` is the model's own summary, which pocket cannot write: it was not trained to.
 """
 
 
