@@ -29,7 +29,7 @@ class Prefix(Protocol):
 
     @property
     def batch(self) -> tuple[int, ...] | None:
-        """The context of each batch row; None: any number of rows, all of which see the only one."""
+        """The context of each batch row; None: any number of rows, which all see the only one."""
 
     @property
     def lengths(self) -> tuple[int, ...]:
