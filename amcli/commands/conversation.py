@@ -173,7 +173,7 @@ class Conversation:
         return Panel(text, width=width, subtitle="/help for commands, Ctrl-D to leave")
 
     def _size(self, held: int) -> str:
-        """The memory the artifacts take; for a single one, also what it would take in full."""
+        """The memory the artifacts take; for a single one, also relative to the full cache."""
         if len(self._paths) > 1:
             return bytes_text(held)
         with open_artifact(self._paths[0]) as file:

@@ -239,7 +239,7 @@ def _in_halves(
     q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float, seen: _Seen
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Several queries on a CPU, in two halves: the earlier tokens, which all of them see, and the
-    queries' own tokens. Each runs PyTorch's kernel without a mask, which is half as fast again.
+    queries' own tokens. Each half runs PyTorch's kernel without a mask, half as fast again as with.
 
     `q [B, H, g, m, d]` -> `[B, H, g, m, dv]` and `[B, H * g, m]`; None where it cannot run.
     """

@@ -1,6 +1,6 @@
 """Find a model and its tokenizer, load them quietly, and say in one line what went wrong.
 
-A model is named by `pocket` (the one in the box), a folder, a GGUF file, a hub id, or
+A model is named by `pocket` (the one in the package), a folder, a GGUF file, a hub id, or
 `id@revision`.
 The libraries underneath honour `HF_HOME` and `HF_HUB_OFFLINE`.
 """

@@ -70,7 +70,7 @@ def reread(context: Context, *, progress: Progress) -> Context:
 
 
 def for_length(loaded: LoadedModel, tokens: int) -> LoadedModel:
-    """The same model, with its positions set up for a context of so many tokens."""
+    """The same model, with its positions set up for a context of `tokens`."""
     geometry = lengths.for_context(loaded.geometry, tokens, POSITIONS_FOR_ANSWERS)
     return replace(loaded, geometry=geometry)
 

@@ -22,7 +22,7 @@ from amcli.pipeline.queries.prompts import ASK, ASK_FROM
 from amcli.system.progress import Progress, Silent
 
 TOKENS_PER_QUESTION = 4
-"""One question for every so many tokens of the document, within LEAST and MOST."""
+"""Tokens of the document per question, within LEAST and MOST questions."""
 LEAST, MOST = 32, 1024
 
 SEEN = 1 << 23
@@ -42,7 +42,7 @@ ROUND = 64
 """Questions in the first round; after it the model may be told to look elsewhere."""
 
 ROWS_ON_GPU = 512
-"""Replies written at a time, later questions included, as far as their text fits in a tenth of a
+"""Replies written at a time, later questions included, as far as their cache fits in a tenth of a
 GPU's memory: a GPU hardly notices more rows, while ROUND of them keep a CPU busy. A tenth of all
 memory, not of what is free: sampled questions depend on the number of rows, and one seed must
 always give the same questions."""
