@@ -24,7 +24,7 @@ __all__ = ["__version__", "load"]
 def load(path: str | os.PathLike[str]) -> Document:
     """Opens an artifact for use with a transformers model; see `amcli.api.Document`.
 
-    Raises UsageError when the file cannot be read, ArtifactError when it is not valid.
+    Raises UsageError if the file cannot be read, ArtifactError if it is not valid.
     """
     from amcli.api import load as open_document
 

@@ -1,10 +1,10 @@
-"""The Python API: artifacts in somebody else's transformers script; see `docs/python-api.md`.
+"""The Python API: artifacts in your own transformers scripts; see `docs/python-api.md`.
 
     context = amcli.load("doc.amkv").attach(model, tokenizer)
     print(context.generate("Who wrote this?"))
 
-Errors are `amcli.errors.AmkvError`: a message, a hint of what to do, and for programs a code and
-the name of the argument that is wrong.
+Errors are `amcli.errors.AmkvError`: a message, a hint on what to do and, for programs, a code and
+the name of the wrong argument.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from amcli.storage.artifacts import Artifact
 
 
 class Document:
-    """An artifact on disk, opened and checked; a context manager, and closed with the process.
+    """An artifact on disk, opened and checked; a context manager, closed at exit at the latest.
 
-    path      as it was given
-    manifest  what the file says of itself, as `amkv-v1.md` describes it
+    path      the path as given
+    manifest  the file's manifest; `amkv-v1.md` describes it
     kind      `prefill` or `compact`
     tokens    logical length: tokens of the context as the model saw them
     ratio     full KV bytes over stored bytes
@@ -52,23 +52,23 @@ class Document:
 
     @property
     def model(self) -> str:
-        """The name of the model that the file was made with. A claim of the file's: nothing is
-        ever loaded by it."""
+        """The name of the model that the file says it was made with. Just a claim: nothing is ever
+        loaded by this name."""
         return str(self.manifest["model"]["id"])
 
     def close(self) -> None:
-        """Closes the file; contexts that were attached go on."""
+        """Closes the file; attached contexts keep working."""
         self._artifact.__exit__()
 
     def attach(self, model: Model, tokenizer: Tokenizer | None = None) -> Attached:
-        """The context in the cache of `model`, which gets amkv's attention.
+        """The context in a cache of `model`, which gets amkv's attention.
 
-        tokenizer  the model's; None: loaded from where the model came from
+        tokenizer  the model's own; None: loaded from where the model came from
 
-        The model answers other calls as before, and has its own attention back after
-        `Attached.detach`. Raises ModelMismatchError (`wrong-model`) for a model that the file was
-        not made with, saying what differs, and UsageError (`model-unsupported`) for one that cannot
-        take a compact cache.
+        The model answers other calls as before, and gets its own attention back with
+        `Attached.detach`. Raises ModelMismatchError (`wrong-model`), saying what differs, for a
+        model that the file was not made with, and UsageError (`model-unsupported`) for one that
+        cannot use a compact cache.
         """
         loaded = adopt(model, tokenizer)
         try:
@@ -79,9 +79,9 @@ class Document:
 
 
 class Attached:
-    """A context in the cache of a model; questions are asked one by one and change nothing in it.
+    """A context in a model's cache; questions are asked one by one and do not change it.
 
-    context  what the rest of the package works with
+    context  the `Context` that the rest of the package works with
     ids      `T` token ids of the context
     """
 
@@ -96,12 +96,12 @@ class Attached:
         temperature: float = 0.0,
         seed: int = 0,
     ) -> str:
-        """The answer to a question, which is asked right after the document.
+        """The answer to a question asked right after the document.
 
         max_tokens   longest answer
         temperature  0: the likeliest token every time
 
-        Raises UsageError for an empty question or one that the model has no positions for.
+        Raises UsageError for an empty question or one too long for the model's positions.
         """
         return "".join(self.stream(question, max_tokens, temperature, seed)).strip()
 
@@ -112,7 +112,7 @@ class Attached:
         temperature: float = 0.0,
         seed: int = 0,
     ) -> Iterator[str]:
-        """The pieces of the answer as they come; like `generate` otherwise."""
+        """The pieces of the answer as they come; otherwise like `generate`."""
         return self.chat(max_tokens, temperature, seed).ask(question)
 
     def chat(
@@ -122,10 +122,10 @@ class Attached:
         return Session(self.context, max_tokens=max_tokens, temperature=temperature, seed=seed)
 
     def inputs(self, question: str) -> dict[str, Any]:
-        """What `model.generate(**inputs, …)` takes, for its own ways of sampling.
+        """Inputs for `model.generate(**inputs, …)`, to use its own ways of sampling.
 
         `input_ids [1, T + n]` with the document's ids in front, `attention_mask` of the same
-        shape, and `past_key_values`, a cache of this one call; only the last `n` tokens are read.
+        shape, and `past_key_values`, a cache for this one call; only the last `n` tokens are read.
         """
         chat = self.context.loaded.chat
         closed = self.context.boundary == "turn_closed"
@@ -138,14 +138,14 @@ class Attached:
         }
 
     def detach(self) -> None:
-        """Gives the model its own attention back; the context cannot be asked after that."""
+        """Gives the model its own attention back; the context cannot be used after that."""
         release(self.context.loaded.model)
 
 
 def load(path: str | os.PathLike[str]) -> Document:
-    """Opens an artifact; its header and manifest are checked, keys and values are not read.
+    """Opens an artifact; checks its header and manifest, without reading keys and values.
 
-    Raises UsageError when the file is not there (its code: `file-missing`) or cannot be read,
-    ArtifactError when it is no artifact (`not-an-artifact`) or no valid one (`artifact-invalid`).
+    Raises UsageError if the file does not exist (code `file-missing`) or cannot be read,
+    ArtifactError if it is not an artifact (`not-an-artifact`) or not valid (`artifact-invalid`).
     """
     return Document(path)

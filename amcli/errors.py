@@ -1,8 +1,8 @@
-"""The one tree of errors a user can see, each class with its exit code.
+"""All errors that a user can see, each class with its exit code.
 
-An error says what is wrong with the value that was seen (`message`) and what to do next (`hint`),
-in the words of the Python API. What a program goes by is its `code`, and `field`: the argument it
-is about. `commands.failures` turns these into the words of the command line.
+An error says what is wrong with the given value (`message`) and what to do next (`hint`), in the
+words of the Python API. Programs go by its `code` and `field`, the argument it is about.
+`commands.words` puts it in the words of the command line.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any, Self
 
 
 class AmkvError(Exception):
-    """Base of every error that is reported as one line; exit code 1.
+    """Base of every error reported as one line; exit code 1.
 
-    code   what is wrong, as one word of several parts such as `ratio-below-1`; the same for
-           every value that is wrong in that way. None: nothing that a program would act on
-    field  name of the argument that is wrong, as the Python API has it; None: none
+    code   what is wrong, as a hyphenated name such as `ratio-below-1`; the same for every value
+           that is wrong in that way. None: nothing that a program would act on
+    field  name of the wrong argument in the Python API; None: not about one argument
     place  where it was found, such as a line of a file; the message begins with it
-    facts  the values that the message and the hint are made of, by name
+    facts  the values used in the message and the hint, by name
     """
 
     exit_code = 1
@@ -44,11 +44,11 @@ class AmkvError(Exception):
         self._bare = message
 
     def at(self, place: str) -> Self:
-        """The same error with where it was found."""
+        """The same error with the place where it was found."""
         return self._again(self._bare, self.hint, place)
 
     def worded(self, message: str | None, hint: str | None) -> Self:
-        """The same error in other words; None: its own."""
+        """The same error in other words; None keeps its own."""
         return self._again(message or self._bare, hint or self.hint, self.place)
 
     def _again(self, message: str, hint: str | None, place: str | None) -> Self:
@@ -57,7 +57,7 @@ class AmkvError(Exception):
         )
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Errors cross the border between processes, and keyword arguments are not in `args`.
+        # Errors are passed between processes, and `args` does not include keyword arguments.
         how: dict[str, Any] = {
             "code": self.code,
             "field": self.field,
@@ -80,7 +80,7 @@ class ArtifactError(AmkvError):
 
 
 class ModelMismatchError(AmkvError):
-    """An artifact does not fit the model at hand; exit code 4."""
+    """An artifact does not fit the model in use; exit code 4."""
 
     exit_code = 4
 
@@ -98,11 +98,11 @@ class OutputError(AmkvError):
 
 
 class AmkvWarning(UserWarning):
-    """What a user should see though nothing fails; warnings of libraries are another thing."""
+    """What a user should see although nothing fails; unlike warnings of libraries."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """How a hint begins when a name is near a known one; empty when none is."""
+    """The start of a hint if a name is close to a known one; otherwise empty."""
     import difflib
 
     near = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)

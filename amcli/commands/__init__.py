@@ -1,3 +1,3 @@
-"""The commands, one a file: the only code that talks to people. Nothing here imports torch
+"""The commands, one per file: the only code that talks to people. Nothing here imports torch
 before a command runs, so that help and completion are instant.
 """

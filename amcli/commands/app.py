@@ -1,6 +1,6 @@
-"""The command line `amkv`: the Typer application, and what becomes of errors.
+"""The command line `amkv`: the Typer application, and how errors are reported.
 
-Importing this module must stay fast: no torch, no transformers, in nothing it imports.
+Importing this module must stay fast: no torch or transformers in anything it imports.
 """
 
 from __future__ import annotations
@@ -43,23 +43,23 @@ from amcli.system.stopping import StoppedError, stoppable
 INTERRUPTED = 130
 
 _KERNELS = r"the \w+ kernels cannot run here"
-"""How one warning of our own begins: whoever waits for answers should know why."""
+"""The start of one of our own warnings: whoever is waiting for answers should know why."""
 
 _SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
 
 _INSTEAD = ("ratio", "tokens", "fidelity")
-"""Options of `compact` that exclude each other: what is typed puts away what is set."""
+"""Options of `compact` that exclude each other: a typed one overrides one that is set."""
 
 
 class _Command(TyperCommand):
-    """A command whose defaults the user can set; no braces around what is required."""
+    """A command whose defaults the user can set; its usage has no braces around required words."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        """What is typed, and below it what is set; see `settings`."""
+        """The arguments typed, with settings as defaults; see `settings`."""
         found: dict[str, settings.Setting] = {}
-        typed = list(args)  # the parser eats its list
+        typed = list(args)  # the parser consumes its list
         helping = set(args) & set(_SETTINGS["help_option_names"])
-        if not helping and not ctx.resilient_parsing:  # help and completion come whatever is set
+        if not helping and not ctx.resilient_parsing:  # help and completion work, whatever is set
             found = settings.of(self.name or "")
             found.pop("model", None)  # `commands.shared.choose_model` asks for it
             for warning in settings.unknown_variables():
@@ -77,14 +77,14 @@ class _Command(TyperCommand):
         return rest
 
     def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
-        """The words of the usage line after the command's name."""
+        """The words after the command's name in the usage line."""
         return [re.sub("[{}]", "", piece) for piece in super().collect_usage_pieces(ctx)]
 
 
 def _of_setting(
     error: AmkvError, found: Mapping[str, settings.Setting], args: Sequence[str]
 ) -> AmkvError:
-    """An error with where its value was set, when it was not typed."""
+    """The error, with the place where its value was set if it was not typed."""
     name = (error.field or "").replace("_", "-")
     if name not in found or any(word.startswith(f"--{name}") for word in args):
         return error
@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - to the end
     console.switches = Switches()
     if not sys.warnoptions:
-        warnings.simplefilter("ignore")  # of the libraries below; -W brings them back
+        warnings.simplefilter("ignore")  # those of the libraries; -W brings them back
         warnings.filterwarnings("always", message=_KERNELS)
         warnings.filterwarnings("always", category=AmkvWarning)
         warnings.showwarning = _show_warning
@@ -176,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exception(error)
         found = as_amkv_error(error)
         if follows() and found.exit_code in (AmkvError.exit_code, OutOfMemoryError.exit_code):
-            sys.stderr = sys.__stderr__  # it may be the only one of the processes that fails
+            sys.stderr = sys.__stderr__  # it may be the only process that fails
         report(found)
         return found.exit_code
     if code == INTERRUPTED:  # Typer has caught the KeyboardInterrupt itself
@@ -185,5 +185,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    """In place of Python's own form, which quotes the source."""
+    """Replaces Python's own format, which quotes the source."""
     console.caution(str(message))

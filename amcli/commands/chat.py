@@ -1,4 +1,4 @@
-"""`amkv chat`: asks questions about a context, one, many, or in a conversation."""
+"""`amkv chat`: asks one or many questions about a context, or holds a conversation."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def chat(
 
 
 def _given(contexts: list[Path] | None) -> list[Path]:
-    """The contexts there have to be, at least one."""
+    """The contexts, of which there must be at least one."""
     if not contexts:
         raise UsageError(
             "no context was given", "name an artifact, such as: amkv chat --context doc.amkv"
@@ -168,7 +168,7 @@ def _given(contexts: list[Path] | None) -> list[Path]:
 
 
 def _asked(given: list[str] | None, file: Path | None) -> list[Asked] | None:
-    """The questions of the command line, or of the file it names; None: they come elsewhere."""
+    """The questions on the command line, or in the file it names; None: neither was given."""
     if file is not None and given:
         raise UsageError("--questions and -p exclude each other", "give one of them")
     if file is not None:
@@ -177,7 +177,7 @@ def _asked(given: list[str] | None, file: Path | None) -> list[Asked] | None:
 
 
 def _whole(session: Session, progress: Progress) -> Whole:
-    """The other side of --compare."""
+    """The whole-document side of --compare."""
     from amcli.pipeline.contexts.reading import reread
     from amcli.pipeline.talk.session import Session as Another
 

@@ -219,7 +219,7 @@ def compact(
 
 
 def _check_outputs(given: _Given, path: Path, budget: Path | None, force: bool) -> None:
-    """Refuses what could not be written, or would replace something, before any work."""
+    """Refuses outputs that cannot be written or would replace something, before any work."""
     if budget is not None and budget.absolute() == path.absolute():
         raise UsageError(
             f"the artifact and the budget would both be written to {path}",
@@ -235,12 +235,12 @@ def _check_outputs(given: _Given, path: Path, budget: Path | None, force: bool) 
 
 @dataclass(frozen=True)
 class _Given:
-    """What is compacted.
+    """What to compact.
 
     content  the text of a document, or the path of a prefill artifact
     paths    the files it comes from; none for standard input
-    tokens   logical length, where that is known already
-    output   name of the file to make
+    tokens   logical length, if already known
+    output   name of the file to write
     """
 
     content: Source | Path

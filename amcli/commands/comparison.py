@@ -1,4 +1,4 @@
-"""`chat --compare`: the same question of a context and of the whole document, side by side."""
+"""`chat --compare`: the same question to a context and the whole document, side by side."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _WIDEST = 120
 
 @dataclass
 class Whole:
-    """A second conversation, about every key and value of the same tokens.
+    """A second conversation, with every key and value of the same tokens.
 
-    seconds  that reading them again took
+    seconds  time it took to read them again
     """
 
     session: Session
     seconds: float
 
     def ask(self, console: Console, session: Session, question: str) -> None:
-        """Asks both, and shows both answers with what they took."""
+        """Asks both, and shows both answers with their cost."""
         with console.progress() as progress:
             progress.start("answer twice", 2)
             small, large = self.answer(session, question, progress.advance)
@@ -51,14 +51,14 @@ class Whole:
         return session.history[-1], self.session.history[-1]
 
     def _follow(self, session: Session) -> None:
-        """Takes back what was taken back there, and does as that one is told to."""
+        """Takes back turns that were taken back in `session`, and adopts its settings."""
         while self.session.turns > session.turns:
             self.session.undo()
         for name in ("system", "temperature", "max_tokens", "seed"):
             setattr(self.session, name, getattr(session, name))
 
     def show(self, console: Console, session: Session, small: Turn, large: Turn) -> None:
-        """In two columns on a terminal, one under the other elsewhere."""
+        """Shows the answers in two columns on a terminal, elsewhere one below the other."""
         titles = [
             f"compact: {_cost(session, small)}",
             f"whole document: {_cost(self.session, large)}",
@@ -80,7 +80,7 @@ class Whole:
         screen.print(table)
 
     def record(self, large: Turn) -> dict[str, Any]:
-        """What --json says of the whole document's answer."""
+        """The whole document's answer for --json."""
         return {
             "answer": large.answer,
             "tokens": large.tokens,

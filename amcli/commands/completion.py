@@ -1,4 +1,4 @@
-"""What the shell offers after Tab. Nothing heavy is imported: it has to come while one types."""
+"""What the shell offers after Tab. Nothing heavy is imported: it has to keep up with typing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Completion = Callable[[str], list[str]]
 
 
 def among(names: Iterable[str]) -> Completion:
-    """Offers those of some names that begin as what is typed."""
+    """Offers the names that begin with what is typed."""
 
     def offer(incomplete: str) -> list[str]:
         return [name for name in names if name.startswith(incomplete)]
@@ -22,7 +22,7 @@ def among(names: Iterable[str]) -> Completion:
 
 
 def several(names: Iterable[str]) -> Completion:
-    """The same for names with commas between them: for the last one."""
+    """The same for names separated by commas: completes the last one."""
     offer = among(names)
 
     def offer_last(incomplete: str) -> list[str]:
@@ -33,12 +33,12 @@ def several(names: Iterable[str]) -> Completion:
 
 
 def methods(incomplete: str) -> list[str]:
-    """Offers methods, those of other packages too."""
+    """Offers methods, including those of other packages."""
     return among(plugins.names())(incomplete)
 
 
 def several_methods(*besides: str) -> Completion:
-    """Offers methods with commas between them, and what there is besides."""
+    """Offers methods separated by commas, and the names in `besides`."""
 
     def offer(incomplete: str) -> list[str]:
         return several((*plugins.names(), *besides))(incomplete)
@@ -52,7 +52,7 @@ def artifacts(incomplete: str) -> list[str]:
 
 
 def models(incomplete: str) -> list[str]:
-    """Offers pocket, the models in the local cache of the hub, folders with one, GGUF files."""
+    """Offers pocket, models in the local hub cache, folders with a model, GGUF files."""
     cache = os.environ.get("HF_HUB_CACHE") or os.path.join(
         os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface"), "hub"
     )
@@ -71,7 +71,7 @@ def _folders(incomplete: str) -> list[str]:
 
 
 def _paths(incomplete: str, wanted: Callable[[Path], bool]) -> list[str]:
-    """Paths that begin as what is typed, as it is typed; hidden ones when a dot is."""
+    """Paths that begin with what is typed, spelled that way; hidden ones only after a typed dot."""
     folder, name = os.path.split(incomplete)
     try:
         names = sorted(os.listdir(os.path.expanduser(folder) or "."))

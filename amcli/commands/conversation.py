@@ -1,4 +1,4 @@
-"""A conversation on a terminal: a panel, a prompt, streamed answers, and what can be typed."""
+"""A conversation on a terminal: a panel, a prompt, streamed answers, and slash commands."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 _WIDTH = 80
 
 LOW = 1024
-"""Positions left below which every answer says how many."""
+"""With fewer positions left than this, every answer says how many."""
 
 
 def answer(session: Session, question: str) -> Generator[str, None, None]:
-    """The pieces of an answer, without white space before the first word and after the last."""
+    """The pieces of an answer, without white space before the first word or after the last."""
     held, begun = "", False
     with closing(session.ask(question)) as pieces:
         for piece in pieces:
@@ -60,7 +60,7 @@ class Conversation:
         self._slash = Slash(console, session, paths, self.ask, self.show_panel)
 
     def run(self) -> None:
-        """Returns when the user leaves."""
+        """Runs until the user leaves."""
         keyboard = Keyboard(known())
         if not self._console.quiet:
             self.show_panel()
@@ -101,14 +101,14 @@ class Conversation:
             self._console.note("(stopped)")
         except ReaderGoneError:
             raise
-        except Exception as error:  # a conversation is worth more than one answer
+        except Exception as error:  # one failed answer must not end the conversation
             if output.switches.debug:
                 traceback.print_exception(error)
             report(as_amkv_error(error))
         return True
 
     def ask(self, question: str) -> None:
-        """Asks, shows the answer as it comes, and what it took."""
+        """Asks, and shows the answer as it comes, then its cost."""
         if self._whole is not None:
             self._whole.ask(self._console, self._session, question)
         else:
@@ -145,7 +145,7 @@ class Conversation:
         return None if limit is None else max(0, limit - self._session.length)
 
     def show_panel(self) -> None:
-        """What is being talked about."""
+        """Shows what the conversation is about."""
         from rich.console import Console as Screen
 
         screen = Screen(stderr=True)
@@ -173,7 +173,7 @@ class Conversation:
         return Panel(text, width=width, subtitle="/help for commands, Ctrl-D to leave")
 
     def _size(self, held: int) -> str:
-        """What the artifacts take in memory; of a single one, against what it would be."""
+        """The memory the artifacts take; for a single one, also relative to the full cache."""
         if len(self._paths) > 1:
             return bytes_text(held)
         with open_artifact(self._paths[0]) as file:
@@ -183,7 +183,7 @@ class Conversation:
 
 
 def after_thoughts(pieces: Iterator[str], session: Session) -> Iterator[str]:
-    """The same pieces, thoughts being over: they are not drawn where the answer is."""
+    """The same pieces, after ending the line of thoughts: the answer starts on its own line."""
     if not session.think:
         return pieces
     first = next(pieces, "")
@@ -192,7 +192,7 @@ def after_thoughts(pieces: Iterator[str], session: Session) -> Iterator[str]:
 
 
 def show(console: Console, pieces: Iterator[str]) -> None:
-    """An answer on standard output: markdown on a terminal, and the bare text elsewhere."""
+    """Shows an answer on standard output: markdown on a terminal, plain text elsewhere."""
     if styled(sys.stdout):
         from amcli.commands.screen.streaming import StreamedMarkdown
 

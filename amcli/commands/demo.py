@@ -1,4 +1,4 @@
-"""`amkv demo`: the main job on the handbook in the package, offline, with its numbers."""
+"""`amkv demo`: the main workflow on the packaged handbook, offline, with its numbers."""
 
 from __future__ import annotations
 
@@ -75,14 +75,14 @@ def demo(
 
 
 def _say(console: Console, lines: Iterator[str]) -> None:
-    """Lines of the story, as soon as they are known; nothing with --json."""
+    """Prints lines as soon as they are known; nothing with --json."""
     if not console.json:
         console.data("".join(f"{line}\n" for line in lines))
 
 
 @contextmanager
 def _folder(keep: Path | None) -> Iterator[Path]:
-    """Where to work: a folder that goes away afterwards, or the one to keep."""
+    """The folder to work in: one that is removed afterwards, or the one to keep."""
     if keep is None:
         with tempfile.TemporaryDirectory(prefix="amkv-") as temporary:
             yield Path(temporary)
@@ -103,7 +103,7 @@ def _folder(keep: Path | None) -> Iterator[Path]:
 
 @dataclass
 class _Demo:
-    """Prefill, compact, ask twice; everything goes through the files, as it would by hand."""
+    """Prefills, compacts and asks twice; everything goes through files, as it would by hand."""
 
     console: Console
     folder: Path
@@ -111,7 +111,7 @@ class _Demo:
     watch: Stopwatch
 
     def run(self) -> dict[str, Any]:
-        """The record that `demo --json` prints, less its seconds; says what happens meanwhile."""
+        """The record that `demo --json` prints, without seconds; reports progress on the way."""
         text, prefill, compact = (self.folder / f"{_NAME}{ending}" for ending in _ENDINGS)
         record: dict[str, Any] = {"document": text.name}
         with work(self.console) as progress:
@@ -165,7 +165,7 @@ class _Demo:
         return record
 
     def _ask(self, context: Context, questions: list[Question], progress: Progress) -> list[str]:
-        """Each question in a conversation of its own."""
+        """Asks each question in its own conversation."""
         from amcli.pipeline.talk.session import Session
 
         session = Session(context, max_tokens=64)
@@ -237,7 +237,7 @@ def _end(record: dict[str, Any]) -> Iterator[str]:
 
 
 def _next(keep: Path | None) -> Iterator[str]:
-    """What to type after this."""
+    """What to type next."""
     yield "\ntry next:"
     folder = keep or Path(_NAME)
     context = folder / f"{_NAME}{EXTENSION}"

@@ -1,4 +1,4 @@
-"""`amkv diff`: what two artifacts have in common, and what not."""
+"""`amkv diff`: what two artifacts have in common, and how they differ."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from amcli.system.files import open_artifact
 from amcli.system.units import bytes_text
 
 _WIDEST = 26
-"""Columns of a value: two of them and the name of a field make 80."""
+"""Columns for a value: two values and a field's name fill 80."""
 
 _SKIPPED = frozenset({"file", "layers", "kept_from", "tools"})
 
@@ -46,7 +46,7 @@ def diff(
 
 
 def compare(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    """The record that `diff --json` prints, from two of `inspect --json`."""
+    """The record that `diff --json` prints, from two records of `inspect --json`."""
     flat = [dict(_flat(record)) for record in (a, b)]
     names = list(dict.fromkeys([*flat[0], *flat[1]]))
     differences = {
@@ -71,7 +71,7 @@ def _model(record: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _flat(value: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """Fields of a record, those of objects in it as `object.field`."""
+    """Fields of a record; those of nested objects as `object.field`."""
     for name, item in value.items():
         if not before and name in _SKIPPED:
             continue
@@ -82,8 +82,8 @@ def _flat(value: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _moved(a: dict[str, Any], b: dict[str, Any]) -> float | None:
-    """The share of all entries that another head has, both totals taken as one; None where the
-    heads are not the same."""
+    """The share of all entries that moved to another head, both totals taken as one; None if the
+    heads do not match."""
     rows = [[n for layer in x["layers"] for n in layer["stored"]] for x in (a, b)]
     shapes = [[len(layer["stored"]) for layer in x["layers"]] for x in (a, b)]
     if shapes[0] != shapes[1] or not all(map(sum, rows)):
@@ -113,7 +113,7 @@ def _mark(same: bool) -> str:
 
 
 def _short(name: str, value: Any) -> str:
-    """A value in few characters."""
+    """A value, shortened."""
     if value is None:
         return "–"
     if name.endswith("_bytes"):

@@ -1,4 +1,4 @@
-"""`amkv eval`: how much a compact context still knows, by method and ratio."""
+"""`amkv eval`: measures how much a compact context still knows, by method and ratio."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def _run(
     results: Results,
     output: Path | None,
 ) -> None:
-    """Measures what is missing, and keeps the file up to date."""
+    """Measures the missing cells, and keeps the file up to date."""
     from amcli.models.failures import quiet
 
     def save() -> None:
@@ -176,7 +176,7 @@ def _run(
 
 
 def _summary(results: Results) -> str:
-    """The table, and below it what it was measured on."""
+    """The table, with what it was measured on below it."""
     from amcli.evaluation.results import plural
 
     settings = results.settings

@@ -1,4 +1,4 @@
-"""The table of `amkv eval`: as text when it is done, and on the terminal while it grows."""
+"""The table of `amkv eval`: as text at the end, and live on the terminal while it grows."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ Row = Mapping[str, Any]
 
 _NAMES = {"full": "full context", "none": "no context"}
 _KINDS = 5
-"""Kinds of question that have columns of their own; with more, only `--json` has them."""
+"""Most kinds of question that get columns of their own; with more, only `--json` shows them."""
 
 _WIDE = 120
-"""Columns of a terminal from which on the live table has all its own."""
+"""Terminal width from which on the live table shows all its columns."""
 
 
 def table_text(rows: Sequence[Row], width: int | None = None) -> str:
-    """The final table: a row for each method and ratio, a line of column heads first.
+    """The final table: a row for each method and ratio, below a line of column heads.
 
-    What does not fit into `width` columns is done without, where that helps.
+    Columns that do not fit into `width` are left out, if that helps.
     """
     text = _text(rows, _columns(rows))
     if width is None or max(map(len, text.splitlines())) <= width:
@@ -51,7 +51,7 @@ def _text(rows: Sequence[Row], columns: Sequence[_Column]) -> str:
 
 @dataclass(frozen=True)
 class _Column:
-    """A column: its head, and its cell for a row; `wide` ones give way on a small terminal."""
+    """A column: its head, and its cell for a row; `wide` ones are dropped on a small terminal."""
 
     head: str
     cell: Callable[[Row], str]
@@ -59,7 +59,7 @@ class _Column:
 
 
 def _columns(rows: Sequence[Row]) -> list[_Column]:
-    """The columns that these rows have something for."""
+    """The columns for which these rows have values."""
     measured = {name for row in rows for name, value in row.items() if value is not None}
     of_kinds = "recall" if "recall" in measured else "lost"
     found = {(row["method"], row["ratio"], row["kind"]): row for row in rows}
@@ -113,13 +113,13 @@ def _tenths(value: float | None) -> str:
 
 
 def _seconds(row: Row) -> str:
-    """What making the context took, after the prefill."""
+    """The time to make the context, after the prefill."""
     spent = sum(s for name, s in row["seconds"].items() if name not in ("prefill", "questions"))
     return "" if row["ratio"] is None else f"{spent:.1f}"
 
 
 def _value(estimate: Row | None) -> float | None:
-    """NaN where what was measured is no finite number, None where nothing was."""
+    """NaN if the measured value is not finite, None if nothing was measured."""
     if estimate is None:
         return None
     return math.nan if estimate["value"] is None else float(estimate["value"])
@@ -142,18 +142,18 @@ def _interval(estimate: Row | None) -> str:
 
 
 class Pace:
-    """How long a run will still take, by the cells so far: each counts by its document's length."""
+    """Estimates a run's remaining time from its cells so far, weighted by document length."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
         self._before: float | None = None
 
     def left(self, results: Results) -> float | None:
-        """Seconds, roughly; None before there is anything to go by."""
+        """Seconds left, roughly; None before there is anything to go by."""
         tokens = [document["tokens"] for document in results.documents]
         done = sum(tokens[document] for document, *_ in results.cells)
         todo = sum(tokens[i] * len(results.todo(i)) for i in range(len(tokens)))
-        if self._before is None:  # cells that were there before this run took none of its time
+        if self._before is None:  # cells from before this run took none of its time
             self._before, self._began = done, time.monotonic()
             return None
         mine = done - self._before
@@ -161,7 +161,7 @@ class Pace:
 
 
 class Notes:
-    """Tells of a run where nothing can be redrawn: one line a document."""
+    """Reports a run where nothing can be redrawn: one line per document."""
 
     def __init__(self, console: Console, results: Results):
         self._console, self._results = console, results
@@ -181,7 +181,7 @@ class Notes:
         """Nothing."""
 
     def document(self, index: int, name: str, tokens: int) -> None:
-        """A line for each document, with the time that is left."""
+        """Prints a line for each document, with the time left."""
         count = len(self._results.documents)
         left = self._pace.left(self._results)
         more = "" if left is None else f", about {seconds_text(left)} left"
@@ -192,10 +192,10 @@ class Notes:
 
 
 class LiveTable:
-    """The table on stderr while it grows, with the stage of the work below; gone at the end.
+    """The growing table on stderr, with the current stage below it; removed at the end.
 
-    Shows means without intervals, over the documents so far. Rows that do not fit on the
-    terminal give way to newer ones.
+    Shows means without intervals, over the documents so far. If the rows do not fit on the
+    terminal, newer ones replace older ones.
     """
 
     def __init__(self, results: Results):
@@ -227,11 +227,11 @@ class LiveTable:
         self._live.stop()
 
     def start(self, stage: str, total: int) -> None:
-        """A new stage of the work on this document."""
+        """Begins a stage of the work on this document."""
         self._stage, self._done, self._total = stage, 0, total
 
     def advance(self, units: int = 1) -> None:
-        """Some of the stage is done."""
+        """Counts part of the stage as done."""
         self._done += units
 
     def document(self, index: int, name: str, tokens: int) -> None:
@@ -239,7 +239,7 @@ class LiveTable:
         self._document = f"document {index + 1} of {self._documents}: {name}, {tokens:,} tokens"
 
     def cell(self, results: Results, method: str, ratio: float | None) -> None:
-        """Works the row of a new cell out again, and puts it last in line to be cut."""
+        """Recomputes the row of a new cell, and makes it the last to be cut."""
         kinds = list(dict.fromkeys(kind for kinds in results.questions for kind in kinds))
         wanted = ["all", *kinds] if 1 < len(kinds) <= _KINDS else ["all"]
         rows = [results.row(method, ratio, kind, resamples=0) for kind in wanted]
@@ -249,7 +249,7 @@ class LiveTable:
         self._left = "" if left is None else f" · about {seconds_text(left)} left"
 
     def render(self) -> Any:
-        """The table as it is now, as much of it as the screen has room for."""
+        """The current table, as much of it as fits on the screen."""
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text

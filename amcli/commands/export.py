@@ -1,4 +1,4 @@
-"""`amkv export`: writes a context in a form that other tools read."""
+"""`amkv export`: writes a context in a form that other tools can read."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What becomes of errors: any exception as one of ours, with its message and hint.
+"""Turns any exception into one of our errors, with a message and a hint.
 
-Importing this module must stay fast: no torch, no transformers, in nothing it imports.
+Importing this module must stay fast: no torch or transformers in anything it imports.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import typer
 from amcli.commands.words import spoken
 from amcli.errors import AmkvError, OutOfMemoryError, UsageError
 
-# BadParameter is the one usage error that Typer exports; its base is what all of them share.
+# BadParameter is the only usage error that Typer exports; all usage errors share its base.
 TyperUsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 
@@ -32,7 +32,7 @@ def as_amkv_error(error: Exception) -> AmkvError:
 
 
 def _usage_error(error: Exception) -> UsageError:
-    """Typer's own complaint about the command line, in the form of ours."""
+    """Typer's own complaint about the command line as one of our errors."""
     context = getattr(error, "ctx", None)
     path = "amkv" if context is None else context.command_path
     near = getattr(error, "possibilities", None)

@@ -1,7 +1,7 @@
 """Maps of numbers by layer and KV head, and where kept keys come from, as text for a terminal.
 
-Colours are backgrounds from a ramp that gets lighter all the way, so that they read alike on light
-and dark screens and for colour-blind readers; without colours the same steps are digits.
+Colours are backgrounds from a ramp that gets steadily lighter, so they read alike on light and dark
+screens and for colour-blind readers; without colours, the same steps are digits.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from itertools import zip_longest
 from amkv_format import AmkvFile
 
 RAMP = (53, 54, 55, 24, 30, 36, 72, 77, 148, 226)
-"""Colours of a terminal's 256, each lighter than the one before: near to viridis."""
+"""Colours from a terminal's 256, each lighter than the one before: close to viridis."""
 
 STEPS = len(RAMP)
 _UNKNOWN = "·"
@@ -24,7 +24,7 @@ _BARS = " ▁▂▃▄▅▆▇█"
 
 @dataclass(frozen=True)
 class HeadMap:
-    """One number for each KV head: `rows[i]` are those of layer `layers[i]`, None where unknown."""
+    """One number per KV head: `rows[i]` are those of layer `layers[i]`, None if unknown."""
 
     name: str
     layers: Sequence[int]
@@ -39,7 +39,7 @@ class HeadMap:
         return (min(known), max(known)) if known else (0.0, 0.0)
 
     def share(self, value: float) -> float:
-        """Where a number is between smallest and largest, 0 to 1, on a logarithmic scale."""
+        """Where a number lies between smallest and largest, 0 to 1, on a logarithmic scale."""
         low, high = self.range
         # Counts may be 0; errors are small numbers whose ratios matter.
         floor = 1.0 if self.whole else max(low, high * 1e-4, 1e-12)
@@ -47,16 +47,16 @@ class HeadMap:
         return 0.0 if high <= low else (value - low) / (high - low)
 
     def step(self, value: float) -> int:
-        """The step of the ramp that stands for a number."""
+        """The step of the ramp for a number."""
         return min(STEPS - 1, int(self.share(value) * STEPS))
 
     def text(self, value: float) -> str:
-        """A number as it is shown."""
+        """A number as text."""
         return f"{value:,.0f}" if self.whole else f"{value:.3g}"
 
 
 def maps(artifact: AmkvFile) -> list[HeadMap]:
-    """Entries, and the errors that the file knows, of the layers that can be compacted."""
+    """Maps of the entries, and of the errors in the file, for the layers that can be compacted."""
     layers = [i for i, layer in enumerate(artifact.layers) if layer.type == "full"]
     layers = layers or list(range(len(artifact.layers)))
     found = [HeadMap("entries", layers, [list(artifact.layers[i].stored) for i in layers], True)]
@@ -70,8 +70,8 @@ def maps(artifact: AmkvFile) -> list[HeadMap]:
 
 
 def kept_from(artifact: AmkvFile, parts: int) -> list[int] | None:
-    """Entries, over all layers and heads, whose key was taken from each of `parts` equal parts of
-    the context; None where the file does not say. Raises FormatError for positions out of range."""
+    """How many entries, over all layers and heads, took their key from each of `parts` equal parts
+    of the context; None if the file does not say. Raises FormatError for positions out of range."""
     T = artifact.logical_length
     parts = min(parts, T)
     counts = [0] * parts
@@ -82,13 +82,13 @@ def kept_from(artifact: AmkvFile, parts: int) -> list[int] | None:
             continue
         known = True
         for position, count in Counter(positions).items():
-            if position >= 0:  # -1: of no token
+            if position >= 0:  # -1: from no token
                 counts[position * parts // T] += count
     return counts if known else None
 
 
 def draw(found: Sequence[HeadMap], width: int, colours: bool) -> Iterator[str]:
-    """The maps as lines, side by side where the width has room for that."""
+    """The maps as lines, side by side if the width allows."""
     row: list[HeadMap] = []
     for each in found:
         if row and sum(_width(m) + len(_GAP) for m in row) + _width(each) > width:
@@ -104,7 +104,7 @@ def strip(counts: Sequence[int], T: int, plain: bool) -> Iterator[str]:
     top = max(counts)
     marks = "0123456789" if plain else _BARS
     yield f"kept keys along the text, most in one place: {top:,}"
-    # Nothing is shown as nothing, and whatever there is as something.
+    # Zero is shown as empty, any other count as at least one step.
     steps = [0 if not n else max(1, round(n / top * (len(marks) - 1))) for n in counts]
     yield "".join(marks[step] for step in steps)
     end = f"token {T:,}"

@@ -1,4 +1,4 @@
-"""`amkv import`: makes a prefill artifact of a full cache that another tool has saved."""
+"""`amkv import`: makes a prefill artifact from a full cache saved by another tool."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`amkv inspect`: says what an artifact holds, without the model and without torch."""
+"""`amkv inspect`: shows what an artifact holds, without the model and without torch."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def inspect(
 
 @contextmanager
 def _checked(path: Path) -> Iterator[None]:
-    """Says what is wrong with a tensor that is read now."""
+    """Reports what is wrong with a tensor read inside the block."""
     try:
         yield
     except FormatError as error:
@@ -79,7 +79,7 @@ def _checked(path: Path) -> Iterator[None]:
 
 
 def _maps(record: dict[str, Any], found: Sequence[HeadMap]) -> Iterator[str]:
-    """What --heads shows, as wide as the terminal."""
+    """The output of --heads, as wide as the terminal."""
     yield from draw(found, columns(sys.stdout), coloured(sys.stdout))
     if record["kept_from"] is not None:
         yield ""
@@ -87,7 +87,7 @@ def _maps(record: dict[str, Any], found: Sequence[HeadMap]) -> Iterator[str]:
 
 
 def _shows_bars() -> bool:
-    """Whether the output's encoding has the characters of bars."""
+    """Whether the output's encoding has the characters for bars."""
     return (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
 
 
@@ -137,7 +137,7 @@ def describe(artifact: AmkvFile, path: Path) -> dict[str, Any]:
 
 
 def _turns(manifest: Mapping[str, Any]) -> int | None:
-    """Questions of a conversation that the context has taken in; anything may stand there."""
+    """Questions in a conversation compacted into the context; the field may hold anything."""
     found = manifest.get("conversation")
     turns = found.get("turns") if isinstance(found, dict) else None
     return turns if type(turns) is int and turns > 0 else None
@@ -204,7 +204,7 @@ def _revision(model: dict[str, Any]) -> str:
 
 
 def _details(record: dict[str, Any]) -> Iterator[str]:
-    """What one looks up now and then."""
+    """What is looked up only now and then."""
     tools = ", ".join(f"{name} {number}" for name, number in record["tools"].items())
     facts = [
         ("format", f"{record['kind']}, {record['version']}, {record['boundary']}"),

@@ -1,4 +1,4 @@
-"""`amkv list`: the artifacts of a folder, one line each; those that are broken are named too."""
+"""`amkv list`: the artifacts in a folder, one line each; broken ones are listed too."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _RIGHT = (3, 4, 5, 6)
 """Columns of numbers, from the left."""
 
 _LEAST = 10
-"""Columns that a name keeps, however narrow the terminal is."""
+"""Width that a name keeps, however narrow the terminal is."""
 
 
 def list_artifacts(
@@ -56,7 +56,7 @@ def list_artifacts(
 
 
 def _artifacts(folder: Path) -> list[Path]:
-    """The artifacts of a folder by name. Raises UsageError when there is no such folder."""
+    """The artifacts in a folder, by name. Raises UsageError if there is no such folder."""
     try:
         paths = [p for p in folder.iterdir() if p.suffix.lower() == EXTENSION]
     except NotADirectoryError as error:
@@ -69,7 +69,7 @@ def _artifacts(folder: Path) -> list[Path]:
 
 
 def _entry(path: Path) -> dict[str, Any]:
-    """One file as `list --json` has it; `error` says what is wrong with a broken one."""
+    """One file for `list --json`; `error` says what is wrong with a broken one."""
     found: dict[str, Any] = dict.fromkeys(
         ("kind", "model", "document", "tokens", "ratio", "method", "store", "created", "error")
     )
@@ -97,7 +97,7 @@ def _entry(path: Path) -> dict[str, Any]:
 
 
 def _table(found: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """The files for people, as wide as the terminal; names are cut where they do not fit."""
+    """The files for people, as wide as the terminal; names that do not fit are cut."""
     rows = [_HEADING, *(_row(entry) for entry in found if entry["error"] is None)]
     broken = [entry for entry in found if entry["error"] is not None]
     if len(rows) > 1:
@@ -130,7 +130,7 @@ def _row(entry: dict[str, Any]) -> tuple[str, ...]:
 
 
 def age(created: str, now: float) -> str:
-    """How long ago that RFC 3339 time is, roughly: `5 min`, `3 h`, `12 d`."""
+    """Roughly how long ago an RFC 3339 time was: `5 min`, `3 h`, `12 d`."""
     try:  # fromisoformat takes at most six fractional digits
         whole = created.partition("Z")[0].partition(".")[0]
         seconds = now - datetime.fromisoformat(f"{whole}+00:00").timestamp()

@@ -1,4 +1,4 @@
-"""`amkv compact --plan`: what would be done, in bytes and about how many seconds."""
+"""`amkv compact --plan`: what would be done, with bytes and approximate seconds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from amcli.pipeline.compaction.request import Request
 
 _ASSUMED = "int8"
-"""How entries are taken to be stored where that is decided by looking at the cache."""
+"""The assumed store, if the choice needs a look at the cache."""
 
 
 def show(
@@ -32,7 +32,7 @@ def show(
     dtype: str | None,
     trust: bool,
 ) -> None:
-    """Prints the plan for a text or a prefill; no weight is read, and nothing is written."""
+    """Prints the plan for a text or a prefill; no weights are read, and nothing is written."""
     with work(console) as progress:
         from amcli.pipeline.compaction.estimate import estimate
         from amcli.pipeline.compaction.plan import Target, decide
@@ -73,7 +73,7 @@ def _of_artifact(
     dtype: str | None,
     trust: bool,
 ) -> Preview | None:
-    """The model of a prefill, if it is there: a plan needs it for seconds only."""
+    """The model of a prefill, if available: a plan needs it only for seconds."""
     from amcli.pipeline.contexts.opening import model_of
 
     try:

@@ -1,4 +1,4 @@
-"""`amkv prefill`: runs a document through a model and keeps its whole KV cache in a file."""
+"""`amkv prefill`: runs a document through a model and writes its full KV cache to a file."""
 
 from __future__ import annotations
 

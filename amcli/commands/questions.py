@@ -1,4 +1,4 @@
-"""Questions that do not come from a conversation: -p and standard input."""
+"""Questions from outside a conversation: -p and standard input."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from amcli.pipeline.talk.questions import Asked
 
 
 def prompts(given: Sequence[str]) -> list[Asked]:
-    """The questions of -p; `-` stands for standard input, once."""
+    """The questions given with -p; `-` stands for standard input, and may appear once."""
     if list(given).count(STDIN) > 1:
         raise UsageError("-p - was given twice", "standard input can be read once")
     return [Asked(_prompt(text)) for text in given]
@@ -32,7 +32,7 @@ def _prompt(prompt: str) -> str:
 
 
 def lines() -> Iterator[Asked]:
-    """The questions on standard input: every line that is not empty."""
+    """The questions on standard input: every non-empty line."""
     asked = False
     try:
         for line in sys.stdin or ():

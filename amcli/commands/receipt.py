@@ -1,4 +1,4 @@
-"""What `amkv compact` says of its work: sizes, seconds, errors, and the heads that stand out."""
+"""What `amkv compact` reports: sizes, seconds, errors, and the heads that stand out."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from amcli.pipeline.compaction.result import Compaction
 
 SHOWN = 5
-"""Heads that each of the two tables shows."""
+"""Heads shown in each of the two tables."""
 
 
 @dataclass(frozen=True)
 class HeadFacts:
     """One compacted KV head: its entries, and what is known of it on held-out queries.
 
-    attention  mean share of its attention that is on the document
+    attention  mean share of its attention that falls on the document
     """
 
     layer: int
@@ -59,13 +59,13 @@ def most_entries(heads: Sequence[HeadFacts]) -> list[HeadFacts]:
 
 
 def largest_errors(heads: Sequence[HeadFacts]) -> list[HeadFacts]:
-    """The heads with the largest output error, largest first; those where it is unknown are out."""
+    """The heads with the largest output error, largest first; unknown errors are left out."""
     known = [h for h in heads if h.output_error is not None]
     return sorted(known, key=lambda h: (-(h.output_error or 0.0), h.layer, h.head))[:SHOWN]
 
 
 def record(result: Compaction, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `compact --json` that are about heads, errors and the search."""
+    """The fields of `compact --json` about heads, errors and the search."""
     heads = facts(result)
     return {
         "fit_errors": fit_errors(manifest),
@@ -77,7 +77,7 @@ def record(result: Compaction, manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def warnings(result: Compaction, manifest: Mapping[str, Any]) -> Iterator[str]:
-    """What of the receipt is bad, each with what to type."""
+    """Warnings about bad numbers in the receipt, each with what to type."""
     from amcli.pipeline.compaction.choices import HARMLESS, ROUNDING
 
     worst = result.rounding
@@ -90,7 +90,7 @@ def warnings(result: Compaction, manifest: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _less(requested: Mapping[str, Any]) -> str:
-    """How to keep twice as much; nothing where that would keep all."""
+    """How to keep twice as much; empty if that would keep everything."""
     if "tokens" in requested:
         return f"; try --tokens {2 * int(requested['tokens'])}"
     ratio = float(requested.get("ratio", 1)) / 2
@@ -100,7 +100,7 @@ def _less(requested: Mapping[str, Any]) -> str:
 def lines(
     result: Compaction, manifest: Mapping[str, Any], seconds: Mapping[str, float], total: float
 ) -> Iterator[str]:
-    """The receipt for people, in 80 columns; `seconds` of each stage in their order."""
+    """The receipt for people, in 80 columns; `seconds` of each stage, in order."""
     heads = facts(result)
     counts = [h.entries for h in heads]
     yield (

@@ -1,4 +1,5 @@
-"""What several commands do: choose and load a model, time the stages, find the last prefill."""
+"""What several commands share: choosing and loading a model, timing stages, finding the last
+prefill."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ PREFILL_ENDING = ".prefill.amkv"
 
 
 class Stopwatch:
-    """Seconds of each stage of a command, and of all of it."""
+    """Seconds of each stage of a command, and in total."""
 
     def __init__(self) -> None:
         self._began = time.perf_counter()
@@ -54,7 +55,7 @@ class Stopwatch:
 
 @contextmanager
 def work(console: Console) -> Iterator[Progress]:
-    """Progress of what runs a model; the libraries below stay silent inside the block."""
+    """Progress of work that runs a model; the libraries stay silent inside the block."""
     with console.progress() as progress:
         progress.start("load libraries", 0)
         from amcli.models.failures import quiet
@@ -64,9 +65,9 @@ def work(console: Console) -> Iterator[Progress]:
 
 
 def choose_model(console: Console, named: str | None, command: str) -> str:
-    """`--model`, else what is set for the command, else pocket, with a line that says what it is.
+    """`--model`, else the command's setting, else pocket, with a line that says which.
 
-    Not through the options' defaults: artifacts bring their own model.
+    Not an option default, because artifacts name their own model.
     """
     if named is not None:
         return named
@@ -89,8 +90,8 @@ def load(
 ) -> LoadedModel:
     """Loads a model; first tells the console what it is and how long a document may be.
 
-    A `source` that cannot fit is refused before the weights are read. See `models.loading.load`
-    for what it raises.
+    A `source` that cannot fit is refused before the weights are read. For errors see
+    `models.loading.load`.
     """
     from amcli.pipeline.contexts import opening
 
@@ -101,7 +102,7 @@ def load(
 
 
 def _told(console: Console | None, source: Source | None = None) -> Callable[[Preview], None]:
-    """Tells the console of a model, and refuses a document that cannot fit."""
+    """Tells the console about a model, and refuses a document that cannot fit."""
 
     def look(preview: Preview) -> None:
         if console is not None and preview.id != POCKET:
@@ -124,7 +125,7 @@ def open_contexts(
     trust: bool = False,
     console: Console | None = None,
 ) -> Context:
-    """`opening.open_contexts`, telling the console what model it is."""
+    """`opening.open_contexts`, which also tells the console about the model."""
     from amcli.pipeline.contexts import opening
 
     return opening.open_contexts(
@@ -139,7 +140,7 @@ def open_contexts(
 
 
 def warn_of_length(console: Console, context: Context) -> None:
-    """A line where a context is longer than what its model was made for."""
+    """Prints a line if a context is longer than its model was trained for."""
     from amcli.models.lengths import past_training
 
     warning = past_training(context.loaded.model.config, context.T)
@@ -148,9 +149,9 @@ def warn_of_length(console: Console, context: Context) -> None:
 
 
 def read_document(console: Console, documents: Sequence[str]) -> Source:
-    """Files or standard input, as one document; a line for each says what was read.
+    """Files or standard input as one document; prints a line for each file read.
 
-    Raises UsageError for an artifact among them, and what `pipeline.source.read_source` raises.
+    Raises UsageError for an artifact among them, and whatever `source.read_source` raises.
     """
     for document in documents:
         if document == STDIN:
@@ -170,7 +171,7 @@ def read_document(console: Console, documents: Sequence[str]) -> Source:
 
 
 def refuse_same(output: Path, source: Path) -> None:
-    """Raises UsageError when the output would replace what it is made from."""
+    """Raises UsageError if the output would replace its own source."""
     with suppress(OSError):
         if output.samefile(source):
             raise UsageError(

@@ -1,4 +1,4 @@
-"""What can be typed in a conversation besides questions: /help and the others."""
+"""The commands in a conversation: /help and the others."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def known() -> list[str]:
 
 @dataclass
 class Slash:
-    """Runs commands for one conversation.
+    """Runs the commands of one conversation.
 
     ask    asks a question and shows the answer
     panel  shows what is loaded
@@ -58,7 +58,7 @@ class Slash:
     panel: Callable[[], None]
 
     def run(self, text: str) -> bool:
-        """One command line; False when the user wants to leave. Raises UsageError."""
+        """Runs one command line; False if the user wants to leave. Raises UsageError."""
         word, _, rest = text.partition(" ")
         rest = rest.strip()
         if word in ("/quit", "/exit"):
@@ -156,10 +156,10 @@ class Slash:
 
 
 def _target(text: str) -> tuple[Path, bool]:
-    """The file to write, and whether it may replace another."""
+    """The file to write, and whether it may replace an existing one."""
     try:
         words = shlex.split(text)
-    except ValueError:  # a quotation mark that stands alone
+    except ValueError:  # an unmatched quotation mark
         words = text.split()
     force = words[:1] == ["-f"]
     names = words[1:] if force else words
@@ -170,7 +170,7 @@ def _target(text: str) -> tuple[Path, bool]:
 
 @contextmanager
 def _overwriting() -> Iterator[None]:
-    """Says what to type here where a file exists; the hints of others are for the command line."""
+    """Says what to type here if a file exists; the usual hints are for the command line."""
     try:
         yield
     except UsageError as error:

@@ -1,4 +1,4 @@
-"""A conversation as a file: markdown to read, JSON to go on with, by the name's ending."""
+"""A conversation as a file: markdown to read, JSON to process, by the file's suffix."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from amcli.pipeline.talk.session import Session
 
 FORM = 1
-"""Version of the JSON."""
+"""Version of the JSON format."""
 
 ENDINGS = (".md", ".json")
 
@@ -22,7 +22,7 @@ ENDINGS = (".md", ".json")
 def write(session: Session, paths: Sequence[Path], target: Path, overwrite: bool) -> None:
     """Writes all turns, whole or not at all.
 
-    Raises UsageError for another ending, or an existing file without `overwrite`.
+    Raises UsageError for another suffix, or an existing file without `overwrite`.
     """
     ending = target.suffix.lower()
     if ending not in ENDINGS:
@@ -36,7 +36,7 @@ def write(session: Session, paths: Sequence[Path], target: Path, overwrite: bool
 
 
 def record(session: Session, paths: Sequence[Path]) -> dict[str, Any]:
-    """What the JSON holds; `docs/json.md` describes it."""
+    """The JSON record; `docs/json.md` describes it."""
     return {
         "amkv_chat": FORM,
         "context": [str(path) for path in paths],
@@ -59,7 +59,7 @@ def record(session: Session, paths: Sequence[Path]) -> dict[str, Any]:
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """The same to read."""
+    """The same as markdown, for reading."""
     lines = [f"# About {found['document']}", "", f"{found['model']}, {', '.join(found['context'])}"]
     told = None
     for turn in found["turns"]:

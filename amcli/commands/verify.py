@@ -1,4 +1,4 @@
-"""`amkv verify`: says whether files are valid artifacts, and whether they fit a model."""
+"""`amkv verify`: checks whether files are valid artifacts, and whether they fit a model."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ VALID, INVALID, UNREADABLE, MISFIT = "valid", "invalid", "unreadable", "misfit"
 
 @dataclass
 class Finding:
-    """What is known of one file.
+    """The result for one file.
 
-    status  `valid`, `invalid`, `unreadable`, or `misfit`: valid, and made for another model
+    status  `valid`, `invalid`, `unreadable`, or `misfit`: valid, but made for another model
     code, offset  of an invalid file, as `amkv-v1.md` lists them; the offset is in bytes, None
-            where the fault has no single place
-    differs  why it does not fit the model; None where no model was named
+            if the fault has no single place
+    differs  why it does not fit the model; None if no model was named
     """
 
     path: Path
@@ -144,7 +144,7 @@ def _compare(
 
 
 def _summary(found: Sequence[Finding], model: str | None) -> AmkvError | None:
-    """The error to end with: that of the worst file."""
+    """The error to exit with: that of the worst file."""
 
     def said(status: str, one: str, several: str) -> str | None:
         wrong = [x for x in found if x.status == status]

@@ -1,8 +1,8 @@
-"""Errors in the words of the command line, by their code.
+"""Error messages in command-line terms, by error code.
 
-Below the commands an error speaks of arguments, as the Python API has them. Where what one would
-type is called something else, it stands here: templates that `str.format` fills with the facts of
-the error, or functions of them where one sentence is not enough. None: the error's own words serve.
+Errors raised below the commands speak of arguments of the Python API. Where the user would type
+something else, the wording is here: templates that `str.format` fills with the error's facts, or
+functions of them where one sentence is not enough. None: the error's own words will do.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ Text = str | Callable[..., str]
 
 
 class Words(NamedTuple):
-    """What the command line says of an error; None: what the error says."""
+    """What the command line says about an error; None: the error's own words."""
 
     message: Text | None = None
     hint: Text | None = None
 
 
 def _less_memory(dtype: str, device: str, **_: object) -> str:
-    """What to try where the weights of a model do not fit."""
+    """What to try if a model's weights do not fit."""
     smaller = "--dtype bfloat16, " if dtype == "float32" else ""
     other = "a machine with more memory" if device == "cpu" else "--device cpu"
     return f"try {smaller}a smaller model, or {other}"
@@ -104,7 +104,7 @@ WORDS: dict[str, Words] = {
     ),
     "not-a-budget": Words(hint=_AGAIN),
     "ratio-leaves-nothing": Words(hint="use a smaller --ratio"),
-    # files, and what is remembered
+    # files, the last prefill, settings
     "artifact-invalid": Words(hint="make it again with amkv prefill or amkv compact"),
     "disk-full": Words(hint="free some space, or choose another disk with -o"),
     "file-exists": Words(hint="add --force to replace it, or name another file with -o"),
@@ -154,7 +154,7 @@ Error = TypeVar("Error", bound=AmkvError)
 
 
 def spoken(error: Error) -> Error:
-    """The error as the command line puts it: of the same class, code, field, place and facts."""
+    """The error in command-line terms, with the same class, code, field, place and facts."""
     words = WORDS.get(error.code or "")
     if words is None:
         return error

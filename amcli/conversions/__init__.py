@@ -1,1 +1,1 @@
-"""Contexts in other forms: folders for plain transformers, caches that other tools have saved."""
+"""Contexts in other forms: folders for plain transformers, caches saved by other tools."""

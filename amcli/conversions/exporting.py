@@ -1,7 +1,7 @@
 """Writes a context as a folder that plain transformers loads, with the loader in it.
 
-Heads of a layer are padded to the longest one, since a transformers cache is one rectangle a layer;
-biases, and which slots are padding, are a tensor of their own that the loader's attention adds.
+Heads of a layer are padded to the longest one, since a transformers cache has one rectangle per
+layer; a separate tensor, which the loader's attention adds, holds the biases and marks padding.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 class Exported:
     """What was written.
 
-    entries, slots  that are stored, and that the rectangles have: the rest is padding
-    stored_bytes    of the entries in the artifact; padded_bytes: of the rectangles
+    entries, slots  entries stored, and slots in the rectangles: the rest is padding
+    stored_bytes    bytes of the entries in the artifact; `padded_bytes`: of the rectangles
     """
 
     entries: int
@@ -46,8 +46,8 @@ class Exported:
 def export(artifact: Artifact, folder: Path, progress: Progress | None = None) -> Exported:
     """Writes `folder`, which must not exist, whole or not at all.
 
-    Keys and values get the model's dtype, whatever the artifact stores them as. Raises UsageError
-    for a context that plain transformers cannot hold, and what `files.output_errors` says.
+    Keys and values get the model's dtype, whatever the artifact's store. Raises UsageError for a
+    context that plain transformers cannot hold, and whatever `files.output_errors` raises.
     """
     require_exportable(artifact)
     progress = progress or Silent()
@@ -69,7 +69,7 @@ def export(artifact: Artifact, folder: Path, progress: Progress | None = None) -
 
 
 def require_exportable(artifact: Artifact) -> None:
-    """Raises UsageError for layers that a transformers cache of full attention does not have."""
+    """Raises UsageError for layers that a full-attention transformers cache cannot have."""
     kinds = {layer.type for layer in artifact.layers} - {"full"}
     if kinds or artifact.manifest.get("states"):
         what = "sliding-window layers" if kinds else "layers that keep a state"
@@ -83,8 +83,8 @@ def require_exportable(artifact: Artifact) -> None:
 
 
 def padded(heads: Entries, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Keys `[1, H, n, d]`, values `[1, H, n, dv]` and bias `[1, H, 1, n]` of a layer, `n` the
-    longest head's entries; bias is float32, and -inf where there is no entry."""
+    """Keys `[1, H, n, d]`, values `[1, H, n, dv]` and bias `[1, H, 1, n]` of a layer, with `n` the
+    entries of the longest head; bias is float32, and -inf where there is no entry."""
     H, n = len(heads.lengths), max(heads.lengths)
     keys = torch.zeros(1, H, n, heads.key_dim, dtype=dtype)
     values = torch.zeros(1, H, n, heads.value_dim, dtype=dtype)
@@ -111,7 +111,7 @@ def _write(folder: Path, tensors: dict[str, torch.Tensor], about: dict[str, Any]
             text = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
             (temporary / ABOUT).write_text(text, encoding="utf-8")
             shutil.copyfile(Path(__file__).with_name(LOADER), temporary / LOADER)
-            # Written by way of a private file, whose mode it has kept.
+            # The cache was written through a private file and has kept that file's mode.
             shutil.copymode(temporary / ABOUT, temporary / CACHE)
             _sync([temporary / name for name in (CACHE, ABOUT, LOADER)])
             temporary.rename(folder)
@@ -121,7 +121,7 @@ def _write(folder: Path, tensors: dict[str, torch.Tensor], about: dict[str, Any]
 
 
 def _sync(paths: Sequence[Path]) -> None:
-    """Has the system write files through: the folder's name never stands for half of one."""
+    """Flushes files to disk, so that the final folder name never holds a half-written file."""
     for path in paths:
         with path.open("rb") as file:
             os.fsync(file.fileno())

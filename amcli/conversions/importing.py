@@ -1,8 +1,8 @@
-"""Full caches that other tools have saved as safetensors, as contexts.
+"""Contexts from full caches that other tools saved as safetensors.
 
-A cache file holds keys and values and not what they were made from, so the token ids and the model
-have to be given. The first tokens are run through the model, and have to give the keys and values
-that the file holds: another model, other ids or another layout of heads is found out here.
+A cache file holds keys and values but not what they were made from, so the token ids and the model
+have to be given. The first tokens are run through the model and must give the keys and values in
+the file: this detects another model, other ids or another layout of heads.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from amcli.pipeline.contexts.reading import POSITIONS_FOR_ANSWERS
 from amcli.pipeline.contexts.source import Source
 
 CHECKED = 32
-"""First tokens that are run through the model to compare."""
+"""Number of first tokens run through the model for comparison."""
 
 TOLERANCE = 0.3
-"""Relative error of their keys and values that is allowed: what the other tool has computed with
-weights of few bits differs a little, other weights or other ids by more than 1."""
+"""Allowed relative error of their keys and values: results of another tool with quantised weights
+differ a little, those of other weights or other ids by more than 1."""
 
 _ELSE = "save it as docs/conversions.md shows"
 
@@ -56,7 +56,7 @@ class SavedCache:
 
     @classmethod
     def read(cls, path: Path) -> SavedCache:
-        """Reads a safetensors file; raises UsageError for one that is no cache of one sequence."""
+        """Reads a safetensors file; raises UsageError if it is not a cache of one sequence."""
         try:
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -77,7 +77,7 @@ class SavedCache:
                 field="path",
                 path=path,
             ) from error
-        # mlx_lm says which class of cache each layer has.
+        # mlx_lm files name the cache class of each layer.
         kinds = {value for name, value in metadata.items() if re.fullmatch(r"2\.\d+", name)}
         if other := sorted(kinds - {"KVCache"}):
             raise UsageError(
@@ -123,10 +123,10 @@ def context_of(
     """The context of a saved cache.
 
     source  the document: its ids are those that a prefill would have read
-    ids     in place of it, what was read; the context then has no chat template around it
+    ids     instead of the document, the ids that were read; the context then has no chat template
 
     Raises UsageError when the lengths differ or the model keeps states, ModelMismatchError when
-    the layers are not the model's or hold other numbers than it gives for the first tokens.
+    the layers are not the model's, or their numbers are not what it gives for the first tokens.
     """
     if loaded.geometry.states:
         raise UsageError(
@@ -210,7 +210,7 @@ def _cache(saved: SavedCache, loaded: LoadedModel, T: int) -> CompactCache:
 def _rows(
     path: Path, i: int, layer: LayerGeometry, keys: torch.Tensor, values: torch.Tensor, T: int
 ) -> int:
-    """How many of the last tokens of a layer are kept: all, or what a window shows."""
+    """How many of a layer's last tokens are kept: all, or those within the window."""
     shapes = [(x.shape[1], x.shape[3]) for x in (keys, values)]
     if shapes != [(layer.kv_heads, layer.key_dim), (layer.kv_heads, layer.value_dim)]:
         raise ModelMismatchError(
@@ -243,7 +243,7 @@ def _compare(saved: SavedCache, loaded: LoadedModel, ids: list[int], cache: Comp
     absorb(loaded.model, own, first)
     for i, layer in enumerate(loaded.geometry.layers):
         if layer.window is not None and len(ids) >= layer.window:
-            continue  # the first tokens are no longer there
+            continue  # the first tokens are no longer in the cache
         for name, mine, theirs in zip(("keys", "values"), own.live(i), cache.live(i), strict=True):
             there = theirs[0][:, : mine.shape[2]].float()
             error = float((there - mine[0].float()).norm() / mine[0].float().norm())

@@ -1,9 +1,9 @@
-"""Entries in 8 or 4 bits a number: small signed codes in blocks, one scale to a block.
+"""Entries in 8 or 4 bits per number: small signed codes in blocks, one scale per block.
 
 The arithmetic is that of llama.cpp's q8_0 and q4_0: a row is cut into blocks of 32, each with
 the scale `max|x| / levels` in fp16, and a number is stored as `round(x / scale)`. Codes are
 symmetric, -127 to 127 and -7 to 7 (q4_0 uses -8 too), so that a number and its negative lose the
-same. In 4 bits keys are first turned by an orthonormal Hadamard transform, which
+same. For 4 bits, keys first go through an orthonormal Hadamard transform, which
 spreads a channel that is far larger than its neighbours over all of them (QuaRot, arXiv
 2404.00456; such channels are common among keys: KIVI, arXiv 2402.02750).
 
@@ -22,19 +22,19 @@ from amcli.entries.matrix import Matrix, hadamard
 from amcli.entries.stores import Quantizer
 
 BLOCK = 32
-"""Numbers that share a scale, or the largest divisor of the head dimension below it."""
+"""Most numbers that share a scale; see `block_size`."""
 
 SCALE_BYTES = 2
 
 _SMALLEST = 2.0**-14
 """The smallest normal fp16. Smaller scales would be rounded so coarsely that rounding a rounded
-number could give another one; numbers that call for one are kept to a multiple of this."""
+number could change it again; numbers that need one become multiples of this."""
 _LARGEST = 65504.0
-"""The largest fp16. Numbers that call for a larger scale are cut off."""
+"""The largest fp16. Numbers that need a larger scale are clipped."""
 
 
 def block_size(d: int) -> int:
-    """Numbers of a row of `d` that share a scale: the largest divisor of `d` up to BLOCK."""
+    """How many numbers of a row of `d` share a scale: the largest divisor of `d` up to BLOCK."""
     return next(b for b in range(min(d, BLOCK), 0, -1) if d % b == 0)
 
 
@@ -47,7 +47,7 @@ class Blocks(Matrix):
     scale    float16 `[N, d / block_size(d)]`, positive
     rotated  whether rows went through `hadamard` first
 
-    Raises ValueError for scales that are not those of such codes.
+    Raises ValueError for scales that do not fit the codes.
     """
 
     codes: torch.Tensor
@@ -75,12 +75,12 @@ class Blocks(Matrix):
         return {"": self.codes, ".scale": self.scale}
 
     def with_parts(self, parts: Sequence[torch.Tensor]) -> Blocks:
-        """Other codes and scales."""
+        """The same with other codes and scales."""
         codes, scale = parts
         return Blocks(codes, scale, self.rotated)
 
     def stored(self) -> torch.Tensor:
-        """`[N, d]` float32 as stored: still transformed, where rows were `rotated`."""
+        """`[N, d]` float32 as stored: still transformed if rows were `rotated`."""
         N, d = self.shape
         if self.codes.dtype == torch.uint8:
             x = self.scale.new_empty((N, d // 2, 2), dtype=torch.float32)
@@ -96,7 +96,7 @@ class Blocks(Matrix):
 
 @dataclass(frozen=True)
 class BlockQuantizer(Quantizer):
-    """`bits` a number, 8 or 4; `rotate` turns keys by `hadamard` first."""
+    """`bits` per number, 8 or 4; `rotate` passes keys through `hadamard` first."""
 
     name: str
     bits: int
@@ -104,7 +104,7 @@ class BlockQuantizer(Quantizer):
 
     @property
     def multiple(self) -> int:
-        """Two codes of 4 bits are a byte."""
+        """2 for 4 bits, as two codes make a byte; else 1."""
         return 8 // self.bits
 
     def keys(self, x: torch.Tensor, lengths: tuple[int, ...]) -> Blocks:
@@ -116,7 +116,7 @@ class BlockQuantizer(Quantizer):
         return self.quantize(x, False)
 
     def read_keys(self, parts: Mapping[str, torch.Tensor], lengths: tuple[int, ...]) -> Blocks:
-        """Keys as codes; whether they were turned is in no file."""
+        """Keys as codes; files do not say whether they were transformed, the store does."""
         return Blocks(parts[""], parts[".scale"], self.rotate)
 
     def read_values(self, parts: Mapping[str, torch.Tensor], lengths: tuple[int, ...]) -> Blocks:

@@ -1,7 +1,7 @@
 """The stores by name, for help, completion and checks. Imports nothing, torch least of all.
 
-A store besides `native` is the module of its name in this folder, which registers it; `stores`
-imports that when the store is first asked for.
+Every store except `native` is a module of that name in this folder, which registers it; `stores`
+imports the module when the store is first asked for.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The store `int4`: 4 bits a number, keys turned by `hadamard` first; see `blocks`."""
+"""The store `int4`: 4 bits per number, keys through `hadamard` first; see `blocks`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The store `int8`: 8 bits a number, keys as they are; see `blocks`."""
+"""The store `int8`: 8 bits per number, keys as they are; see `blocks`."""
 
 from __future__ import annotations
 

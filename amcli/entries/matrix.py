@@ -1,6 +1,6 @@
-"""A matrix of keys or values, one entry a row, in whatever form it is kept: numbers or codes.
+"""A matrix of keys or values, one row per entry, in any form: numbers or codes.
 
-Everything that handles entries asks a matrix for rows, bytes or numbers and need not know its
+Code that handles entries asks a matrix for rows, bytes or numbers and need not know its
 form. Knows torch; knows nothing of models, files or methods.
 """
 
@@ -39,15 +39,15 @@ def hadamard(x: torch.Tensor) -> torch.Tensor:
 class Matrix(ABC):
     """`[N, d]`, in one form; forms are frozen dataclasses of tensors.
 
-    A form says which tensors it keeps (`parts`), how to make one like it from others
-    (`with_parts`), and what numbers they mean (`stored`). The rest is written here, for tensors
-    that have a row for every row of the matrix; a form with others overrides `rows` and `cat`.
+    A form says which tensors it keeps (`parts`), how to make the same form from other tensors
+    (`with_parts`), and which numbers they mean (`stored`). The rest is implemented here, for
+    tensors with one row per row of the matrix; other forms override `rows` and `cat`.
     """
 
     @property
     @abstractmethod
     def store(self) -> str:
-        """What made it: a name of `catalogue.STORES`."""
+        """The store it is in: a name of `catalogue.STORES`."""
 
     @property
     @abstractmethod
@@ -56,7 +56,7 @@ class Matrix(ABC):
 
     @abstractmethod
     def parts(self) -> dict[str, torch.Tensor]:
-        """The tensors, by what their names end in in a file: "" for the first, then ".scale"."""
+        """The tensors, by the suffix of their names in a file: "" for the first, then ".scale"."""
 
     @abstractmethod
     def with_parts(self, parts: Sequence[torch.Tensor]) -> Self:
@@ -64,11 +64,11 @@ class Matrix(ABC):
 
     @abstractmethod
     def stored(self) -> torch.Tensor:
-        """`[N, d]` numbers as they are stored: still transformed, where rows were `rotated`."""
+        """`[N, d]` numbers as stored: still transformed if rows were `rotated`."""
 
     @property
     def rotated(self) -> bool:
-        """Whether rows went through `hadamard`: products with `stored` rows want `hadamard(q)`."""
+        """Whether rows went through `hadamard`: products with `stored` rows need `hadamard(q)`."""
         return False
 
     def unpack(self) -> torch.Tensor:
@@ -88,7 +88,7 @@ class Matrix(ABC):
 
     @property
     def kind(self) -> Hashable:
-        """What two matrices must have in common to be one: all but the number of rows."""
+        """What matrices must share to be joined: everything but the number of rows."""
         dtypes = tuple(x.dtype for x in self.parts().values())
         return type(self), self.store, self.rotated, self.shape[1], dtypes, self.device
 
@@ -106,7 +106,7 @@ class Matrix(ABC):
         return first.with_parts([torch.cat(column) for column in columns])
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
-        """The same on another device; numbers in `dtype`, codes are codes."""
+        """The same on another device; numbers in `dtype`, codes unchanged."""
         return self.with_parts([x.to(device) for x in self.parts().values()])
 
 
@@ -127,7 +127,7 @@ class Numbers(Matrix):
 
     @classmethod
     def read(cls, parts: Mapping[str, torch.Tensor]) -> Numbers:
-        """What `parts` gave."""
+        """Numbers from the tensors that `parts` gave."""
         return cls(parts[""])
 
     @property
@@ -138,7 +138,7 @@ class Numbers(Matrix):
 
     @property
     def device(self) -> torch.device:
-        """Where they are."""
+        """Where the tensor is."""
         return self.numbers.device
 
     def parts(self) -> dict[str, torch.Tensor]:

@@ -1,7 +1,7 @@
-"""What attention has to know of the entries in front of the live tokens.
+"""What attention needs to know of the entries before the live tokens.
 
-`Entries` are the prefix of one context, which every row of a batch sees; `serving` makes one of
-several contexts. The kernels and the models know no more than this.
+`Entries` are the prefix of one context, which every row of a batch sees; `serving` makes a prefix
+of several contexts. The kernels and the models know no more than this.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class Prefix(Protocol):
 
     @property
     def entries(self) -> Entries:
-        """Those of all contexts."""
+        """The entries of all contexts."""
 
     @property
     def kv_heads(self) -> int:
-        """Heads of the layer."""
+        """KV heads of the layer."""
 
     @property
     def batch(self) -> tuple[int, ...] | None:
@@ -49,10 +49,10 @@ class Prefix(Protocol):
 
     @property
     def derived(self) -> dict[Hashable, Any]:
-        """What kernels make of the prefix and want to find again: it goes when that goes."""
+        """What kernels derive from the prefix and keep for later; it lives as long as this does."""
 
     def contexts(self) -> Iterator[tuple[Entries, Sequence[int] | slice]]:
-        """Each context that some row sees: views of its entries, and those rows."""
+        """Each context that some row sees: views of its entries, and the rows that see it."""
 
     def select(self, rows: Sequence[int]) -> Prefix:
         """A prefix for rows of this one's batch, in that order; the entries are shared."""

@@ -1,7 +1,7 @@
 """Entries of one layer, stored head after head with no padding.
 
 The one data structure that the maths (`matching`), the runtime (`models`) and the file
-(`artifacts`) share. Knows torch; knows nothing of models, files or methods.
+(`storage`) share. Knows torch; knows nothing of models, files or methods.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 from amcli.entries.matrix import Matrix, Numbers
 
-# Numbers dequantised at a time when attending: a CPU is fastest in its caches, a GPU in one go.
+# Numbers dequantised at a time in attention: a CPU is fastest within its caches, a GPU in one go.
 _UNPACK_ELEMENTS = {"cpu": 1 << 20}
 _UNPACK_ELEMENTS_ELSEWHERE = 1 << 24
 
@@ -28,11 +28,11 @@ class Entries:
     values   `[N, dv]`
     beta     `[N]` float32, added to the scaled logit of its key; None means all zero
     lengths  one int per KV head, >= 0, in head order
-    derived  what kernels make of entries and want to find again: it goes when these go
+    derived  what kernels derive from the entries and keep for later; it lives as long as they do
 
-    Keys and values are numbers or codes; codes stay codes in memory and become numbers only while
-    they are attended to. Entries are also the `prefix.Prefix` of one context. Raises ValueError
-    when shapes or dtypes disagree.
+    Keys and values are numbers or codes; codes stay codes in memory and become numbers only during
+    attention. Entries are also the `prefix.Prefix` of one context. Raises ValueError when shapes
+    or dtypes disagree.
     """
 
     keys: Matrix
@@ -81,10 +81,10 @@ class Entries:
 
     @classmethod
     def cat(cls, parts: Sequence[Entries]) -> Entries:
-        """The heads of all parts, one part after another; a single part as it is.
+        """The heads of all parts, one part after another; a single part is returned as it is.
 
-        A beta is zero where only other parts have one. Raises ValueError for parts that are not of
-        one `kind`.
+        Parts without a beta get zeros if any other part has one. Raises ValueError for parts of
+        different `kind`.
         """
         first, *others = parts
         if any(part.kind != first.kind for part in others):
@@ -110,7 +110,7 @@ class Entries:
 
     @property
     def kind(self) -> Hashable:
-        """What entries must have in common to be put together."""
+        """What entries must share to be joined."""
         return self.keys.kind, self.values.kind
 
     @property
@@ -141,12 +141,12 @@ class Entries:
 
     @property
     def rotated(self) -> bool:
-        """Whether `heads` gives transformed keys, which want transformed queries."""
+        """Whether `heads` gives transformed keys, which need transformed queries."""
         return self.keys.rotated
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor by its name in a file: `keys`, `keys.scale`, ..., `beta`, in that order;
-        `stores.read` makes entries of them."""
+        `stores.read` turns them back into entries."""
         found = {f"keys{part}": x for part, x in self.keys.parts().items()}
         found |= {f"values{part}": x for part, x in self.values.parts().items()}
         return found if self.beta is None else {**found, "beta": self.beta}
@@ -154,8 +154,8 @@ class Entries:
     # ---- other entries made of them ----------------------------------------------------------
 
     def rows(self, which: slice | torch.Tensor, lengths: tuple[int, ...]) -> Entries:
-        """Some rows of all tensors, which are those of heads of these `lengths`: views of a slice,
-        copies of those at given indices."""
+        """Some rows of all tensors, forming heads of these `lengths`: views for a slice, copies for
+        indices."""
         beta = None if self.beta is None else self.beta[which]
         return Entries(self.keys.rows(which), self.values.rows(which), beta, lengths)
 
@@ -171,7 +171,7 @@ class Entries:
         return Entries(keys, values, beta, self.lengths)
 
     def unpack(self) -> Entries:
-        """The same as numbers; codes as float32, bit for bit what they were rounded to."""
+        """The same as numbers; codes become float32, bit for bit what they were rounded to."""
         if isinstance(self.keys, Numbers) and isinstance(self.values, Numbers):
             return self
         return Entries.of(self.keys.unpack(), self.values.unpack(), self.beta, self.lengths)
@@ -180,9 +180,9 @@ class Entries:
         """`(keys [t_h, d], values [t_h, dv], beta [t_h] or None)` in head order: views of numbers,
         codes as float32.
 
-        Keys are as stored: where `rotated`, multiply them with `hadamard(q)` instead of `q`. There
-        are far fewer queries than keys. A few heads at a time are dequantised: few steps on short
-        ones, bounded memory on long ones.
+        Keys are as stored: if `rotated`, multiply them with `hadamard(q)` instead of `q`, since
+        there are far fewer queries than keys. A few heads at a time are dequantised: few steps for
+        short heads, bounded memory for long ones.
         """
         room = _UNPACK_ELEMENTS.get(self.device.type, _UNPACK_ELEMENTS_ELSEWHERE)
         room //= max(1, self.key_dim + self.value_dim)
@@ -208,33 +208,33 @@ class Entries:
 
     @property
     def entries(self) -> Entries:
-        """Themselves."""
+        """These entries."""
         return self
 
     @property
     def kv_heads(self) -> int:
-        """Heads of the layer."""
+        """KV heads of the layer."""
         return len(self.lengths)
 
     @property
     def batch(self) -> None:
-        """All rows see them."""
+        """None: every row sees these entries."""
         return None
 
     def contexts(self) -> Iterator[tuple[Entries, slice]]:
-        """The only context, and the rows that see it: all."""
+        """The only context, seen by all rows."""
         yield self, slice(None)
 
     def select(self, rows: Sequence[int]) -> Entries:
-        """What those rows see: the same."""
+        """What those rows see: these same entries."""
         return self
 
 
 def appended(parts: Sequence[Entries], dtype: torch.dtype) -> Entries:
-    """Entries of contexts that follow each other in one sequence: head `h` has those of all parts.
+    """The entries of consecutive contexts as one: head `h` gets the entries of all parts.
 
-    A single part is given back as it is, and parts that are stored in different ways become numbers
-    in `dtype`. Raises ValueError for parts of different shapes.
+    A single part is returned as it is; parts in different stores become numbers in `dtype`. Raises
+    ValueError for parts of different shapes.
     """
     if len({(len(part.lengths), part.key_dim, part.value_dim) for part in parts}) != 1:
         raise ValueError("contexts of one model have as many heads and numbers a key and value")

@@ -1,7 +1,7 @@
-"""Ways to store entries: what one has to say of itself, and how it is found by its name.
+"""Ways to store entries: what a store has to define, and how it is found by name.
 
-A store is one module in this folder, named as the store, that registers a `Quantizer`; its name
-and a line of help are in `catalogue`. `blocks` shows how one is made.
+A store is one module in this folder, named like the store, that registers a `Quantizer`; its name
+and a line of help are in `catalogue`. See `blocks` for an example.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from amcli.entries.ragged import Entries
 
 
 class Quantizer(ABC):
-    """A way to store entries in fewer bits than the model's dtype has.
+    """A way to store entries in fewer bits than the model's dtype.
 
-    Keys and values are given as `[N, d]` in any float dtype, head after head in `lengths`. What is
-    made of them refuses NaN and infinity, and head dimensions that are no multiple of `multiple`,
-    with a ValueError. Packing what was unpacked changes nothing more.
+    Keys and values are given as `[N, d]` in any float dtype, head after head in `lengths`. NaN,
+    infinity and head dimensions that are not a multiple of `multiple` raise a ValueError. Packing
+    what was unpacked changes nothing further.
 
-    name  of the store
+    name  name of the store
     """
 
     name: str
 
     @property
     def multiple(self) -> int:
-        """What head dimensions have to be a multiple of."""
+        """Head dimensions have to be a multiple of this."""
         return 1
 
     @abstractmethod
@@ -45,18 +45,18 @@ class Quantizer(ABC):
 
     @abstractmethod
     def read_keys(self, parts: Mapping[str, torch.Tensor], lengths: tuple[int, ...]) -> Matrix:
-        """Keys as codes, from what their `parts` were."""
+        """Keys as codes, from their `parts`."""
 
     @abstractmethod
     def read_values(self, parts: Mapping[str, torch.Tensor], lengths: tuple[int, ...]) -> Matrix:
-        """Values as codes, from what their `parts` were."""
+        """Values as codes, from their `parts`."""
 
     @abstractmethod
     def entry_bytes(self, key_dim: int, value_dim: int) -> int:
         """Bytes of one key and one value."""
 
     def pack(self, entries: Entries) -> Entries:
-        """Entries, which are numbers, as codes."""
+        """Entries given as numbers, as codes."""
         keys, values, t = entries.keys.unpack(), entries.values.unpack(), entries.lengths
         return Entries(self.keys(keys, t), self.values(values, t), entries.beta, t)
 
@@ -81,7 +81,7 @@ QUANTIZERS: dict[str, Quantizer] = {}
 
 
 def register(quantizer: Quantizer) -> None:
-    """Have `quantizer_of` and `read` know a store."""
+    """Make a store known to `quantizer_of` and `read`."""
     QUANTIZERS[quantizer.name] = quantizer
 
 
@@ -97,7 +97,7 @@ def quantizer_of(store: str) -> Quantizer | None:
 
 
 def read(store: str, tensors: Mapping[str, torch.Tensor], lengths: tuple[int, ...]) -> Entries:
-    """Entries from what `Entries.tensors` gave of some in that store, or of their rows."""
+    """Entries in that store, from the tensors, or rows of them, that `Entries.tensors` gave."""
     parts: dict[str, dict[str, torch.Tensor]] = {"keys": {}, "values": {}, "beta": {}}
     for name, tensor in tensors.items():
         which, dot, rest = name.partition(".")
@@ -114,7 +114,7 @@ def read(store: str, tensors: Mapping[str, torch.Tensor], lengths: tuple[int, ..
 
 
 def with_keys(entries: Entries, keys: torch.Tensor, dtype: torch.dtype) -> Entries:
-    """The same entries with other keys `[N, d]`, stored as all are; numbers in `dtype`."""
+    """The same entries with other keys `[N, d]`, in the same store; numbers in `dtype`."""
     quantizer = quantizer_of(entries.store)
     if quantizer is None:
         return replace(entries, keys=Numbers(keys.to(dtype)))

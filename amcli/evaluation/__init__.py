@@ -1,1 +1,1 @@
-"""The yardstick: suites of documents with questions, metrics, resumable runs, plots."""
+"""Evaluation: suites of documents with questions, metrics, resumable runs, plots."""

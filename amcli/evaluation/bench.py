@@ -1,10 +1,10 @@
-"""How long each stage of a compaction takes, against what the device can do.
+"""How long each stage of a compaction takes, compared with what the device can do.
 
 The ceilings are measured in the same run: a large matrix product in the model's dtype and in
 float32, and a copy. FLOPs are counted from shapes: a multiply-add is two, attention counts what a
-causal mask lets through, what is elementwise counts nothing, and neither does what the passages of
-the reference pass see of themselves. So a share of the ceiling says how much of the device a stage
-uses at least, not how good its kernels are.
+causal mask lets through, and elementwise work counts nothing, nor does the attention of reference
+passages to themselves. So a share of the ceiling says how much of the device a stage uses at
+least, not how good its kernels are.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from amcli.system.progress import Progress
 from amcli.system.versions import tools
 
 STAGES = ("prefill", "self-study", "reference", "compact", "errors", "write", "load")
-"""In the order in which they run; `reference` includes what every query pays to every key, `errors`
-the choice of how entries are stored, which the same queries decide."""
+"""Stages in the order they run; `reference` includes the scores of every key by every query,
+`errors` the choice of the store, which the same queries decide."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: median seconds, and what it has to do at least.
+    """One stage: median seconds, and the least work it has to do.
 
-    flop   floating-point operations, None where they are not counted
-    bytes  read or written, for the stages that move a file
+    flop   floating-point operations; None if not counted
+    bytes  bytes read or written, for stages that move a file
     """
 
     name: str
@@ -57,7 +57,7 @@ class Stage:
     bytes: float | None = None
 
     def record(self, ceilings: dict[str, float]) -> dict[str, Any]:
-        """As JSON has it, with the shares of the ceilings."""
+        """The stage as JSON, with its shares of the ceilings."""
         found: dict[str, Any] = {"stage": self.name, "seconds": round(self.seconds, 4)}
         if self.flop is not None and self.seconds > 0:
             rate = self.flop / self.seconds
@@ -71,19 +71,19 @@ class Stage:
 
 
 class _Totals:
-    """A `Progress` that counts the units of each stage, and tells another of them."""
+    """A `Progress` that counts the units of each stage and passes them on to another."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self.units: defaultdict[str, int] = defaultdict(int)
 
     def start(self, stage: str, total: int) -> None:
-        """A stage of so many units."""
+        """Begins a stage of `total` units."""
         self.units[stage] += total
         self.progress.start(stage, total)
 
     def advance(self, units: int = 1) -> None:
-        """Some of them are done."""
+        """Counts units as done."""
         self.progress.advance(units)
 
 
@@ -92,7 +92,7 @@ def measure(
 ) -> dict[str, Any]:
     """Stages of a compaction of a document of `tokens` tokens, medians over `repeats` runs.
 
-    A short document goes first, so that nothing is compiled or looked up while it is timed.
+    A short document goes first, so that compilation and look-ups are not timed.
     """
     text = document(loaded, tokens, request.seed)
     _run(loaded, document(loaded, min(tokens, 1024), request.seed), request, progress)
@@ -131,7 +131,7 @@ def measure(
 
 
 def document(loaded: LoadedModel, tokens: int, seed: int) -> str:
-    """A generated register of about so many tokens of the model's tokenizer."""
+    """A generated register of about `tokens` of the model's tokens."""
     size = max(64, tokens)
     while True:
         text = generate(seed, size).text
@@ -188,14 +188,14 @@ def _run(loaded: LoadedModel, text: str, request: Request, progress: Progress) -
 
 
 def _flop(context: Context, found: Compaction, totals: _Totals) -> dict[str, float]:
-    """Floating-point operations of the stages that are made of products."""
+    """Floating-point operations of the stages that consist of products."""
     geometry, T = context.loaded.geometry, context.T
     model: Any = context.loaded.model
     embedding = model.get_input_embeddings().weight.numel()
     parameters = decoder_of(model).parameters()
     weights = sum(p.numel() for p in parameters) - embedding
     pairs = 0.0  # multiply-adds of one query with one key, and of one weight with one value
-    scored = 0.0  # those of the scores alone
+    scored = 0.0  # those for the scores alone
     for i, (heads, layer) in enumerate(zip(geometry.query_heads, geometry.layers, strict=True)):
         if i in full_layers(context):
             pairs += heads * (layer.key_dim + layer.value_dim)
@@ -209,7 +209,8 @@ def _flop(context: Context, found: Compaction, totals: _Totals) -> dict[str, flo
 
 
 def _fit_flop(context: Context, found: Compaction) -> float:
-    """Truth of the reference queries, pursuit of the heads that lose most keys, value fits."""
+    """Floating-point operations of the fits: the true outputs of the reference queries, pursuit in
+    the heads that lose most keys, value fits."""
     n, T, total = found.query_count, context.T, 0.0
     for i in full_layers(context):
         layer = context.loaded.geometry.layers[i]
@@ -226,8 +227,8 @@ def _fit_flop(context: Context, found: Compaction) -> float:
 
 
 def ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """FLOP/s of a product in the model's dtype (`product`) and in float32 (`float32`), and bytes/s
-    of a copy, read and written (`copy`), measured."""
+    """Measured FLOP/s of a product in the model's dtype (`product`) and in float32 (`float32`), and
+    bytes/s of a copy, reads plus writes (`copy`)."""
     side = 8192 if device.type == "cuda" else 1024
 
     def product(kind: torch.dtype) -> float:

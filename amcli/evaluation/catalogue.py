@@ -1,7 +1,6 @@
-"""The suites by name, and what is measured besides methods: for help, completion, documentation.
+"""The suites by name, and what else is measured like a method; for help, completion, documentation.
 
-Imports nothing heavy; `suites.base` loads a suite from the place that is named here when it is
-asked for.
+Imports nothing heavy; `suites.base` loads a suite from the place named here when asked for.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ class Listed(NamedTuple):
     place    where its `Suite` is, `module:NAME` below `amcli.evaluation.suites`
     summary  what it asks about, in a line
     file     what the FILE argument has to be; None for a suite that takes none
-    brief    what the help says beside its name, where the name does not say it
+    brief    what the help says beside its name, if the name does not say enough
     """
 
     place: str
@@ -65,19 +64,19 @@ SUITES: dict[str, Listed] = {
         file="a text file",
     ),
 }
-"""All suites, in the order in which they are listed."""
+"""All suites, in listing order."""
 
 DEFAULT_SUITE, DEFAULT_ASKED = "register", "qa"
-"""The suite where none is named: without a file of questions, and with one."""
+"""The default suite: without a file of questions, and with one."""
 
 COMPARED = (DEFAULT, "highest-attention")
-"""The methods that are measured where none is named."""
+"""The methods measured by default."""
 
 SPECIAL: dict[str, str] = {
     "summary": "the model's own",
     "shuffled": "a control that has to fail",
 }
-"""What is measured like a method and is none; `makers` has them."""
+"""What is measured like a method but is not one; `makers` implements them."""
 
 ALL = "all"
 """Stands for every method that drops something, and the model's own summary."""

@@ -1,8 +1,8 @@
-"""Teacher forcing: what a model says of right answers, many questions to a forward pass.
+"""Teacher forcing: how a model rates right answers, with many questions per forward pass.
 
-Under greedy decoding an answer comes out whole exactly when every one of its tokens, and then an
-end token, is the likeliest one given the tokens before it. So recall needs no generation, and the
-same pass gives the likelihood of the answer and its divergence from the full context.
+Greedy decoding gives exactly an answer if and only if every one of its tokens, and then an end
+token, is the likeliest one given the tokens before it. So recall needs no generation, and the same
+pass gives the likelihood of the answer and its divergence from the full context.
 
 Rows are padded on the right: under a causal mask nothing that counts sees the padding. The
 context's entries are a prefix that all rows share (`contexts.shared`), so memory is that of the
@@ -27,7 +27,7 @@ from amcli.models.replies import Reply
 
 @dataclass(frozen=True)
 class Limits:
-    """What a forward pass may hold: tokens of all rows, logits of all rows, kept logits."""
+    """What a forward pass may hold: tokens of all rows, logits of all rows, logits kept."""
 
     tokens: int = 4096
     logits: int = 2**25
@@ -35,16 +35,16 @@ class Limits:
 
     @classmethod
     def of(cls, device: torch.device) -> Limits:
-        """More room on a GPU. A function of the device's kind, so that numbers repeat."""
+        """More room on a GPU. Depends only on the kind of device, so that numbers repeat."""
         return cls(16384, 2**27, 2**31) if device.type == "cuda" else cls()
 
 
 @dataclass(frozen=True)
 class Forced:
-    """One question as tokens: `targets` are predicted after `prompt` and each other.
+    """One question as tokens: each of `targets` is predicted after `prompt` and earlier targets.
 
     ends     whether the last target is the end of the answer
-    options  ids of the letters of a multiple choice, which stand at place `letter`
+    options  ids of the letters of a multiple choice; the letter is target number `letter`
     """
 
     prompt: list[int]
@@ -55,16 +55,17 @@ class Forced:
 
     @property
     def length(self) -> int:
-        """Tokens that are fed: the last target is only predicted."""
+        """Number of tokens fed: the last target is only predicted."""
         return len(self.prompt) + len(self.targets) - 1
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one question gave. Sums run over its `tokens` targets; likelihoods are in nats.
+    """The outcome of one question. Sums run over its `tokens` targets; likelihoods are in nats.
 
-    exact  every target was the likeliest token; agree: how many were what the full context has
-    kl     KL(full context ‖ this context); choice: index of the likeliest option, or None
+    exact  every target was the likeliest token; `agree`: how many predictions match the full
+           context's
+    kl     KL(full context ‖ this context); `choice`: index of the likeliest option, or None
     """
 
     exact: bool
@@ -76,7 +77,7 @@ class Outcome:
 
 
 def end_token(loaded: LoadedModel) -> int | None:
-    """The token that ends an answer; None where the model has no template, so no such token."""
+    """The token that ends an answer; None for a model without a template, which has none."""
     if loaded.chat.raw:
         return None
     first = loaded.chat.next_turn("?")[0]
@@ -85,7 +86,7 @@ def end_token(loaded: LoadedModel) -> int | None:
 
 
 def tokenize(loaded: LoadedModel, question: Question) -> Forced:
-    """The tokens of a question and its right answer, as a conversation would have them.
+    """The tokens of a question and its right answer, as in a conversation.
 
     Raises UsageError when two letters of a multiple choice are one token.
     """
@@ -96,7 +97,7 @@ def tokenize(loaded: LoadedModel, question: Question) -> Forced:
     end = end_token(loaded)
     answer = chat.answer_ids(question.answer)
     targets = answer + ([] if end is None else [end])
-    # Some tokenizers put a space of its own before the letter.
+    # Some tokenizers put a separate space token before the letter.
     options = [chat.answer_ids(letter)[-1] for letter in question.options]
     if len(set(options)) < len(options):
         raise UsageError(
@@ -110,9 +111,9 @@ def tokenize(loaded: LoadedModel, question: Question) -> Forced:
 
 
 def as_replied(loaded: LoadedModel, question: Question, reply: Reply) -> Forced:
-    """The tokens of a question and of what the model itself replied, its end included if it ended.
+    """The tokens of a question and of the model's own reply, with its end token if it ended.
 
-    A reply that says nothing is one end token.
+    An empty reply is one end token.
     """
     prompt = loaded.chat.first_turn(question.text)
     end = end_token(loaded) if reply.ended else None
@@ -126,8 +127,8 @@ def as_replied(loaded: LoadedModel, question: Question, reply: Reply) -> Forced:
 class Teacher:
     """Measures contexts on a fixed list of questions, against one reference: the full context.
 
-    The reference's log-probabilities are kept as far as `limits.kept` goes, and computed again
-    beyond that; measure the reference first, and it is computed once.
+    The reference's log-probabilities are kept up to `limits.kept` and recomputed beyond that;
+    measure the reference first, and it is computed only once.
     """
 
     loaded: LoadedModel
@@ -171,7 +172,7 @@ class Teacher:
 
     @torch.no_grad()
     def _pieces(self, cache: CompactCache, batch: Sequence[Forced]) -> Iterator[_Piece]:
-        """Runs a batch after a context; gives the predictions of the targets, in pieces."""
+        """Runs a batch after a context; yields the predictions of the targets, in pieces."""
         model: Any = self.loaded.model
         device = self.loaded.device
         rows = [q.prompt + q.targets[:-1] for q in batch]
@@ -181,7 +182,7 @@ class Teacher:
         width = max(1, self.limits.logits // (len(batch) * self.vocabulary))
         first = min(len(q.prompt) for q in batch) - 1  # the first column that predicts a target
         start = 0
-        while first - start > CHUNK:  # long questions: no logits of what only leads to them
+        while first - start > CHUNK:  # long prompts: no logits where no row has a target yet
             part = ids[:, start : start + CHUNK]
             model.get_decoder()(input_ids=part, past_key_values=fork, use_cache=True)
             start += CHUNK
@@ -210,7 +211,7 @@ class _Piece:
 
     @classmethod
     def of(cls, logits: torch.Tensor, batch: Sequence[Forced], first: int) -> _Piece:
-        """Those of `logits [B, c, V]`, columns `first` to `first + c`, that predict a target."""
+        """Those of `logits [B, c, V]`, for columns from `first` on, that predict a target."""
         found = []
         for i, q in enumerate(batch):
             begin = len(q.prompt) - 1  # the column that predicts target 0
@@ -236,10 +237,10 @@ class _Sums:
         self.options = torch.tensor(padded, dtype=torch.int64).to(device)  # [B, widest]
 
     def add(self, piece: _Piece, truth: torch.Tensor) -> None:
-        """One piece, and the reference's log-probabilities `[N, V]` at the same places."""
+        """Adds one piece, given the reference's log-probabilities `[N, V]` at the same places."""
         logp, row = piece.logp, piece.row
         top = logp.argmax(-1)
-        # Any end token ends an answer, whichever one the template writes.
+        # Any end token ends an answer, not only the one the template writes.
         stopped = torch.isin(top, self.stops) & (piece.place == self.last[row])
         wrong = (top != piece.target) & ~stopped
         nll = -logp.gather(1, piece.target[:, None]).squeeze(1)
@@ -252,7 +253,7 @@ class _Sums:
             self.choice.index_add_(0, row, found.argmax(-1) * here)
 
     def outcomes(self) -> list[Outcome]:
-        """What each row of the batch gave."""
+        """The outcome of each row of the batch."""
         choices = self.choice.tolist()
         return [
             Outcome(
@@ -272,13 +273,13 @@ class _Sums:
 def divergence(truth: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
     """KL(truth ‖ logp) in nats of log-probabilities `[N, V]`; `[N]`, float32, never negative."""
     p = truth.exp()
-    # What has no probability adds nothing, even where both logarithms are -inf.
+    # Zero probability adds nothing, even where both logarithms are -inf.
     terms = torch.where(p > 0, p * (truth - logp), 0.0)
     return terms.sum(-1).clamp_min(0.0)
 
 
 def _batches(questions: Sequence[Forced], tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length, of at most `tokens` tokens with their padding."""
+    """Indices in batches of similar length, of at most `tokens` tokens including padding."""
     order = sorted(range(len(questions)), key=lambda i: (len(questions[i].prompt), i))
     batch: list[int] = []
     longest = 0

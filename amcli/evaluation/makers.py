@@ -1,7 +1,7 @@
-"""Contexts to be measured: full, none, compacted by a method, and two that are no methods.
+"""Contexts to measure: full, none, compacted by a method, and two made in other ways.
 
-Every context is made ready for batches: entries of full layers are a prefix that all rows share,
-so that a hundred questions cost the memory of one document.
+Every context is prepared for batches: entries of full layers are a prefix that all rows share, so
+that a hundred questions cost the memory of one document.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ FULL, NONE = "full", "none"
 
 @dataclass(frozen=True)
 class Made:
-    """A context to ask questions of.
+    """A context ready for questions.
 
-    stored_bytes, full_bytes  of the layers that can be compacted, biases included
-    budget                    how heads shared the entries, where that was a choice
-    seconds                   of the `reference` pass and of `compact`
-    output_error              of the outputs on held-out queries, mean over heads; None: unknown
+    stored_bytes, full_bytes  bytes of the layers that can be compacted, biases included
+    budget                    how heads shared the entries, if there was a choice
+    seconds                   time for the `reference` pass and for `compact`
+    output_error              output error on held-out queries, mean over heads; None: unknown
     """
 
     cache: CompactCache
@@ -54,7 +54,7 @@ class Made:
 
     @property
     def ratio(self) -> float | None:
-        """Full over stored bytes; None where nothing is stored."""
+        """Full over stored bytes; None if nothing is stored."""
         return self.full_bytes / self.stored_bytes if self.stored_bytes else None
 
 
@@ -65,7 +65,7 @@ def whole(context: Context) -> Made:
 
 
 def nothing(loaded: LoadedModel, full_bytes: int) -> Made:
-    """An empty document: what the model knows by itself, or guesses."""
+    """An empty document: shows what the model knows by itself, or guesses."""
     context = reading.prefill(loaded, Source("nothing", ""))
     return Made(shared(context), 0, full_bytes)
 
@@ -78,9 +78,9 @@ def compacted(
 ) -> tuple[Made, list[Entries]]:
     """A context compacted by a registered method, and its layers.
 
-    `passes` are this context's reference passes, so that each is run once for all methods.
+    `passes` are this context's reference passes, so that each runs once for all methods.
     """
-    stopwatch(context.loaded.device)  # work still under way would count as this method's
+    stopwatch(context.loaded.device)  # unfinished work would be counted as this method's
     found = compact(context, request, progress=progress, passes=passes)
     seconds = {name: spent for name, spent in found.seconds.items() if name != "errors"}
     errors = fit_errors(found.errors.record()) if found.errors else {}
@@ -106,15 +106,15 @@ SUMMARIZE = (
 def summary(context: Context, request: Request, passes: Passes, progress: Progress) -> Made:
     """The model's own summary in place of the document, cut to the same stored bytes.
 
-    The model is told how long the summary may be, writes it greedily, and reads it as it read the
-    document; whole tokens that do not fit are cut from its end.
+    The model is told how long the summary may be, writes it greedily, and reads it just as it read
+    the document; whole tokens that do not fit are cut from its end.
     """
     loaded = context.loaded
     began = stopwatch(loaded.device)
     target = Target.of(context)
     store = NATIVE if request.store in (None, AUTO) else str(request.store)
     cost = sum(x.heads * x.entry_bytes(beta=False) for x in target.shapes(store))
-    bought = target.full_bytes / cost if cost else context.T  # bytes go by the token: no biases
+    bought = target.full_bytes / cost if cost else context.T  # bytes per token, no biases
     tokens = min(context.T, int(bought / float(request.ratio or 1)))
     opening = len(loaded.chat.open_document("").ids)
     room = max(0, tokens - opening)
@@ -137,7 +137,7 @@ def summary(context: Context, request: Request, passes: Passes, progress: Progre
 
 
 def _stored(context: Context, store: str) -> list[Entries]:
-    """All entries of a context that was not compacted, as `store` keeps them."""
+    """All entries of an uncompacted context, stored as `store`."""
     quantizer, full = quantizer_of(store), set(full_layers(context))
     layers: list[Entries] = []
     for i in range(len(context.loaded.geometry.layers)):
@@ -147,7 +147,7 @@ def _stored(context: Context, store: str) -> list[Entries]:
 
 
 def _that_fits(loaded: LoadedModel, ids: list[int], tokens: int) -> str:
-    """The longest start of a generated text with which the context has at most `tokens` tokens."""
+    """The longest start of a generated text that keeps the context within `tokens` tokens."""
     for end in range(len(ids), 0, -1):
         text = str(loaded.tokenizer.decode(ids[:end], skip_special_tokens=True)).strip()
         if len(loaded.chat.open_document(text).ids) <= tokens:
@@ -156,7 +156,7 @@ def _that_fits(loaded: LoadedModel, ids: list[int], tokens: int) -> str:
 
 
 def shuffled(context: Context, request: Request, passes: Passes, progress: Progress) -> Made:
-    """A control that has to fail: `highest-attention` with its values in a random order."""
+    """A control that must fail: `highest-attention` with its values in random order."""
     named = replace(request, method="highest-attention")
     made, layers = compacted(context, named, passes, progress)
     generator = torch.Generator().manual_seed(request.seed)
@@ -182,7 +182,7 @@ SPECIAL: dict[str, Callable[[Context, Request, Passes, Progress], Made]] = {
 
 
 def make(context: Context, request: Request, passes: Passes, progress: Progress) -> Made:
-    """A context by a method or by one of `SPECIAL`."""
+    """The context made by a method or by one of `SPECIAL`."""
     if request.method in SPECIAL:
         return SPECIAL[request.method](context, request, passes, progress)
     return compacted(context, request, passes, progress)[0]
@@ -199,7 +199,7 @@ def expanded(name: str) -> list[str]:
 def ratios(name: str, wanted: Sequence[float]) -> list[float]:
     """The ratios that make sense for a method: one that keeps everything has only 1.
 
-    Raises UsageError for a name that is no method, with the nearest one.
+    Raises UsageError for an unknown method, with the nearest name.
     """
     if name in SPECIAL:
         return list(wanted)

@@ -1,4 +1,4 @@
-"""From outcomes to rows: means over questions, and how far they could be off.
+"""From outcomes to rows: means over questions, and how uncertain they are.
 
 Intervals are 95% percentile intervals of a two-stage bootstrap (Davison and Hinkley, Bootstrap
 Methods and their Application, 1997, section 3.8): documents are drawn with replacement, then
@@ -17,7 +17,7 @@ RESAMPLES = 1000
 LEVEL = 0.95
 
 Record = Mapping[str, float]
-"""One question: what is added up, by name, without what was not measured; NaN is a value."""
+"""One question: the numbers to add up, by name, without those not measured; NaN is a value."""
 
 METRICS = {
     "recall": ("score", "questions"),
@@ -33,21 +33,21 @@ METRICS = {
     "f1": ("f1", "questions"),
     "contains": ("contains", "questions"),
 }
-"""Each metric is one sum over another; `questions` is 1 of each question."""
+"""Each metric is one sum over another; `questions` is 1 for each question."""
 
 _DIGITS = 6
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its 95% interval, where that was worked out."""
+    """A mean, with its 95% interval if it was computed."""
 
     value: float
     low: float | None = None
     high: float | None = None
 
     def record(self) -> dict[str, float]:
-        """Six digits of each."""
+        """The numbers, to six digits each."""
         parts = {"value": self.value, "low": self.low, "high": self.high}
         return {k: round(v, _DIGITS) for k, v in parts.items() if v is not None}
 
@@ -55,10 +55,10 @@ class Estimate:
 def estimates(
     documents: Sequence[Sequence[Record]], seed: int, resamples: int = RESAMPLES
 ) -> dict[str, Estimate | None]:
-    """All `METRICS` of questions that are grouped by document.
+    """All `METRICS` of questions grouped by document.
 
-    None for a metric of which some question has no sum. Documents without questions do not count.
-    Sums that are not finite make estimates that are not. With no `resamples` there are no
+    None for a metric if any question lacks its sum. Documents without questions do not count. Sums
+    that are not finite make estimates that are not finite. Without `resamples` there are no
     intervals.
     """
     groups = [[{"questions": 1.0, **record} for record in group] for group in documents if group]

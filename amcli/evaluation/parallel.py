@@ -1,7 +1,7 @@
-"""Documents measured side by side, by processes that each load the model.
+"""Documents measured in parallel, by processes that each load the model.
 
-Small models on a CPU want this: many short steps keep one core busy, not all of them. Which process
-takes which document changes no number; how many threads each has may change last digits.
+Useful for small models on a CPU, whose many short steps keep one core busy, not all. Which process
+takes which document changes no number; the number of threads per process may change last digits.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from amcli.evaluation.suites.base import Document
 from amcli.models.failures import quiet
 from amcli.models.loading import LoadedModel, load
 
-_PATIENCE = 1.0  # seconds between looks at whether all processes are still there
+_PATIENCE = 1.0  # seconds between checks that all processes are still alive
 
 
 @dataclass(frozen=True)
 class Spec:
-    """How to load the model again: as `models.loading.load` takes it."""
+    """How to load the model again: arguments of `models.loading.load`."""
 
     model: str
     device: str | None
@@ -40,7 +40,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class _Job:
-    """What every process is given."""
+    """What every process gets."""
 
     spec: Spec
     settings: Settings
@@ -50,7 +50,7 @@ class _Job:
 
 
 def spread(spec: Spec, jobs: int) -> list[Spec]:
-    """How each process loads the model: on one GPU after another where no device is named."""
+    """How each process loads the model: on one GPU after another if no device is named."""
     gpus = torch.cuda.device_count() if spec.device is None else 0
     return [replace(spec, device=f"cuda:{k % gpus}") if gpus else spec for k in range(jobs)]
 
@@ -65,10 +65,10 @@ def run(
     save: Callable[[], None],
     jobs: int = 1,
 ) -> None:
-    """`runner.run` with `jobs` documents at a time; with one, in this process.
+    """`runner.run` with `jobs` documents at a time; a single job runs in this process.
 
-    `spec` loads the model that `loaded` is; where it names no device, processes are spread over
-    all GPUs. Errors of a process end the run as its own would.
+    `spec` loads the same model as `loaded`; if it names no device, processes are spread over all
+    GPUs. An error in a process ends the run as an error in this one would.
     """
     todo = [index for index in range(len(documents)) if results.todo(index)]
     jobs = min(jobs, len(todo))
@@ -79,7 +79,7 @@ def run(
     if loaded.device.type == "cpu":
         results.hardware = f"{jobs} processes, {threads} CPU threads each, {platform.machine()}"
     listener.start(f"{jobs} at a time", sum(len(results.todo(index)) for index in todo))
-    # Spawned, not forked: threads and CUDA do not survive a fork.
+    # Spawn, not fork: threads and CUDA do not survive a fork.
     context = multiprocessing.get_context("spawn")
     tasks, found = context.Queue(), context.Queue()
     for task in [*todo, *[None] * jobs]:
@@ -101,7 +101,7 @@ def run(
 def gather(
     found: Any, workers: Sequence[Any], results: Results, listener: Listener, save: Any
 ) -> None:
-    """Takes in what the processes send until each has said that it is done."""
+    """Collects what the processes send until each has reported that it is done."""
     left = len(workers)
     while left:
         try:
@@ -134,8 +134,8 @@ def gather(
 
 
 def _work(job: _Job, tasks: Any, found: Any) -> None:
-    """One process: measures documents until there are no more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that waits for all
+    """One process: measures documents until none are left."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent process
     torch.set_num_threads(job.threads)
     try:
         spec = job.spec
@@ -153,23 +153,23 @@ def _work(job: _Job, tasks: Any, found: Any) -> None:
 
 
 class _Sender:
-    """Sends what a listener would be told to the process that waits."""
+    """A listener that forwards everything to the waiting parent process."""
 
     def __init__(self, found: Any) -> None:
         self._found = found
 
     def start(self, stage: str, total: int) -> None:
-        """Nothing: stages of several documents at a time say nothing."""
+        """Does nothing: stages of several documents at a time would be confusing."""
 
     def advance(self, units: int = 1) -> None:
         """Nothing."""
 
     def document(self, index: int, name: str, tokens: int) -> None:
-        """A document was begun."""
+        """A document has begun."""
         self._found.put(("document", (index, name, tokens)))
 
     def cell(self, results: Results, method: str, ratio: float | None) -> None:
-        """The newest cell."""
+        """Sends the newest cell."""
         cell = next(reversed(results.cells.values()))
         seconds = results.documents[cell["document"]]["seconds"]
         self._found.put(("cell", (seconds, cell)))

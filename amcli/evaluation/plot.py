@@ -1,6 +1,6 @@
-"""Recall and KL against the real ratio, one line a method: a picture that reads well in print.
+"""Recall and KL against the real ratio, one line per method: a picture that reads well in print.
 
-Lines differ by colour, marker and dash, so they can be told apart in black and white; the colours
+Lines differ in colour, marker and dash, so they can be told apart in black and white; the colours
 are those of Okabe and Ito, which colour-blind readers can tell apart. Needs matplotlib, which is
 imported only here.
 """
@@ -21,13 +21,13 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _DASHES = ("-", "--", "-.", ":")
 _COLUMNS = 5
-"""Of the legend."""
+"""Columns of the legend."""
 
 _BANDS = 4
-"""Up to this many methods have their intervals drawn; more would hide each other."""
+"""Intervals are drawn for up to this many methods; more would hide each other."""
 
 _SMALLEST_KL = 1e-5
-"""Below this the axis of KL is linear, so that 0 has a place on it."""
+"""Below this the KL axis is linear, so that it can show 0."""
 
 
 def require() -> None:
@@ -39,16 +39,16 @@ def require() -> None:
 
 
 def draw(results: Results, path: Path) -> None:
-    """Writes the picture; its format goes by the file's ending (`.png`, `.pdf`, `.svg`).
+    """Writes the picture, in the format of the file's suffix (`.png`, `.pdf`, `.svg`).
 
-    Two panels: score (or top-1 agreement, where a suite has no score) and KL in nats per token.
+    Two panels: score (or top-1 agreement, if a suite has no score) and KL in nats per token.
     """
     require()
     figures: Any = importlib.import_module("matplotlib.figure")
     rows = [row for row in results.rows() if row["kind"] == "all"]
     scored = any(row["recall"] is not None for row in rows)
     entries = len({row["method"] for row in rows})
-    height = 4.0 + 0.2 * -(-entries // _COLUMNS)  # the legend takes its lines from below
+    height = 4.0 + 0.2 * -(-entries // _COLUMNS)  # the legend's lines take space at the bottom
     figure = figures.Figure(figsize=(10, height), layout="constrained")
     left, right = figure.subplots(1, 2)
     _panel(left, rows, "recall" if scored else "agreement")

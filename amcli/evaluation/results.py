@@ -1,8 +1,8 @@
-"""The file of a run: settings, cells as they are finished, rows at the end.
+"""The results file of a run: settings, cells as they are finished, rows at the end.
 
-A cell is one method at one ratio on one document. The file is replaced whole after each cell, so
-a run that was stopped goes on where it was. Everything but `seconds`, `prefills` and `date` is a
-function of the settings: two runs on the same hardware and versions differ in nothing else.
+A cell is one method at one ratio on one document. The whole file is replaced after each cell, so a
+stopped run resumes where it was. Everything except `seconds`, `prefills` and `date` is a function
+of the settings: two runs on the same hardware and versions differ in nothing else.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def today() -> str:
 
 @dataclass
 class Results:
-    """What a run has found so far.
+    """The results of a run so far.
 
-    settings   all that numbers depend on; `methods` and `ratios` may grow from run to run
-    documents  per document its name, tokens, hash of the text, and seconds of prefill
-    questions  per document the kind of each question
-    date       when the run was first started; a run that goes on keeps it
+    settings   everything the numbers depend on; `methods` and `ratios` may grow from run to run
+    documents  for each document its name, tokens, hash of the text, and seconds of prefill
+    questions  for each document the kind of each question
+    date       when the run was first started; a resumed run keeps it
     """
 
     settings: dict[str, Any]
@@ -56,7 +56,7 @@ class Results:
         return [(FULL, None), (NONE, None), *pairs]
 
     def todo(self, document: int) -> list[tuple[str, float | None]]:
-        """Cells of a document that are still to be measured, in order."""
+        """Cells of a document still to be measured, in order."""
         return [pair for pair in self.order() if (document, *pair) not in self.cells]
 
     @property
@@ -65,8 +65,8 @@ class Results:
         return not any(self.todo(i) for i in range(len(self.documents)))
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row for each method and ratio, and for each kind of question; `all` first."""
-        if self._rows[0] != len(self.cells):  # intervals take a while: once is enough
+        """One row for each method, ratio and kind of question; `all` first."""
+        if self._rows[0] != len(self.cells):  # intervals take a while: compute them once
             self._rows = len(self.cells), self._all_rows()
         return self._rows[1]
 
@@ -83,7 +83,7 @@ class Results:
     def row(
         self, method: str, ratio: float | None, kind: str, resamples: int = RESAMPLES
     ) -> dict[str, Any] | None:
-        """The row of one method, ratio and kind over the cells there are; None without any."""
+        """The row of one method, ratio and kind over the existing cells; None if there are none."""
         groups: list[list[Record]] = []
         cells = []
         prefills = []
@@ -147,7 +147,7 @@ class Results:
     def resume(self, path: Path) -> None:
         """Takes over the cells of a file, if there is one.
 
-        Raises UsageError when the file is something else, or was made with other settings.
+        Raises UsageError when the file is not a results file, or was made with other settings.
         """
         found = _read(path)
         if found is None:
@@ -177,7 +177,7 @@ def plural(count: int, noun: str) -> str:
 
 
 def finite(value: Any) -> Any:
-    """The same for JSON, which has no NaN and no infinity: null where a number is not finite."""
+    """The same for JSON, which has no NaN or infinity: null for numbers that are not finite."""
     if isinstance(value, dict):
         return {name: finite(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
@@ -186,12 +186,12 @@ def finite(value: Any) -> Any:
 
 
 def _number(value: float | None) -> float:
-    """A number that a file has as null is not finite."""
+    """A number from a file, where null stands for one that is not finite."""
     return math.nan if value is None else value
 
 
 def _records(cell: Mapping[str, Any], none: Mapping[str, Any] | None) -> list[Record]:
-    """Per question of a cell what `metrics` adds up, with what no context loses."""
+    """For each question of a cell, what `metrics` adds up, with the loss of having no context."""
     found: list[Record] = []
     for q, (score, nll, kl, agree, tokens) in enumerate(cell["outcomes"]):
         record = {"nll": _number(nll), "kl": _number(kl), "agree": agree, "tokens": tokens}
@@ -211,7 +211,7 @@ def _records(cell: Mapping[str, Any], none: Mapping[str, Any] | None) -> list[Re
 
 
 def _output_error(cells: Sequence[Mapping[str, Any]]) -> float | None:
-    """Mean over documents of the receipt's error of the outputs; None where one is unknown."""
+    """Mean over documents of the receipt's output error; None if any is unknown."""
     errors = [cell.get("output_error") for cell in cells]
     known = [error for error in errors if error is not None]
     return round(sum(known) / len(known), 6) if known and len(known) == len(errors) else None
@@ -220,14 +220,14 @@ def _output_error(cells: Sequence[Mapping[str, Any]]) -> float | None:
 def _prefills(
     cells: Sequence[Mapping[str, Any]], prefills: Sequence[Mapping[str, float]]
 ) -> float | None:
-    """Seconds that making the contexts took, over those of prefilling their documents."""
+    """Seconds to make the contexts, over seconds to prefill their documents."""
     spent = sum(s for cell in cells for name, s in cell["seconds"].items() if name != "questions")
     reading = sum(seconds.get("prefill", 0.0) for seconds in prefills)
     return round(spent / reading, 3) if spent and reading else None
 
 
 def _made_of(record: Mapping[str, Any]) -> Any:
-    """What has to be the same for a run to go on: its documents and their questions."""
+    """What must match for a run to resume: its documents and their questions."""
     return [d.get("sha256") for d in record["documents"]], record["questions"]
 
 
@@ -264,7 +264,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _differences(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """Settings in which a file cannot be continued, each with both values."""
+    """Differing settings that keep a file from being resumed, each with both values."""
     found = []
     for name in dict.fromkeys([*mine, *theirs]):
         if name == "methods":

@@ -28,7 +28,7 @@ from amcli.system.versions import tools
 
 
 class Listener(Progress, Protocol):
-    """Is told of every document and cell, besides the stages of the work."""
+    """Is told of every document and cell, as well as the stages of the work."""
 
     def document(self, index: int, name: str, tokens: int) -> None:
         """Work on a document begins."""
@@ -96,7 +96,7 @@ def _require_room(settings: Settings, loaded: LoadedModel, document: Document, t
 
 
 def hardware(device: torch.device) -> str:
-    """What a run was measured on, in words."""
+    """The hardware of a run, in words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{torch.get_num_threads()} CPU threads, {platform.machine()}"
@@ -110,12 +110,12 @@ def run(
     listener: Listener,
     save: Callable[[], None],
 ) -> None:
-    """Measures the cells that `results` do not have yet; `save` is called after each."""
+    """Measures the cells missing from `results`; `save` is called after each."""
     if loaded.device.type == "cuda" and documents:
-        # What is compiled and looked up at the first call is no document's time.
+        # Compilation and look-ups at the first call must not count as a document's time.
         reading.prefill(loaded, Source("", documents[0].text))
     for index in range(len(documents)):
-        # In a function of its own: a document's caches go before the next one's come.
+        # In a function of its own, so a document's caches are freed before the next one's exist.
         measure(settings, loaded, documents, index, results, listener, save)
 
 
@@ -128,7 +128,7 @@ def measure(
     listener: Listener,
     save: Callable[[], None] = lambda: None,
 ) -> None:
-    """Measures the cells of one document that `results` do not have yet."""
+    """Measures the cells of one document missing from `results`."""
     document, todo = documents[index], results.todo(index)
     if not todo:
         return
@@ -145,10 +145,10 @@ def measure(
 
 @dataclass
 class _Bench:
-    """One document in a model, and what is measured on it.
+    """One document in a model, and what measures it.
 
-    teacher  forces the right answer to each question, and then, if the suite asks for them, each
-             of the whole document's `own` answers
+    teacher  forces the right answer to each question and then, if the suite asks for them, each of
+             the whole document's `own` answers
     """
 
     settings: Settings
@@ -184,7 +184,7 @@ class _Bench:
         return cls(settings, document, context, teacher, full, own, passes, seconds, listener)
 
     def cell(self, method: str, ratio: float | None) -> dict[str, Any]:
-        """What one method gives at one ratio, as the file of results has it."""
+        """The result of one method at one ratio, as stored in the results file."""
         made = self.made(method, ratio)
         self.listener.start("questions", 0)
         began = stopwatch(self.context.loaded.device)
@@ -211,7 +211,7 @@ class _Bench:
         return makers.make(self.context, request, self.passes, self.listener)
 
     def ask(self, made: Made) -> dict[str, list[list[float | None]]]:
-        """All questions of the document: `outcomes`, and `own` and `said` where asked for."""
+        """Asks all questions of the document: `outcomes`, and `own` and `said` if asked for."""
         questions, scorer = self.document.questions, self.settings.scorer
         measured = self.teacher.measure(made.cache)
         outcomes, own = measured[: len(questions)], measured[len(questions) :]
@@ -237,8 +237,8 @@ class _Bench:
     def _said(self, made: Made, own: Sequence[Outcome]) -> list[str]:
         """What the model answers with this context.
 
-        Where forcing finds the whole document's own answer again, it need not be generated. In 16
-        bits forcing, which reads many tokens at once, may tip a near tie that decoding does not.
+        If forcing reproduces the whole document's own answer, it need not be generated. In 16 bits
+        forcing, which reads many tokens at once, may tip a near tie that decoding would not.
         """
         said = [reply.text for reply in self.own]
         whole = made is self.full
@@ -260,7 +260,7 @@ def _prompts(
 
 
 def _answered(document: Document, own: Sequence[Reply]) -> Document:
-    """The same, with the document's own answer to each question that has none."""
+    """The same document, with its own answer for each question that has none."""
     questions = [
         question if question.answer else replace(question, answer=reply.text)
         for question, reply in zip(document.questions, own, strict=True)
@@ -269,7 +269,7 @@ def _answered(document: Document, own: Sequence[Reply]) -> Document:
 
 
 def cell_of(score: float | None, outcome: Outcome) -> list[float | None]:
-    """Rounded, so that rows come out the same from memory and from the file."""
+    """The cell's numbers, rounded so that rows are the same from memory and from the file."""
     return [
         None if score is None else round(score, 6),
         round(outcome.nll, 6),

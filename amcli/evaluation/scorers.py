@@ -2,12 +2,12 @@
 
 exact      1 when the greedy answer is the right one, word for word, and ends there
 letter     1 when the right option's letter is the likeliest of the letters
-substring  the share of the reference strings that the generated answer contains, upper and lower
-           case alike (as RULER does, arXiv 2404.06654)
+substring  the share of the reference strings that the generated answer contains, ignoring case
+           (as RULER does, arXiv 2404.06654)
 reasoned   1 when the last option letter that stands alone in the generated answer is the right one
 none       no score: only likelihoods count
 
-`f1` and `contains` compare free answers, words against words (as SQuAD does, arXiv 1606.05250).
+`f1` and `contains` compare free answers word by word (as SQuAD does, arXiv 1606.05250).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ GENERATING: tuple[Scorer, ...] = ("substring", "reasoned")
 
 
 def score(scorer: Scorer, question: Question, outcome: Outcome, said: str | None) -> float | None:
-    """The score of one answer; `said` is the generated text for a scorer that wants one."""
+    """The score of one answer; `said` is the generated text, for a scorer that needs one."""
     if scorer == "exact":
         return float(outcome.exact)
     if scorer == "letter":
@@ -40,7 +40,7 @@ def score(scorer: Scorer, question: Question, outcome: Outcome, said: str | None
 def chosen_letter(said: str, options: tuple[str, ...]) -> str | None:
     """The letter that an answer settles on; None for one that names no letter or never ends.
 
-    A thought between `<think>` tags does not count, and one that is not closed never ended.
+    A thought between `<think>` tags does not count; one that is not closed never ended.
     """
     _, closed, rest = said.rpartition("</think>")
     if "<think>" in said and not closed:
@@ -72,6 +72,6 @@ def f1(said: str, right: str) -> float:
 
 
 def contains(said: str, right: str) -> float:
-    """1 where the words of the right answer stand in what was said, one after the other."""
+    """1 if the words of the right answer appear consecutively in what was said."""
     mine, theirs = words(said), words(right)
     return float(f" {' '.join(theirs)} " in f" {' '.join(mine)} ")

@@ -1,4 +1,4 @@
-"""What an evaluation is asked to do, checked before any work."""
+"""What an evaluation is asked to do, checked before any work starts."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from amcli.pipeline.compaction.request import Request, budget_named
 class Settings:
     """What the user asked for.
 
-    methods      each with the ratios it is measured at
+    methods                   each with the ratios it is measured at
     docs, tokens, questions   see `suites.base.Wanted`; None: the suite's own
     asked                     a file of questions about the text at `path`
     budget, queries           see `compaction.request.Request`; None: the method's own
-    store                     how every method's entries are stored; None: as it has them
+    store                     how every method's entries are stored; None: the method's own
     """
 
     suite: Suite
@@ -49,7 +49,7 @@ class Settings:
         budget: str | None = None,
         **more: Any,
     ) -> Settings:
-        """Settings that have been checked. Raises UsageError for what makes no sense."""
+        """Checked settings. Raises UsageError for what makes no sense."""
         found = dict.fromkeys(name for given in names for name in makers.expanded(given))
         pairs = tuple((name, tuple(makers.ratios(name, ratios))) for name in found)
         settings = cls(suite, pairs, budget=budget_named(budget), **more)
@@ -100,7 +100,7 @@ class Settings:
         return settings
 
     def cell(self, method: str, ratio: float) -> Request:
-        """What `compact` is asked for one cell."""
+        """The request to `compact` for one cell."""
         return Request(
             ratio=ratio,
             method=method,
@@ -112,7 +112,7 @@ class Settings:
 
     @property
     def scorer(self) -> Scorer:
-        """The suite's scorer, or the one for answers with a thought before them."""
+        """The suite's scorer, or the one for answers after a thought."""
         return "reasoned" if self.reason else self.suite.scorer
 
     def wanted(self, measure: Measure) -> Wanted:
@@ -129,7 +129,7 @@ class Settings:
         )
 
     def record(self, loaded: LoadedModel) -> dict[str, Any]:
-        """All that the numbers depend on."""
+        """Everything the numbers depend on."""
         file = self.budget if isinstance(self.budget, BudgetFile) else None
         wanted = self.wanted(Measure(lambda texts: []))
         model = loaded.fingerprint()
@@ -158,5 +158,5 @@ class Settings:
 
 
 def sha256(data: bytes) -> str:
-    """The hash of a file or a text, as results have it."""
+    """The hash of a file or a text, as in the results."""
     return hashlib.sha256(data).hexdigest()

@@ -1,8 +1,8 @@
-"""Questions about a generated document, and the dialogues that the model is trained on.
+"""Questions about a generated document, and the dialogues that pocket is trained on.
 
 Three kinds of question: `direct` (from the subject to the value), `reverse` (from the value to
-the subject) and `two-hop` (a fact of somebody who is described by another fact). Only questions
-with exactly one right answer in the document are asked.
+the subject) and `two-hop` (a fact about somebody described by another fact). Only questions with
+exactly one right answer in the document are asked.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _READ = ("I have read it.", "Noted.", "Thank you, I have read the document.", "U
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its only right answer, word for word."""
+    """A question with its one right answer, word for word."""
 
     question: str
     answer: str
@@ -34,7 +34,7 @@ def _capital(text: str) -> str:
 
 
 Hop = tuple[Fact, tuple[str, ...], Fact]
-"""`(known fact, wordings of the description that it gives, fact asked for)`."""
+"""`(known fact, wordings of the description it gives, fact asked for)`."""
 
 
 def direct_about(fact: Fact, rng: Random) -> Question:
@@ -44,13 +44,13 @@ def direct_about(fact: Fact, rng: Random) -> Question:
 
 
 def reverse_about(fact: Fact, rng: Random) -> Question:
-    """A question from the fact's value to its subject; the attribute has to have one."""
+    """A question from the fact's value to its subject; the attribute must have such a question."""
     wording = rng.choice(fact.attribute.reverse)
     return Question(wording.format(v=fact.value), fact.subject, "reverse")
 
 
 def two_hop_about(hop: Hop, rng: Random) -> Question:
-    """A question for one fact of whoever another fact describes; the answer names them first."""
+    """A question for a fact about whoever another fact describes; the answer names them first."""
     known, wordings, asked = hop
     description = rng.choice(wordings).format(s=known.subject, v=known.value)
     question = rng.choice(asked.attribute.hop).format(r=description)
@@ -61,10 +61,10 @@ def two_hop_about(hop: Hop, rng: Random) -> Question:
 class Questioner:
     """Draws questions about one document from its facts.
 
-    facts       facts whose subject has one value for the attribute: what direct questions ask
-    unique      those of them whose value belongs to one subject only
-    reversible  those of them that have a reverse question
-    hops        what two-hop questions ask
+    facts       facts whose subject has one value for the attribute, for direct questions
+    unique      those of `facts` whose value belongs to only one subject
+    reversible  those of `unique` that have a reverse question
+    hops        for two-hop questions
     """
 
     def __init__(self, document: Document):
@@ -106,7 +106,7 @@ class Questioner:
         return reverse_about(rng.choice(self.reversible), rng)
 
     def two_hop(self, rng: Random) -> Question | None:
-        """A question for a fact of somebody described by another fact, or None."""
+        """A question for a fact about somebody described by another fact, or None."""
         if not self.hops:
             return None
         return two_hop_about(rng.choice(self.hops), rng)
@@ -128,9 +128,9 @@ class Questioner:
 
 @dataclass(frozen=True)
 class Turn:
-    """What the user says and what the model should say, with the weight of its loss.
+    """What the user says and what the model should say, with the loss weight.
 
-    `ends` is False where the answer is cut off before its end (a repetition of a part).
+    `ends` is False if the answer is cut off before its end (repetition of a part).
     """
 
     user: str
@@ -146,7 +146,7 @@ ASK_WEIGHT = 2.0
 
 
 def turns(document: Document, rng: Random) -> Iterator[Turn]:
-    """Turns of a dialogue about a document, without end while it has facts."""
+    """Turns of a dialogue about a document: endless, as long as it has facts."""
     questioner = Questioner(document)
     if not questioner.facts:
         return

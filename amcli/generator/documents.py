@@ -1,8 +1,8 @@
 """The document generator: registers and handbooks full of facts, each from one seed.
 
 A document is a list of blocks (paragraphs, lists, tables, headings), each with the facts it
-states, so that it can be cut to a length and still know what it says. Knows nothing of models
-or tokenizers: lengths are measured by a function that is handed in.
+states, so it can be cut to a length and the facts left in it are still known. Knows nothing of
+models or tokenizers: the caller passes a function that measures lengths.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from amcli.generator.schema import ENTITIES, PERSON, SERVICE, SITE, Attribute, K
 
 @dataclass(frozen=True)
 class Fact:
-    """`attribute` of the entity `subject` is `value`."""
+    """The `attribute` of entity `subject` is `value`."""
 
     kind: Kind
     subject: str
@@ -28,7 +28,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Block:
-    """A piece of text that stands between blank lines, and the facts it states."""
+    """A piece of text between blank lines, and the facts it states."""
 
     text: str
     facts: tuple[Fact, ...] = ()
@@ -104,7 +104,7 @@ class _World:
         return f"the {word} team", ("It", "The team")
 
     def _value(self, attribute: Attribute) -> str | None:
-        """A value that no other entity of this document has, where the pool allows."""
+        """A value that no other entity of this document has, if the pool allows."""
         if attribute.value is None:
             return self.rng.choice(self.people) if self.people else None
         taken = self.values.setdefault(attribute.name, set())
@@ -194,7 +194,7 @@ def _table(entities: list[_Entity]) -> str:
 
 
 def _scattered(rng: Random, entities: list[_Entity]) -> Iterator[Block]:
-    """Facts of several entities mixed: every sentence names its subject."""
+    """Mixed facts of several entities: every sentence names its subject."""
     facts = [f for e in entities for f in _facts(e, list(e.facts))]
     rng.shuffle(facts)
     while facts:
@@ -241,7 +241,7 @@ def _title(rng: Random) -> str:
 
 
 def blocks(rng: Random) -> Iterator[Block]:
-    """The blocks of one document without end: take as many as fit."""
+    """An endless stream of blocks for one document: take as many as fit."""
     world = _World(rng)
     dry = rng.choice((0.0, 0.1, 0.2, 0.4))
     yield Block(rng.choice(("# ", "")) + _title(rng))
@@ -252,7 +252,7 @@ def blocks(rng: Random) -> Iterator[Block]:
 
 
 def characters(texts: list[str]) -> list[int]:
-    """The default measure of length: about four characters a token."""
+    """The default measure of length: about four characters per token."""
     return [len(text) // 4 + 1 for text in texts]
 
 
@@ -264,7 +264,7 @@ def generate(
 ) -> Document:
     """A document of at most `length` units, from one seed.
 
-    measure    lengths of a list of texts, in the units of `length` (tokens, if given a tokenizer)
+    measure    lengths of a list of texts, in the units of `length` (such as tokens)
     separator  the length of the blank line between two blocks
     """
     return cut(blocks(Random(seed)), length, measure, separator)

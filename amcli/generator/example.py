@@ -48,7 +48,7 @@ def handbook() -> Document:
 def questions() -> list[Question]:
     """Twenty questions about the handbook: 14 direct, then 3 reverse, then 3 two-hop.
 
-    No two of them are about the same subject, and no two of a kind about the same attribute.
+    No two questions share a subject, and no two of one kind share an attribute.
     """
     rng = Random(f"{SEED}/questions")
     about = Questioner(handbook())
@@ -80,9 +80,9 @@ def _varied(
     key: Callable[[T], tuple[set[str], str]],
     subjects: set[Hashable],
 ) -> list[T]:
-    """`count` of the pool, drawn so that subjects and attributes (`key`) never come twice.
+    """`count` items of the pool, drawn so that no subject or attribute (`key`) is repeated.
 
-    Subjects in `subjects` count as used, and those drawn are added to it.
+    Subjects in `subjects` count as used; those drawn are added to it.
     """
     drawn: list[T] = []
     attributes: set[str] = set()

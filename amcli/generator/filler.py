@@ -1,4 +1,4 @@
-"""Prose without facts: what stands between the facts of a handbook.
+"""Prose without facts, to go between the facts of a handbook.
 
 Sentences are drawn from patterns with slots. None of them names a person, a service, a station,
 a team or a value that a question could ask for.

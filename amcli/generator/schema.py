@@ -1,8 +1,8 @@
 """What documents can say: kinds of entities, their attributes, and the wordings of each.
 
-An attribute carries every wording the generator and the questions need. In a wording, `{s}` is
-the subject (a name, or a pronoun where grammar allows), `{v}` the value and `{r}` a description
-of somebody by another fact ("the person who keeps a lynx").
+An attribute has every wording the generator and the questions need. In a wording, `{s}` is the
+subject (a name, or a pronoun where grammar allows), `{v}` the value and `{r}` a description of
+somebody by another fact ("the person who keeps a lynx").
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Value = Callable[[Random], str]
 class Attribute:
     """One thing that can be said of an entity.
 
-    sentences  full sentences with `{s}` as grammatical subject: a pronoun may stand there
+    sentences  full sentences with `{s}` as grammatical subject, where a pronoun may be used
     named      full sentences that need the name itself
     field      (label, value wording) for register lines and tables
     direct     questions from the subject to the value
@@ -30,7 +30,7 @@ class Attribute:
     statement  the answer to a two-hop question, which names the subject first
     described  descriptions of the value by the subject, where the value is a person
 
-    `value` is None where the value is the name of a person of the same document.
+    `value` is None if the value is the name of a person in the same document.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Attribute:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of entity: how many attributes one has, and which."""
+    """A kind of entity: how many attributes it has, and which."""
 
     name: str
     attributes: tuple[Attribute, ...]

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 VOCABULARY = 4096
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
-# Digits come in pairs and never with a space in front, so that "43-49" is the same three tokens
-# wherever it stands; line breaks are tokens of their own, so that blocks tokenize apart.
+# Digits come in pairs, never with a space in front, so that "43-49" is the same three tokens
+# everywhere; line breaks are separate tokens, so that blocks tokenize independently.
 PATTERN = r"\n+| ?\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]+|[^\S\n]+"
 
 CHAT_TEMPLATE = (
@@ -67,7 +67,7 @@ def train_tokenizer(seed: int = 0, documents: int = 3000) -> Tokenizer:
 
 
 def special_id(tokenizer: Tokenizer, token: str) -> int:
-    """The id of a control token; ValueError for a tokenizer that has none of that name."""
+    """The id of a control token; ValueError if the tokenizer has none of that name."""
     found = tokenizer.token_to_id(token)
     if found is None:
         raise ValueError(f"the tokenizer has no token {token}")
@@ -76,7 +76,7 @@ def special_id(tokenizer: Tokenizer, token: str) -> int:
 
 @dataclass(frozen=True)
 class Sample:
-    """One training sequence: `ids`, a loss weight for each, and where answers lie.
+    """One training sequence: `ids`, a loss weight for each, and where the answers are.
 
     answers  (kind, first, last + 1) of each answer with its end token, as indices into `ids`
     """
@@ -90,7 +90,7 @@ class Sampler:
     """Makes training sequences of at most a given length, each from its own seed."""
 
     def __init__(self, tokenizer: Tokenizer):
-        # A copy, because of the switch: "<|im_end|>" in a document is text, not a control token.
+        # A copy, because this changes a setting: "<|im_end|>" in a document has to be text.
         self.tokenizer = type(tokenizer).from_str(tokenizer.to_str())
         self.tokenizer.encode_special_tokens = True
         self.start, self.end = special_id(tokenizer, START), special_id(tokenizer, END)
@@ -100,7 +100,7 @@ class Sampler:
         self.blank = self.encode("\n\n")
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of plain text: what looks like a control token in it is only text."""
+        """Token ids of plain text: anything that looks like a control token is only text."""
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def measure(self, texts: list[str]) -> list[int]:

@@ -1,8 +1,8 @@
 """Word lists of the document generator: names, places, animals and other values.
 
-Only data. Everything is invented for this project or is common vocabulary; a share of the
-names and places is built from syllables (`coined`), so that a model trained on the documents
-has to copy what it reads and cannot live on a closed list.
+Only data. Everything is invented for this project or common vocabulary; some names and places are
+built from syllables (`coined`), so that a model trained on the documents has to copy what it reads
+and cannot rely on a closed list.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""PyTorch's own flash attention on a CPU, with the log masses that its public function drops.
+"""PyTorch's own flash attention on a CPU, with the log masses that its public function discards.
 
-Twice as fast there as products and exponentials in tiles: scores never leave the innermost cache.
+Twice as fast as products and exponentials in tiles: scores never leave the innermost cache.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ def attention(
     bias: torch.Tensor | None = None,
     causal: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output `[B, H, n, d]`, in the inputs' dtype, and natural log of the masses `[B, H, n]`.
+    """Output `[B, H, n, d]`, in the inputs' dtype, and the natural log of the masses `[B, H, n]`.
 
     bias    `[B, H, T]` in the inputs' dtype, added to the logits; -inf hides a key
-    causal  query `i` sees the keys up to `i`, not all
+    causal  query `i` sees only the keys up to `i`
     """
     if bias is None:
         out, mass = _OP(Q, K, V, 0.0, causal, scale=scale)
         return out, mass
     mask = bias.unsqueeze(2).expand(-1, -1, Q.shape[2], -1)
     out, mass = _OP(Q, K, V, 0.0, causal, attn_mask=mask, scale=scale)
-    nothing = (bias == -torch.inf).all(2, keepdim=True)  # such queries have a mass of 1 there
+    nothing = (bias == -torch.inf).all(2, keepdim=True)  # the kernel gives such queries a mass of 1
     return out.masked_fill(nothing.unsqueeze(3), 0.0), mass.masked_fill(nothing, -torch.inf)

@@ -1,7 +1,7 @@
 """Triton kernels where they run, plain PyTorch where they do not: the choice, in one place.
 
-Triton compiles when a kernel is first needed, with a C compiler that a machine may lack, for a
-GPU that may be too old or too small. What is computed has to come out there too, only slower.
+Triton compiles a kernel when it is first needed, with a C compiler that a machine may lack, for a
+GPU that may be too old or too small. The result has to be the same there, only slower.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class Fused:
     """The kernels of one module, which may be given by its name: then it is imported when they are
     first needed.
 
-    what    what they are for, as a warning should name it
-    broken  why they cannot run here, once they could not: the plain path takes over for good
+    what    what they are for, as a warning names it
+    broken  why they cannot run here, after a failure: from then on the plain path is used
     """
 
     def __init__(self, what: str, module: str | ModuleType) -> None:
@@ -41,9 +41,9 @@ class Fused:
         return None if self.broken else self._module
 
     def run(self, on: torch.Tensor, call: Callable[[ModuleType], Any]) -> Any:
-        """What `call(module)` computes on the device of `on`; None where it cannot.
+        """The result of `call(module)` on the device of `on`; None if it cannot run.
 
-        Errors of the device itself, such as memory that is full, are raised as they are.
+        Errors of the device itself, such as full memory, are raised unchanged.
         """
         module = self.module()
         if module is None:

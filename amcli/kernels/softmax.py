@@ -1,7 +1,6 @@
-"""What every kernel does to its products: logits in base 2, and a step of the online softmax.
+"""What every kernel does with its products: base-2 logits, and a step of the online softmax.
 
-Base 2 is what the hardware exponentiates. Arguments without an annotation are tensors of Triton's
-own.
+Base 2 is what the hardware exponentiates. Arguments without an annotation are Triton's tensors.
 """
 # mypy: ignore-errors
 # Triton compiles these functions from their source; Python's types say nothing about them.
@@ -27,7 +26,7 @@ def logits(dots, scale, softcap, CAP: tl.constexpr):
 
 @triton.jit
 def weigh(s, top, mass):
-    """A step of the online softmax: weights, what to shrink earlier sums by, new max and mass."""
+    """A step of the online softmax: weights, factor for earlier sums, new maximum and mass."""
     new = tl.maximum(top, tl.max(s, 1))
     safe = tl.where(new == -INF, 0.0, new)  # rows that saw nothing yet
     p = tl.exp2(s - safe[:, None])

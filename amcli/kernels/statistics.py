@@ -1,11 +1,11 @@
 """The streaming statistics as Triton kernels: no score ever leaves the chip.
 
 `row_stats` goes along the keys for a block of queries (log-sum-exp and output: the forward pass of
-FlashAttention, arXiv 2307.08691), `column_stats` along the queries for a block of keys (what each
-key was paid). Products of 16-bit inputs are exact and summed in float32; float32 inputs are
-multiplied in three parts of TF32, which keeps float32's digits. Importing this imports Triton;
+FlashAttention, arXiv 2307.08691), `column_stats` along the queries for a block of keys (the
+attention each key got). Products of 16-bit inputs are exact and summed in float32; float32 inputs
+are multiplied in three TF32 parts, which keeps float32's digits. Importing this imports Triton;
 `matching.scores` and `models.attend` choose between these and plain PyTorch, and both give the
-same up to rounding.
+same results up to rounding.
 """
 # mypy: ignore-errors
 # Triton compiles these functions from their source; Python's types say nothing about them.
@@ -24,7 +24,7 @@ MAX_DIM = 256
 """Head dimension up to which blocks of queries and keys fit a multiprocessor."""
 
 PARTS = 64
-"""Most pieces that queries are cut into for one block of keys, so that few keys fill a GPU."""
+"""Most pieces that queries are split into per block of keys, so that even few keys fill a GPU."""
 
 
 def can_take(*tensors: torch.Tensor) -> bool:
@@ -178,7 +178,7 @@ def row_stats(
     dtype: torch.dtype = torch.float32,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Log-sum-exp `[H, n]`, float32, and with values the output `[H, n, dv]` in `dtype`; arguments
-    as of `matching.scores.attention_stats`."""
+    as for `matching.scores.attention_stats`."""
     H, n, d = Q.shape
     T = K.shape[1]
     dv = d if V is None else V.shape[2]
@@ -190,7 +190,7 @@ def row_stats(
     V = K if V is None else _rows_together(V)
     kind, precision, size = _arithmetic(Q, K, V)
     at = _fitting(_ALONG_KEYS[size, max(d, dv) > 128], Q, size, d, d if out is None else d + dv)
-    like = lse  # a pointer for what is absent
+    like = lse  # stands in as a pointer for absent tensors
     seen = None if limit is None else limit.to(device=Q.device, dtype=torch.int32)
     bias = None if bias is None else bias.float().contiguous()
     _rows[(triton.cdiv(n, at.rows), H)](
@@ -255,8 +255,8 @@ class _Blocks:
     stages: int
 
 
-# By bytes of a number, and whether a dimension is above 128. Those of 16-bit numbers were among the
-# fastest of six or seven on an H200; those of float32 are what fits.
+# By bytes per number, and whether a dimension is above 128. Those for 16-bit numbers were among the
+# fastest of six or seven on an H200; those for float32 are what fits.
 _ALONG_KEYS = {
     (2, False): _Blocks(64, 128, 4, 3),
     (2, True): _Blocks(128, 64, 8, 3),
@@ -272,9 +272,9 @@ _ALONG_QUERIES = {
 
 
 def _fitting(at: _Blocks, on: torch.Tensor, size: int, held: int, read: int) -> _Blocks:
-    """The same in smaller steps, where a multiprocessor's shared memory is small.
+    """The same in smaller steps if a multiprocessor's shared memory is small.
 
-    `held` numbers of each row stay in it, `read` of each key pass through (or the other way).
+    `held` numbers of each row stay in it, `read` of each key pass through it (or vice versa).
     """
     if not on.is_cuda:
         return at
@@ -296,7 +296,7 @@ def _wide(d: int) -> int:
 
 
 def _arithmetic(*tensors: torch.Tensor) -> tuple[tl.dtype, str, int]:
-    """What products are taken in: the common 16-bit dtype, or float32; and its bytes."""
+    """The dtype of products: the inputs' common 16-bit dtype, or float32; and its bytes."""
     dtypes = {x.dtype for x in tensors}
     if dtypes == {torch.bfloat16}:
         return tl.bfloat16, "tf32", 2

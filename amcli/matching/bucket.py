@@ -1,6 +1,6 @@
-"""Some heads, of whatever layers, from keys and queries to entries: select, fit, measure.
+"""Takes some heads, of any layers, from keys and queries to entries: select, fit, measure.
 
-All heads of a bucket go through every step together, padded to the longest of them.
+All heads of a bucket go through every step together, padded to the longest one.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from amcli.matching.tiles import TILE_ELEMENTS, Logits, gather_rows, hide, worki
 from amcli.matching.values import fit_values
 
 FIT_LIMIT = 512
-"""Entries of one head that the fits may change. A longer head has its best FIT_LIMIT entries
-fitted to what the others, kept as they are, leave of the mass and the outputs."""
+"""Most entries of one head that the fits may change. In a longer head the best FIT_LIMIT entries
+are fitted to the mass and outputs that the others, kept as they are, leave over."""
 
 PLENTY = 4
-"""A head that keeps at least one key in PLENTY keeps those of highest score. Pursuit drops keys
-that the reference queries see as near-duplicates of others, and questions of another kind may
-tell them apart; it pays where most of a head has to go."""
+"""A head that keeps at least one key in PLENTY keeps those with the highest scores. Pursuit drops
+keys that the reference queries see as near-duplicates, but other kinds of questions may tell them
+apart; it pays only where most of a head has to go."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What holds for all buckets."""
+    """Settings common to all buckets."""
 
     logits: Logits
     seed: int
@@ -60,7 +60,7 @@ def whole(K: torch.Tensor, V: torch.Tensor) -> Head:
 
 
 def empty(K: torch.Tensor, V: torch.Tensor) -> Head:
-    """A head that keeps nothing, and so misses all of its mass and output."""
+    """A head that keeps nothing, and so loses all of its mass and output."""
     head = whole(K[:0], V[:0])
     error = torch.ones((), device=K.device)
     return Head(head.keys, head.values, head.beta, head.index, error, error)
@@ -68,9 +68,9 @@ def empty(K: torch.Tensor, V: torch.Tensor) -> Head:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Some heads, all of `0 < t <= T`.
+    """Some heads, all with `0 < t <= T`.
 
-    owners  the sample of each head's layer, and the head's number there
+    owners  the sample of each head's layer, and the head's index in that layer
     """
 
     owners: list[tuple[Sample, int]]
@@ -82,9 +82,9 @@ class Bucket:
 
 
 def compact_bucket(method: Method, b: Bucket, s: Settings) -> list[Head]:
-    """Select and fit the heads of one bucket, all of `0 < t < T`."""
+    """Select and fit the heads of one bucket, all with `0 < t < T`."""
     queries, K, V = b.queries, b.K, b.V
-    if queries.count == 0:  # a method that wants no queries: nothing to fit, nothing to measure
+    if queries.count == 0:  # a method without queries: nothing to fit, nothing to measure
         unknown = b.scores.new_full((len(b.lengths),), torch.nan)
         chosen = top(b.scores, b.lengths)
         keys, values = gather_rows(K, chosen.index), gather_rows(V, chosen.index)
@@ -95,7 +95,7 @@ def compact_bucket(method: Method, b: Bucket, s: Settings) -> list[Head]:
     keys, values = gather_rows(K, order.index), gather_rows(V, order.index)  # [B, t_max, d]
     t = min(s.fit_limit, keys.shape[1])
     if s.rounding is not None:
-        # Values in float32, or a half-precision fit would be rounded twice.
+        # Values in float32, otherwise a half-precision fit would be rounded twice.
         keys, values = s.rounding.round_keys(keys), values.float()
         values[:, t:] = s.rounding.round_values(values[:, t:])
     rest = _rest(queries.Q, keys, values, order.mask, s)
@@ -119,8 +119,8 @@ def compact_bucket(method: Method, b: Bucket, s: Settings) -> list[Head]:
 
 def _select(method: Method, b: Bucket, s: Settings) -> Selection:
     by_score = top(b.scores, b.lengths)
-    # A head of more entries than candidates keeps the best by score too, but its order is that of
-    # the pursuit, and the first FIT_LIMIT entries are those that are fitted.
+    # A head with more entries than candidates also keeps the best by score, but in the order of
+    # the pursuit: the first FIT_LIMIT entries are the ones that are fitted.
     plenty = [t * PLENTY >= b.K.shape[1] for t in b.lengths]
     if method.selection != "omp" or all(plenty):
         return by_score
@@ -137,7 +137,7 @@ def _select(method: Method, b: Bucket, s: Settings) -> Selection:
 def _rest(
     Q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, s: Settings
 ) -> Stats | None:
-    """What the entries beyond `fit_limit` give, kept as they are; None when there are none."""
+    """The attention of the entries beyond `fit_limit`, kept as they are; None if there are none."""
     if keys.shape[1] <= s.fit_limit:
         return None
     beyond = slice(s.fit_limit, None)
@@ -153,7 +153,7 @@ def _split(
     error: FitErrors,
 ) -> list[Head]:
     """Drop the padding and put each head's entries in order of position."""
-    # Padding sorts behind every real position.
+    # Padding sorts after every real position.
     place = order.index.masked_fill(~order.mask, torch.iinfo(torch.int64).max).argsort(dim=1)
     index = order.index.gather(1, place).to(torch.int32)
     keys, values = gather_rows(keys, place), gather_rows(values, place)

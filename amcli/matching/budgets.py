@@ -15,18 +15,18 @@ from amcli.errors import UsageError
 from amcli.matching.methods import SINKS
 
 BETA_BYTES = 4
-"""beta is float32 whatever the model's dtype."""
+"""beta is float32, whatever the model's dtype."""
 
 FLOOR_SHARE = 0.1
 """Share of the mean budget that every head keeps under adaptive budgets. Scores alone would give
-almost everything to the few heads that look facts up, and starve those that prepare the query."""
+almost everything to the few heads that look up facts, and starve those that prepare the query."""
 
 FLOOR_LEAST = 4
 """Entries every head keeps at least: room for the sink and a little more."""
 
 FLOOR_FIRST = 16
 """Entries that heads of the first layer keep at least. Their attention is spread over the whole
-document, so no single key scores high, and what they lose every later layer loses."""
+document, so no single key scores high, and what they lose is lost to every later layer."""
 
 ADAKV_SHARE = 0.2
 """Share of a head's mean budget that AdaKV protects (kvpress; its paper: 0.5)."""
@@ -35,7 +35,7 @@ PYRAMID_DEPTH = 20
 """PyramidKV's last layer gets this many times less than the mean."""
 
 NAMES = ("adaptive", "uniform", "adakv", "global", "pyramid")
-"""Ways to share entries out; see `allocate`."""
+"""Ways to share out entries; see `allocate`."""
 
 Lengths = list[list[int]]
 
@@ -44,7 +44,7 @@ Lengths = list[list[int]]
 class LayerShape:
     """One compacted layer: KV heads, tokens `T`, dims of a key and a value, bytes per number.
 
-    packed  bytes of the key and value of one entry as stored, where that is not the model's dtype
+    packed  bytes of one entry's stored key and value, if not in the model's dtype
     """
 
     heads: int
@@ -60,7 +60,7 @@ class LayerShape:
         return self.heads * self.tokens * (self.key_dim + self.value_dim) * self.itemsize
 
     def entry_bytes(self, beta: bool = True) -> int:
-        """Bytes of one stored entry, its bias included unless the method has none."""
+        """Bytes of one stored entry, with its bias unless the method has none."""
         numbers = (self.key_dim + self.value_dim) * self.itemsize
         return (numbers if self.packed is None else self.packed) + (BETA_BYTES if beta else 0)
 
@@ -72,9 +72,9 @@ def allocate(
 
     `adaptive`: over all layers and heads by score, with a floor that keeps every head working;
     `global`: the same with no floor but SINKS entries; `adakv`: by score within each layer;
-    `uniform` and `pyramid` look at no scores. `scores`: per layer `[H, T]`.
+    `uniform` and `pyramid` ignore scores. `scores`: per layer `[H, T]`.
 
-    Raises ValueError for another name, and as `uniform`.
+    Raises ValueError for an unknown name, and where `uniform` does.
     """
     if name == "uniform":
         return uniform(total, layers)
@@ -92,14 +92,14 @@ def allocate(
 def planned(name: str, total: int, layers: Sequence[LayerShape]) -> list[int]:
     """Entries that a head of each layer gets at least, or on average where scores decide.
 
-    For methods whose scores depend on the budget, which is made of the scores.
+    For methods whose scores need to know the budget, which itself depends on the scores.
     """
     lengths = pyramid(total, layers) if name == "pyramid" else uniform(total, layers)
     return [min(heads, default=0) for heads in lengths]
 
 
 def uniform(total: int, layers: Sequence[LayerShape]) -> Lengths:
-    """Every head the same, first heads one more where `total` does not divide; at most `T` each.
+    """The same for every head, at most `T` each; a remainder goes to the first heads, one each.
 
     Raises ValueError when `total` is negative or more than there are tokens.
     """
@@ -107,7 +107,7 @@ def uniform(total: int, layers: Sequence[LayerShape]) -> Lengths:
     _check_total(total, sum(ceilings))
     lengths = [0] * len(ceilings)
     left = total
-    while left:  # raise the level until a head is full or the rest no longer divides
+    while left:  # raise the level until a head is full or the rest does not divide evenly
         room = [i for i, t in enumerate(lengths) if t < ceilings[i]]
         share = min(left // len(room), min(ceilings[i] - lengths[i] for i in room))
         for i in room if share else room[:left]:
@@ -121,10 +121,9 @@ def adaptive(scores: Sequence[torch.Tensor], total: int, floor: int | None = Non
 
     `scores`: per layer `[H, T]`, comparable across layers and heads (a softmax probability).
     Each head first gets its own best `min(floor, T)` keys (fewer when `total` is less than the
-    floors), the rest goes to the best remaining scores anywhere. The floor is FLOOR_SHARE of the
+    floors); the rest goes to the best remaining scores anywhere. The floor is FLOOR_SHARE of the
     mean budget, at least FLOOR_LEAST (FLOOR_FIRST in the first layer), unless given. Ties go to
-    the lower layer, then head.
-    Raises ValueError as `uniform`.
+    the lower layer, then the lower head. Raises ValueError where `uniform` does.
     """
     _check_total(total, sum(s.numel() for s in scores))
     heads = sum(s.shape[0] for s in scores)
@@ -154,10 +153,10 @@ def adaptive(scores: Sequence[torch.Tensor], total: int, floor: int | None = Non
 
 
 def adakv(scores: Sequence[torch.Tensor], total: int, layers: Sequence[LayerShape]) -> Lengths:
-    """AdaKV: every layer its uniform share; within it one top-k over the heads' scores.
+    """AdaKV: every layer gets its uniform share; within a layer, one top-k over all heads' scores.
 
     Each head first gets its own best ADAKV_SHARE of the layer's mean. Feng et al., arXiv
-    2407.11550. Raises ValueError as `uniform`.
+    2407.11550. Raises ValueError where `uniform` does.
     """
     lengths = []
     for layer, heads in zip(scores, uniform(total, layers), strict=True):
@@ -167,18 +166,18 @@ def adakv(scores: Sequence[torch.Tensor], total: int, layers: Sequence[LayerShap
 
 
 def pyramid(total: int, layers: Sequence[LayerShape]) -> Lengths:
-    """PyramidKV: layers fall linearly from nearly twice the mean to a PYRAMID_DEPTH-th of it.
+    """PyramidKV: layers fall linearly from nearly twice the mean to 1/PYRAMID_DEPTH of it.
 
-    Cai et al., arXiv 2406.02069. Where the first layer would get more than it has tokens, it
-    keeps all of them and the line is flatter. Within a layer heads get the same, the first ones
-    one more where it does not divide. Raises ValueError as `uniform`.
+    Cai et al., arXiv 2406.02069. If the first layer would get more than it has tokens, it keeps
+    them all and the slope is flatter. Within a layer heads get the same; a remainder goes to the
+    first heads, one each. Raises ValueError where `uniform` does.
     """
     ceilings = [layer.heads * layer.tokens for layer in layers]
     _check_total(total, sum(ceilings))
     count = len(layers)
     if not total:
         return [[0] * layer.heads for layer in layers]
-    mean = total / sum(ceilings)  # of each layer's keys, since layers may differ in size
+    mean = total / sum(ceilings)  # as a share of each layer's keys, since layers may differ in size
     last = max(mean / PYRAMID_DEPTH, 2 * mean - 1)
     slope = [1 - 2 * i / (count - 1) if count > 1 else 0.0 for i in range(count)]
     shares = [c * (mean + (mean - last) * x) for c, x in zip(ceilings, slope, strict=True)]
@@ -190,7 +189,7 @@ def _round(shares: Sequence[float], total: int, ceilings: Sequence[int]) -> list
     """Whole numbers near `shares` that sum to `total`, none above its ceiling."""
     parts = [min(int(share), ceiling) for share, ceiling in zip(shares, ceilings, strict=True)]
     left = total - sum(parts)
-    while left:  # shares of layers that differ in size need not sum to the total
+    while left:  # with layers of different sizes, the shares need not sum to the total
         for i in sorted(range(len(parts)), key=lambda i: parts[i] - shares[i]):
             step = 1 if left > 0 else -1
             if left and 0 <= parts[i] + step <= ceilings[i]:
@@ -213,12 +212,12 @@ def entries_for_ratio(
     beta: bool = True,
     allocate: Callable[[int], Lengths] | None = None,
 ) -> int:
-    """The largest total of entries whose stored bytes give a real ratio of at least `ratio`.
+    """The largest total of entries whose stored bytes still give a ratio of at least `ratio`.
 
-    Layers whose entries cost the same need only a division. Where costs differ, the bytes
-    depend on who gets the entries: `allocate(total)` says so and is searched by bisection
-    (it must be nested: more entries never cost less); without it every entry is taken to be
-    the dearest one, so the ratio is still met. Raises UsageError for a ratio below 1 or one
+    If entries cost the same in all layers, a division is enough. Where costs differ, the bytes
+    depend on who gets the entries: `allocate(total)` says who, and the total is found by bisection
+    (it must be nested: more entries never cost less). Without `allocate`, every entry counts as
+    the most expensive one, so the ratio is still met. Raises UsageError for a ratio below 1 or one
     that leaves no entry.
     """
     if not ratio >= 1:
@@ -232,7 +231,7 @@ def entries_for_ratio(
     full = sum(layer.full_bytes for layer in layers)
     costs = {layer.entry_bytes(beta) for layer in layers}
     capacity = sum(layer.heads * layer.tokens for layer in layers)
-    limit = int(full / ratio * (1 + 1e-12))  # 1056 / 1.1 is a little less than 960
+    limit = int(full / ratio * (1 + 1e-12))  # as floats, 1056 / 1.1 is a little less than 960
     if not costs or capacity == 0:
         raise UsageError("there is no key to compact", code="nothing-to-compact")
     entries = min(capacity, limit // max(costs))

@@ -1,7 +1,7 @@
 """The methods and the budgets by name, for help, completion and documentation.
 
-Imports nothing, torch least of all. `methods` loads a method from the place that is named here
-when it is first asked for; `plugins` finds those of other packages.
+Imports nothing, torch least of all. `methods` loads a method from the place named here when it is
+first asked for; `plugins` finds those of other packages.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ class Listed(NamedTuple):
 
     place    where its `Method` is, `module:NAME` below `amcli.matching`
     summary  what it does, in a line
-    brief    what the help says beside its name, where the name does not say it
+    brief    what the help says beside its name, if the name does not say enough
     """
 
     place: str
@@ -98,13 +98,13 @@ RIVALS: dict[str, Listed] = {
         "Attention Matching with matching pursuit on masses, as its paper has it",
     ),
 }
-"""Methods of others to compare with: those without queries, with the context's own, with more."""
+"""Other people's methods to compare with: without queries, with the context's own, with more."""
 
 METHODS: dict[str, Listed] = {**OWN, **RIVALS}
-"""All methods that come with the tool, in the order in which they are listed."""
+"""All methods that come with the tool, in listing order."""
 
 DEFAULT = "omp"
-"""The method where none is named."""
+"""The default method."""
 
 BUDGETS: dict[str, str] = {
     "adaptive": "a small floor for every head, the rest by score over all layers and heads",
@@ -113,4 +113,4 @@ BUDGETS: dict[str, str] = {
     "adakv": "layers the same, heads of a layer by score",
     "pyramid": "heads of a layer the same, lower layers more",
 }
-"""Ways in which heads share the entries; `budgets` has them."""
+"""Ways for heads to share the entries; `budgets` implements them."""

@@ -1,4 +1,4 @@
-"""How far kept entries are from the whole document, on given queries: in mass and in output."""
+"""How far kept entries are from the whole document on given queries, in mass and in output."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def fit_errors(
 ) -> FitErrors:
     """Errors of entries `C_k [H, t, d]`, `beta [H, t]`, `C_v [H, t, dv]`, in one pass.
 
-    `rest`: what the queries get from further kept entries. `mask [H, t]` marks real entries.
+    `rest`: the queries' attention to further kept entries. `mask [H, t]` marks real entries.
     """
     if mask is None:
         mask = torch.ones(C_k.shape[:2], dtype=torch.bool, device=C_k.device)

@@ -1,8 +1,8 @@
-"""Compact layers: share their heads out into buckets, and put what comes of them together again.
+"""Compact layers: distribute their heads into buckets, and reassemble the results.
 
-Heads differ in length by an order of magnitude, so they are worked in buckets of similar length:
+Heads differ in length by an order of magnitude, so they are processed in buckets of similar length:
 padding stays below half. A bucket takes heads of any layer, as many as there is room for: a GPU
-wants few large steps, not many small ones.
+needs few large steps, not many small ones.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SPREAD = 1.5  # longest over shortest head of a bucket
 
 
 Place = tuple[int, int]
-"""A layer, by its place among those given, and a head of it."""
+"""A layer, by its index among those given, and one of its heads."""
 
 
 def compact_layers(
@@ -45,16 +45,16 @@ def compact_layers(
     fit_limit: int = FIT_LIMIT,
     advance: Callable[[int], None] = lambda heads: None,
 ) -> Iterator[tuple[int, LayerResult]]:
-    """Compact layers, each to its own lengths; yields each by its place among those given, as soon
-    as its heads are finished.
+    """Compact layers, each to its own lengths; yields each, with its index among those given, as
+    soon as its heads are finished.
 
-    A head whose length is `T` keeps its own keys and values with beta 0, one with 0 gets no entry.
-    Keys and values come back in the dtypes of `K` and `V`, beta in float32 (None for a method
-    without one). `room` bounds the memory that is taken beside the inputs and results. `advance`
-    is called with the number of heads that have been finished since.
+    A head of length `T` keeps its own keys and values with beta 0; a head of length 0 gets no
+    entry. Keys and values come back in the dtypes of `K` and `V`, beta in float32 (None for a
+    method without one). `room` bounds the memory used besides inputs and results. `advance` is
+    called with the number of heads finished since the last call.
 
-    With `rounding` all keys and values come back rounded, in float32: keys are rounded as soon as
-    they are selected, so that the fits make up for what that loses, values at the end.
+    With `rounding`, all keys and values come back rounded, in float32: keys are rounded as soon as
+    they are selected, so the fits can make up for the loss; values are rounded at the end.
 
     Raises ValueError when shapes, lengths and method do not fit each other.
     """
@@ -105,7 +105,7 @@ def compact_layer(
 
 
 def _alike(layer: LayerInput) -> tuple[object, ...]:
-    """Heads of two layers may share a bucket where these are equal."""
+    """Heads of two layers may share a bucket if this is equal for both."""
     x, K, V = layer.sample, layer.K, layer.V
     shapes = (x.Q.shape[1:], K.shape[1:], V.shape[1:])
     return (*shapes, K.dtype, K.device, x.logits, x.W is not None, x.waits)
@@ -128,7 +128,7 @@ def _trivial(layer: LayerInput, i: int, s: Settings) -> dict[Place, Head]:
 
 
 def _gather(layers: Sequence[LayerInput], places: list[Place], s: Settings) -> Bucket:
-    """The bucket of some heads. Those of one layer that stand together are taken at once."""
+    """The bucket of some heads. Adjacent heads of one layer are taken at once."""
     by_layer: dict[int, list[int]] = {}
     for i, h in places:
         by_layer.setdefault(i, []).append(h)
@@ -151,8 +151,8 @@ def _gather(layers: Sequence[LayerInput], places: list[Place], s: Settings) -> B
 def _asked(
     parts: Sequence[tuple[LayerInput, list[int]]], K: torch.Tensor, V: torch.Tensor, s: Settings
 ) -> Queries:
-    """The queries of some heads of each layer, whose keys and values are `K` and `V`, with what
-    their documents give them: as the samples have it, or found for these heads alone."""
+    """The queries of some heads of each layer, with keys `K` and values `V`, and their attention to
+    the document: from the samples, or computed for these heads alone."""
     if not parts[0][0].sample.waits:
         found = [layer.sample.queries(layer.K, layer.V, s.tile).of(heads) for layer, heads in parts]
         return Queries.joined(found)
@@ -164,8 +164,8 @@ def _asked(
 def _buckets(
     method: Method, layers: Sequence[LayerInput], some: list[int], room: Room, fit_limit: int
 ) -> list[list[Place]]:
-    """Heads with work to do, longest first, in groups of similar length and bounded memory; each
-    group by layer and head."""
+    """Heads with work to do, longest first, in groups of similar length and bounded memory; within
+    a group by layer and head."""
     length = {
         (i, h): t
         for i in some
@@ -185,7 +185,7 @@ def _buckets(
 
 
 def _head_bytes(method: Method, layer: LayerInput, t: int, fit_limit: int) -> int:
-    """About what a head of `t` entries takes while its bucket is worked."""
+    """Roughly the bytes that a head of `t` entries takes while its bucket is processed."""
     (_, T, d), dv, n = layer.K.shape, layer.V.shape[2], layer.sample.Q.shape[1]
     numbers = layer.K.element_size()
     rows = 2 * T * (d + dv) * numbers + 5 * t * (d + dv) * 4 + 6 * T * 8

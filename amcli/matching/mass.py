@@ -23,8 +23,8 @@ from amcli.matching.tiles import (
 BETA_RANGE = (-3.0, 3.0)
 """Bounds of a fitted beta. The lower one keeps every stored key alive, so that its value can
 still serve the outputs and no -inf reaches a file or a kernel. The upper one keeps a few keys
-from speaking for a whole diffuse head and drowning what live tokens say: with e^7 the model in
-the box recalls clearly less than with e^3. Both are those of arXiv 2602.16284."""
+from speaking for a whole diffuse head and drowning out live tokens: with e^7, pocket recalls
+clearly less than with e^3. Both are those of arXiv 2602.16284."""
 
 DEFAULT_SHRINK = 1e-3
 """Best of 1e-4 to 0.3 in held-out mass and output error over diffuse, mixed and sharp heads."""
@@ -165,17 +165,17 @@ def fit_beta(
 ) -> torch.Tensor:
     """`beta [H, t]` of the kept keys `C_k [H, t, d]`.
 
-    They are to give what the whole document gives the queries. `rest [H, n]`: log mass of further
-    kept keys that stay as they are (beta 0), if any. `mask [H, t]` marks real keys; padding gets
-    beta 0. `shrink` pulls the weights to the best common one, relative to each key's own
-    curvature. A key whose best weight is zero ends at the lower bound of `beta_range`. With all
-    keys kept, beta is 0 up to rounding.
+    The keys are to give the queries the mass of the whole document. `rest [H, n]`: log mass of
+    further kept keys that stay as they are (beta 0), if any. `mask [H, t]` marks real keys;
+    padding gets beta 0. `shrink` pulls the weights towards the best common one, relative to each
+    key's own curvature. A key whose best weight is zero ends at the lower bound of `beta_range`.
+    With all keys kept, beta is 0 up to rounding.
     """
     if mask is None:
         mask = torch.ones(C_k.shape[:2], dtype=torch.bool, device=C_k.device)
     lse = queries.lse
     W = queries.weights.to(lse)
-    missing = torch.ones_like(lse)  # share of the mass that these keys have to give
+    missing = torch.ones_like(lse)  # share of the mass that these keys have to provide
     if rest is not None:
         missing = missing - torch.exp((rest - lse).clamp_max(MOST))
     target = (W * missing).unsqueeze(-1)

@@ -1,10 +1,10 @@
 """A method is a short declaration of the pieces it uses, kept in a registry by name.
 
-To add one, write a small module with a `Method` and name it in `catalogue`; or in an entry point
-of another package, see `plugins`. Each is loaded when it is first asked for. A method that only
-ranks keys (SnapKV, Knorm, ...) gives a `score` callable, `selection="top"`, `mass="none"` and
-`values="original"`. One that scores by more than the statistics of `ScoreState` also gives
-`watch`, which sees every query as it attends.
+To add one, write a small module with a `Method` and name it in `catalogue`, or in an entry point of
+another package (see `plugins`). Each is loaded when first asked for. A method that only ranks keys
+(SnapKV, Knorm, ...) gives a `score` callable, `selection="top"`, `mass="none"` and
+`values="original"`. One that scores by more than the statistics of `ScoreState` also gives `watch`,
+which sees every query as it attends.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ LAMBDA_OF: dict[ValuesKind, float | Literal["held-out"] | None] = {
 
 @dataclass(frozen=True)
 class Look:
-    """Queries of one layer as they attend: those of `m` tokens fed in one go.
+    """Queries of one layer as they attend: those of `m` tokens fed at once.
 
-    Q          `[H, G, m, d]`, post-RoPE, `G` query heads to a KV head
+    Q          `[H, G, m, d]`, post-RoPE, `G` query heads per KV head
     K          `[H, T, d]`, the context's keys; row `i` sees those with index below `limit[i]`
     fed        `[H, f, d]`, keys fed since, below `fed_limit[i]`; None in a pass over the context
     first      position of the first row
     part       positions of the context that the passage is about
-    logits     their scale and softcap
+    logits     scale and softcap of the logits
     unrotated  `[H, G, m, d]` float32, Q before RoPE; None unless the method asks for `rope`
     """
 
@@ -72,25 +72,25 @@ class Look:
 
 
 class Watcher(Protocol):
-    """Keeps of one layer's queries what a method scores by, in bounded memory.
+    """Keeps what a method needs from one layer's queries to score keys, in bounded memory.
 
     Independent of the budget, so that one pass serves every ratio.
     """
 
     def update(self, look: Look) -> None:
-        """Take in the queries of some more tokens; called in order of position."""
+        """Add the queries of more tokens; called in order of position."""
 
 
 @dataclass(frozen=True)
 class ScoreContext:
     """What a `score` callable may look at, for one layer.
 
-    K `[H, T, d]`, V `[H, T, dv]`, layer and layers: index and number of the compacted layers,
-    seed; `extra` carries what a family of methods wants besides.
+    K `[H, T, d]`, V `[H, T, dv]`, layer and layers: the index among the compacted layers and their
+    number, seed; `extra` carries whatever else a family of methods needs.
 
     sample    reference queries, empty when the method asked for none; see `Q` and `weights`
     watched   what the method's `watch` made, after the pass
-    entries   entries a head of this layer gets, the mean where heads differ
+    entries   entries per head of this layer, the mean if heads differ
     budget    name of the budget
     window    most recent tokens to look from, as the user set it; None: the method's own
     rotation  `[d, d]`, mean rotation of RoPE over the next FUTURE positions: `q -> rotation @ q`;
@@ -145,10 +145,10 @@ SINKS = 4
 
 
 class Rounding(Protocol):
-    """Gives entries back as they will be read from where they are stored in few bits.
+    """Returns entries as they will be read back after being stored in few bits.
 
-    Both take and return `[..., dim]` and treat every row alike; float32 comes back. Rounding
-    twice gives the same as once.
+    Both methods take and return `[..., dim]` and treat every row alike; they return float32.
+    Rounding twice gives the same as once.
     """
 
     def round_keys(self, keys: torch.Tensor) -> torch.Tensor:
@@ -160,9 +160,9 @@ class Rounding(Protocol):
 
 @dataclass(frozen=True)
 class LayerInput:
-    """One layer to compact: to `lengths[h]` entries a head.
+    """One layer to compact, to `lengths[h]` entries in head `h`.
 
-    sample  its reference queries, and what is known of them
+    sample  its reference queries, and what is known about them
     K, V    `[H, T, d]` and `[H, T, dv]`, the document
     scores  `[H, T]`, from `ScoreState` or the method's `score`
     """
@@ -182,7 +182,7 @@ class LayerResult:
     index         `[N]` int32, position in the document of each entry, in the same order
     mass_error, output_error  `[H]`, see `fit_errors.FitErrors`; 1 for an empty head
 
-    Errors are over the reference queries, of the entries as stored; nan with no queries.
+    Errors are those of the entries as stored, over the reference queries; nan without queries.
     """
 
     heads: Entries
@@ -200,26 +200,26 @@ class LayerFit(Protocol):
 
 @dataclass(frozen=True)
 class Method:
-    """Which pieces a method uses. The defaults are the best that was measured.
+    """Which pieces a method uses. The defaults are the best measured.
 
-    name            what it is called
+    name            its name
     score_kind      statistic of the reference queries' softmax that ranks keys; None: the one
                     that suits the source of the queries
     score           replaces `score_kind`: `score(ctx) -> [H, T]`, larger is better
     queries         whether it needs reference queries at all
     source          where they come from unless the user says otherwise
     store           how entries are stored unless the user says otherwise
-    watch           makes a `Watcher` a layer, shown to `score`; the source is then fixed
+    watch           makes a `Watcher` per layer, passed to `score`; the source is then fixed
     window          how many of the last tokens' queries it watches; None: all
-    rope            needs queries before RoPE, and the rotations to come
+    rope            needs queries before RoPE, and the rotations of future positions
     selection       "omp", "top" by score, or "all"
-    target, gamma, panel, candidates  how the pursuit goes; see `selection.OmpSettings`
+    target, gamma, panel, candidates  settings of the pursuit; see `selection.OmpSettings`
     mass            "nnls" biases, or "none" (no beta is stored)
     values          "held-out" λ per head, "shrink" (λ = 1), "least-squares" or "original"
     budget          how entries are shared out unless the user says otherwise
-    fit             replaces the selection and the fits; `selection`, `mass`, `values` then only
-                    describe
-    rerotate        move each head's kept keys together, up to the end of the context
+    fit             replaces the selection and the fits; `selection`, `mass` and `values` then
+                    only describe it
+    rerotate        moves each head's kept keys next to each other, up to the end of the context
     """
 
     name: str
@@ -248,12 +248,12 @@ class Method:
         return self.mass != "none"
 
     def pursuit(self, seed: int) -> OmpSettings:
-        """How its pursuit goes."""
+        """The settings of its pursuit."""
         return OmpSettings(self.target, self.gamma, self.panel, self.candidates, seed=seed)
 
 
 REGISTRY: dict[str, Method] = {}
-"""The methods that are loaded, and those that this process has registered itself."""
+"""The methods loaded so far, and those that this process registered itself."""
 
 
 def register(method: Method) -> Method:
@@ -270,18 +270,18 @@ def names() -> list[str]:
 
 
 def loaded() -> list[Method]:
-    """The methods that were asked for, or registered, so far."""
+    """The methods asked for or registered so far."""
     return list(REGISTRY.values())
 
 
 def get(name: str, also: Sequence[str] = ()) -> Method:
     """The method of that name, loaded when it is first asked for.
 
-    also  what the caller takes besides, for the list
+    also  further names that the caller accepts, for the list
 
     Raises UsageError for an unknown name, with the nearest one and the list, and for a method of
-    another package that cannot be loaded, with the package and the cause. Where a package brings a
-    name that is built in, the built-in method is taken, with a warning.
+    another package that cannot be loaded, with the package and the cause. Where a package uses the
+    name of a built-in method, the built-in method is taken, with a warning.
     """
     if name in REGISTRY:
         return REGISTRY[name]
@@ -308,7 +308,7 @@ def get(name: str, also: Sequence[str] = ()) -> Method:
 
 
 def _of_package(brought: Sequence[Plugin]) -> Method:
-    """The method that a package brings. Raises UsageError where that is not to be had."""
+    """The method that a package provides. Raises UsageError if it cannot be loaded."""
     name, packages = brought[0].name, " and ".join(sorted(plugin.package for plugin in brought))
     if len(brought) > 1:
         raise UsageError(

@@ -3,9 +3,9 @@
     [project.entry-points."amkv.methods"]
     value-norm = "mypackage.value_norm:VALUE_NORM"
 
-on the left its name, on the right where the `Method` of that name is. Names are read
-from what pip has installed, without importing a package, and without torch; `methods.get` imports
-the one that is asked for.
+The name is on the left, the place of its `Method` on the right. Names are read from the metadata
+of installed packages, without importing a package or torch; `methods.get` imports the one asked
+for.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ GROUP = "amkv.methods"
 
 @dataclass(frozen=True)
 class Plugin:
-    """A method of another package, not loaded: its name, the package's, and where it is."""
+    """A method of another package, not loaded: its name, the package's name, and where it is."""
 
     name: str
     package: str
     entry: metadata.EntryPoint
 
     def load(self) -> object:
-        """What stands at that place. Raises whatever importing the package raises."""
+        """The object at that place. Raises whatever importing the package raises."""
         return self.entry.load()
 
 
 def plugins() -> list[Plugin]:
-    """What packages bring, in the order of the module path; those of taken names too."""
+    """The methods of all packages, in module path order, even with names already taken."""
     found: dict[str, list[Plugin]] = {}
     for distribution in metadata.distributions():
         try:
             entries = distribution.entry_points.select(group=GROUP)
             package = str(distribution.metadata["Name"]) if entries else ""
-        except Exception:  # what one package says of itself must not stand in the way of others
+        except Exception:  # one package's broken metadata must not hide the others
             continue
-        if entries and package not in found:  # one that is there twice is imported from the first
+        if entries and package not in found:  # found twice: the first is imported
             found[package] = [Plugin(entry.name, package, entry) for entry in entries]
     return [plugin for several in found.values() for plugin in several]
 

@@ -1,4 +1,4 @@
-"""The tool's own methods; `catalogue` names them. Rivals to measure against are in `baselines`."""
+"""The tool's own methods; `catalogue` lists them. Others to compare with are in `baselines`."""
 
 from __future__ import annotations
 

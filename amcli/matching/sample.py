@@ -1,4 +1,4 @@
-"""Reference queries, and the one memo of what their document gives them."""
+"""Reference queries, and the one place that remembers their attention to the document."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from amcli.matching.tiles import TILE_ELEMENTS, Logits, working_dtype
 
 @dataclass(frozen=True)
 class Queries:
-    """Reference queries of some heads, and what the whole document gives them.
+    """Reference queries of some heads, and their attention to the whole document.
 
     Q    `[H, n, d]`, post-RoPE, the query heads of a group folded into the rows
-    W    `[H, n]` in (0, 1], the share of each query's mass that is on the document; None: 1
+    W    `[H, n]` in (0, 1], the share of each query's mass that falls on the document; None: 1
     lse  `[H, n]`, natural log of its mass on the document
     Y    `[H, n, dv]`, its attention output over the document
 
@@ -46,7 +46,7 @@ class Queries:
         logits: Logits,
         tile: int = TILE_ELEMENTS,
     ) -> Queries:
-        """Queries with what the document `K [H, T, d]`, `V [H, T, dv]` gives them, found now.
+        """Queries with their attention to the document `K [H, T, d]`, `V [H, T, dv]`, computed now.
 
         `Q [H, n, d]`, `W [H, n]` or None; `n` may be 0. Raises ValueError for other shapes.
         """
@@ -59,7 +59,7 @@ class Queries:
 
     @classmethod
     def joined(cls, parts: Sequence[Queries]) -> Queries:
-        """The heads of all of them, one after another."""
+        """The heads of all parts, one after another."""
         weights = [x.W for x in parts if x.W is not None]
         if weights and len(weights) < len(parts):
             raise ValueError("queries with weights and without")
@@ -81,27 +81,27 @@ class Queries:
         return torch.ones_like(self.lse) if self.W is None else self.W
 
     def of(self, heads: list[int]) -> Queries:
-        """Those of some heads."""
+        """The queries of some heads."""
         W = None if self.W is None else self.W[heads]
         return Queries(self.Q[heads], W, self.lse[heads], self.Y[heads])
 
 
 class Sample:
-    """The reference queries of one layer, and the one memo of what compactions with them find.
+    """The reference queries of one layer, and a memo of what compactions with them compute.
 
     Q `[H, n, d]`, W `[H, n]` or None (1), the logits' scale and softcap; `n` is 0 for a method
-    that wants no queries. All calls are to be about the same keys and values.
+    without queries. All calls must be about the same keys and values.
 
-    What the document gives the sample is found in one place (`Queries.over`) and kept in this one:
-    once it is known, as a reference pass knows it (`truth`), it stays. Where it is not, it is kept
-    only if `kept`, for methods and ratios to come: Y is as large as the queries, in float32. Else
-    the sample `waits`: a compaction of many layers finds it bucket by bucket, and forgets it.
+    The sample's attention to the document is computed in one place (`Queries.over`) and kept in
+    this one. Once known, as from a reference pass (`truth`), it stays. Otherwise it is kept only if
+    `kept`, for further methods and ratios, as Y is as large as the queries, in float32. If not,
+    the sample `waits`: a compaction of many layers computes it bucket by bucket, and forgets it.
 
-    kept    whether what is found stays: what the document gives, and what `once` makes
+    kept    whether results stay: the attention to the document, and what `once` makes
     nested  every order of selection is kept too, and a shorter one is the beginning of a longer
             one, so that a search over ratios selects once. Only for calls with one method and one
-            seed; the longer order was chosen among more candidates, so that what is selected may
-            differ a little from what a call by itself selects.
+            seed; a longer order was chosen among more candidates, so the selection may differ
+            slightly from that of a separate call.
 
     Raises ValueError for weights that do not fit the queries.
     """
@@ -128,7 +128,7 @@ class Sample:
 
     @classmethod
     def joined(cls, parts: Sequence[Sample]) -> Sample:
-        """The queries of all of them, one after another; nothing is known of them together."""
+        """The queries of all parts, one after another; known results are not carried over."""
         W = None
         if any(x.W is not None for x in parts):
             W = torch.cat([x.weights for x in parts], dim=1)
@@ -141,13 +141,13 @@ class Sample:
 
     @property
     def waits(self) -> bool:
-        """Whether what the document gives is neither known nor would be kept."""
+        """Whether the attention to the document is not known and would not be kept."""
         return self._asked is None and not self.kept
 
     def queries(self, K: torch.Tensor, V: torch.Tensor, tile: int = TILE_ELEMENTS) -> Queries:
-        """All heads' queries with what the document `K [H, T, d]`, `V [H, T, dv]` gives them.
+        """All heads' queries with their attention to the document `K [H, T, d]`, `V [H, T, dv]`.
 
-        Raises ValueError for keys of other heads or of another size.
+        Raises ValueError for keys with another number of heads or another dimension.
         """
         if self._asked is not None:
             return self._asked
@@ -157,7 +157,7 @@ class Sample:
         return found
 
     def once(self, name: Hashable, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """What `make` gives, from an earlier call of that name where there was one."""
+        """What `make` returns, or returned in an earlier call with that name."""
         if name in self._found:
             return self._found[name]
         found = make()
@@ -166,12 +166,12 @@ class Sample:
         return found
 
     def order(self, head: int, length: int) -> torch.Tensor | None:
-        """At least `length` positions of a head, best first; None where they are not known."""
+        """At least `length` positions of a head, best first; None if not known."""
         found = self._orders.get(head)
         return found if found is not None and len(found) >= length else None
 
     def remember(self, head: int, order: torch.Tensor) -> None:
-        """The order of a head, for calls to come."""
+        """Keeps the order of a head for later calls."""
         if self.nested:
             self._orders[head] = order
 
@@ -187,9 +187,9 @@ def check_shapes(Q: torch.Tensor, W: torch.Tensor | None, K: torch.Tensor | None
 
 
 def orders(owners: Sequence[tuple[Sample, int]], lengths: Sequence[int]) -> torch.Tensor | None:
-    """`[heads, longest]`, the first `lengths` of each row real; None where not all are known.
+    """`[heads, longest]`, with the first `lengths` of each row real; None unless all are known.
 
-    `owners`: the sample of each head's layer, and the head's number there.
+    `owners`: the sample of each head's layer, and the head's index in that layer.
     """
     found = [sample.order(head, t) for (sample, head), t in zip(owners, lengths, strict=True)]
     rows = [x for x in found if x is not None]

@@ -1,8 +1,8 @@
 """Log-sum-exps, attention outputs and key scores, streamed over tiles.
 
-No pass here holds an `n × T` matrix: memory is a few tiles of `tile` elements whatever the
-length of the document and the number of reference queries. On CUDA the same passes are kernels
-where Triton runs (see `amcli.kernels.statistics`); on a CPU, PyTorch's own one for what it knows.
+No pass here holds an `n × T` matrix: memory is a few tiles of `tile` elements, whatever the length
+of the document and the number of reference queries. On CUDA the same passes are kernels where
+Triton runs (see `amcli.kernels.statistics`); on a CPU, PyTorch's own kernel is used where it can.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ SCORE_KINDS: tuple[ScoreKind, ...] = ("max", "rms", "mean")
 
 
 class Stats(NamedTuple):
-    """What queries get from some keys: `lse [H, n]`, the natural log of their mass, and
-    `Y [H, n, dv]`, the attention output. Those of two sets of keys merge into those of both."""
+    """The attention of queries to some keys: `lse [H, n]`, the natural log of their mass, and
+    `Y [H, n, dv]`, the attention output. Stats of two sets of keys merge into those of both."""
 
     lse: torch.Tensor
     Y: torch.Tensor
 
     def merged(self, other: Stats) -> Stats:
-        """Those of both sets of keys together."""
+        """The stats of both sets of keys together."""
         lse = torch.logaddexp(self.lse, other.lse.to(self.lse.dtype))
         mine, others = (part.exp().unsqueeze(-1) for part in (self.lse - lse, other.lse - lse))
         return Stats(lse, self.Y * mine + other.Y.to(self.Y.dtype) * others)
@@ -43,7 +43,7 @@ def logsumexp(
     bias: torch.Tensor | None = None,
     tile: int = TILE_ELEMENTS,
 ) -> torch.Tensor:
-    """Natural log of each query's mass on the keys, `[H, n]`, float32 (float64 for such inputs).
+    """Natural log of each query's mass on the keys, `[H, n]`, float32 (float64 for float64 inputs).
 
     `limit [n]` (ints): row `i` sees the keys with index `< limit[i]`; None means all of them.
     `bias [H, T]` is added to the logits. A row that sees no key has -inf.
@@ -105,7 +105,7 @@ def _stream(
         for c in spans(T, columns):
             S = _visible_logits(Q, K, logits, limit, bias, r, c)
             m_new = torch.maximum(m, S.amax(-1))
-            # A row that has seen nothing yet would subtract -inf from -inf.
+            # Without this, a row that has seen nothing yet would subtract -inf from -inf.
             shift = m_new.masked_fill(m_new == -torch.inf, 0.0)
             P = S.sub_(shift.unsqueeze(-1)).exp_()  # [H, rows, columns]
             fade = torch.exp(m - shift)
@@ -210,7 +210,7 @@ def column_stats(
 
 
 class ScoreState:
-    """What the reference queries paid to each key, accumulated over chunks of queries.
+    """The attention that reference queries paid to each key, accumulated over chunks of queries.
 
     Holds max, sum of squares and sum of `W·P` per key, each `[H, T]`, so that a reference pass
     in chunks stores no queries. `kinds` says which statistics will be asked for; each costs a
@@ -251,15 +251,15 @@ class ScoreState:
     ) -> torch.Tensor:
         """Add a chunk of queries `Q [H, n, d]` over keys `K [H, T, d]`; returns W `[H, n]`.
 
-        `K` may be some of the document's keys, those from position `start` on: the others are then
-        as if they were not there, and what they were paid stays as it is.
+        `K` may be a part of the document's keys, beginning at position `start`: the others are then
+        treated as absent, and their scores stay as they are.
 
         `fed [H, m, d]` are keys that the queries see besides the document's; W is the share of
         a query's softmax mass that falls on the document, 1 without such keys. `limit [n]` and
         `fed_limit [n]` (ints): row `i` sees the keys with index below its limit; None means
         all. A row that sees no key counts for nothing. `weights [H, n]` multiply W. `total [H, n]`:
-        log of each query's mass on all that it sees, where that is known, which saves a pass.
-        `rows`: those of which W is wanted, `[H, len(rows)]`; all when None.
+        log of each query's mass on all that it sees, if known, which saves a pass. `rows`: the rows
+        to return W for, `[H, len(rows)]`; None: all.
         """
         H, n, _ = Q.shape
         T = K.shape[1]
@@ -268,7 +268,7 @@ class ScoreState:
                 f"scores are kept for {self._shape} keys, got {H} heads of {T} from {start} on"
             )
         wanted = torch.arange(n, device=Q.device) if rows is None else rows
-        # Where the whole is known, what was fed only matters for W.
+        # If the total is known, the fed keys matter only for W.
         asking = wanted if total is not None else slice(None)
         others = None
         if fed is not None and (total is None or len(wanted)):
@@ -278,12 +278,12 @@ class ScoreState:
             on_document = logsumexp(Q, K, logits, limit=limit, tile=tile)
             total = on_document if others is None else torch.logaddexp(on_document, others)
             W = (on_document - total).exp()[:, wanted].nan_to_num(0.0)
-        elif others is None:  # nothing was fed, or none is asked for
+        elif others is None:  # nothing was fed, or no W is asked for
             W = torch.ones_like(total[:, wanted])
         else:
             W = -torch.expm1((others - total[:, wanted]).clamp_max(0.0)).nan_to_num(0.0)
         if weights is not None:
-            # Not by adding logarithms alone: a row that sees no key may also have no weight.
+            # Not just by adding logarithms: a row that sees no key may also have zero weight.
             given = weights.to(total.dtype)
             total = torch.where(given > 0, total - given.log(), torch.inf)
             W = W * weights[:, wanted].to(W.dtype)

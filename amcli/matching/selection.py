@@ -1,9 +1,9 @@
 """Which keys to keep: the best by score, or orthogonal matching pursuit on softmax rows.
 
 Greedy OMP on a dictionary `A` is a pivoted partial Cholesky of its Gram matrix `AᵀA` whose pivots
-are chosen by correlation with the residual target. No least squares appears inside the loop, only
-the columns of `AᵀA` that are chosen are ever made, and the order is nested: every smaller budget is
-a prefix.
+are chosen by correlation with the residual target. No least squares is solved inside the loop, only
+the chosen columns of `AᵀA` are ever computed, and the order is nested: every smaller budget is a
+prefix.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from amcli.matching.tiles import TILE_ELEMENTS, Logits, gather_rows, row_size, s
 Target = Literal["joint", "mass"]
 
 PURSUIT = 512
-"""Longest pursuit of one head. What it gains, it gains early; the rest of a long head goes to
-the keys of highest score, which sampled reference queries cannot lose."""
+"""Longest pursuit of one head. Its gains come early; the rest of a long head goes to the keys with
+the highest scores, which do not depend on which reference queries were sampled."""
 
 SCREENED = 256
-"""Entries of one head that bring candidates: more would make no better choice for a longer head
-(docs/methods.md)."""
+"""Most entries of one head that bring candidates: for a longer head, more candidates would not
+improve the choice (docs/methods.md)."""
 
 _ROUNDS = 3  # passes over the panels, for heads whose near-duplicates left panels unfilled
 
@@ -44,15 +44,15 @@ class Selection:
 
 @dataclass(frozen=True)
 class OmpSettings:
-    """How the pursuit goes.
+    """Settings of the pursuit.
 
     target       what it approximates: "joint" (mass and outputs) or "mass"
-    gamma        exponent of the pivot rule: 0 is plain OMP, 0.5 optimal-OLS
+    gamma        exponent of the pivot rule: 0 is plain OMP, 0.5 is optimal OLS
     panel        keys chosen exactly among the `4·panel` most promising ones; 1 is exact greedy
-    candidates   keys that each entry of a head brings to choose from; see `screened`
-    longest      steps at most; the rest of a longer head goes to the best scores
-    epsilon      near-duplicates of the chosen, `d_j <= epsilon·G_jj`, are passed over
-    projections  random projections of the outputs; they depend on `seed` alone
+    candidates   keys to choose from that each entry of a head adds; see `screened`
+    longest      most steps; the rest of a longer head goes to the best scores
+    epsilon      near-duplicates of chosen keys, `d_j <= epsilon·G_jj`, are skipped
+    projections  number of random projections of the outputs; they depend only on `seed`
     """
 
     target: Target = "joint"
@@ -104,7 +104,7 @@ def omp(
     same energy; see `pursuit_target`. A step takes the key of largest `‖B_j‖ / d_j^gamma`: `B` the
     correlations with the residual, `d` the squared norms of the residual columns.
 
-    When candidates run out, the order goes on with the best scores left; no key comes twice.
+    When candidates run out, the order continues with the best scores left; no key comes twice.
     Memory: one matrix `[H, M, n]` and one `[H, steps, M]`, M the candidates of the longest head.
     Raises ValueError for bad lengths.
     """
@@ -120,7 +120,7 @@ def omp(
     C = gather_rows(K, by_score[:, :M])  # [H, M, d]
     A = _dictionary(queries, logits, C, tile)
     energy = F.square().sum((1, 2))  # [H]
-    # As many candidates for each head as if it were alone.
+    # Each head gets as many candidates as if it were alone.
     most = [screened(settings.candidates, min(t, settings.longest)) for t in lengths]
     reach = torch.tensor(most, device=A.device)
     usable = torch.arange(M, device=A.device) < reach.unsqueeze(1)
@@ -136,15 +136,15 @@ def omp(
 
 
 def screened(candidates: int, t: int) -> int:
-    """How many keys a head of `t` entries chooses from, where it has so many."""
+    """How many keys a head of `t` entries chooses from, if it has that many."""
     return max(1, candidates) * min(t, SCREENED)
 
 
 def pursuit_target(queries: Queries, settings: OmpSettings) -> torch.Tensor:
     """What OMP approximates: `W·[1, Y·R]` `[H, n, 1 + r]`, both parts of equal energy per head.
 
-    `R [dv, r]` is Gaussian and depends on the seed alone, `r` the number of projections; "mass" is
-    the first column only.
+    `R [dv, r]` is Gaussian and depends only on the seed, `r` the number of projections; "mass" is
+    only the first column.
     """
     W, Y = queries.weights, queries.Y
     mass = W.unsqueeze(-1)
@@ -161,8 +161,8 @@ def pursuit_target(queries: Queries, settings: OmpSettings) -> torch.Tensor:
 
 
 def _dictionary(queries: Queries, logits: Logits, C: torch.Tensor, tile: int) -> torch.Tensor:
-    """`W·exp(q·c·scale - lse)` of keys `C [H, M, d]`: `[H, M, n]`, a key a row, so that a few keys
-    are a few rows."""
+    """`W·exp(q·c·scale - lse)` of keys `C [H, M, d]`: `[H, M, n]`, one row per key, so that a few
+    keys are a few rows."""
     Q = queries.Q
     (H, M, _), n = C.shape, Q.shape[1]
     dtype = working_dtype(Q, C)
@@ -176,9 +176,9 @@ def _dictionary(queries: Queries, logits: Logits, C: torch.Tensor, tile: int) ->
 class _Pursuit:
     """The state of the pivoted Cholesky, all heads at once.
 
-    A `[H, M, n]` the dictionary, a key a row, Z `[H, steps, M]` rows of the factor, d `[H, M]`
-    squared norms left, B `[H, M, c]` correlations left, floor `[H, M]` the d below which a key is
-    passed over (inf: taken).
+    A `[H, M, n]` the dictionary, one row per key, Z `[H, steps, M]` rows of the factor, d `[H, M]`
+    remaining squared norms, B `[H, M, c]` remaining correlations, floor `[H, M]` the d below which
+    a key is skipped (inf: taken).
     """
 
     def __init__(
@@ -207,7 +207,7 @@ class _Pursuit:
             parts += [self._step() for _ in range(panels)]
             done = torch.cat([alive for _, alive, _ in parts], dim=1).sum(1)  # [H]
             short = (steps - done).clamp_min(0) * (self.d > self.floor).any(1)
-            missing = int(short.max())  # the one look at the device, after a whole round
+            missing = int(short.max())  # the only wait for the device, once per round
             if missing == 0:
                 break
         chosen, alive, gain = (torch.cat(list(p), dim=1) for p in zip(*parts, strict=True))
@@ -220,7 +220,7 @@ class _Pursuit:
         return rule.masked_fill(d <= floor, -1.0)
 
     def _step(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Choose one panel and bring `Z, d, B` up to date; `(chosen, alive, gain)` `[H, b]`."""
+        """Choose one panel and update `Z, d, B`; `(chosen, alive, gain)` `[H, b]`."""
         b, k = self.panel, self.filled
         width = min(4 * b, self.A.shape[1])
         cand = self._value(self.B, self.d, self.floor).topk(width, dim=1).indices  # [H, 4b]
@@ -231,7 +231,7 @@ class _Pursuit:
         local, alive, rows, coef = self._choose(
             S, self.B[self.head, cand], self.floor[self.head, cand]
         )
-        # L[i, j] = row j of the factor at pivot i; a dead slot gets a unit row and no effect.
+        # L[i, j] = row j of the factor at pivot i; a dead slot gets a unit row, without effect.
         L = rows.gather(2, local.unsqueeze(1).expand(-1, b, -1)).mT.tril()
         L = torch.where(alive.unsqueeze(2), L, torch.zeros_like(L))
         L = L + torch.diag_embed((~alive).to(L.dtype))
@@ -286,7 +286,7 @@ def _complete(chosen: torch.Tensor, alive: torch.Tensor, by_score: torch.Tensor)
     rank = torch.arange(T + 1, device=by_score.device).expand(H, -1)
     priority = rank + chosen.shape[1]
     step = torch.arange(chosen.shape[1], device=by_score.device).expand(H, -1)
-    slot = torch.where(alive, chosen, torch.full_like(chosen, T))  # column T is thrown away
+    slot = torch.where(alive, chosen, torch.full_like(chosen, T))  # column T is discarded
     priority = priority.scatter(1, slot, step)[:, :T]
     return by_score.gather(1, priority.argsort(dim=1))
 

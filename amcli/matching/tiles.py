@@ -1,7 +1,7 @@
-"""Logits and the shapes of the tiles in which every streaming pass runs.
+"""Logits, and the shapes of the tiles in which every streaming pass runs.
 
-The one place that knows how a logit is made: `softcap` acts on the scaled product and comes
-before the bias, as the models have it.
+The one place that knows how a logit is made: `softcap` acts on the scaled product, before the
+bias, as in the models.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import torch
 
 TILE_ELEMENTS = 1 << 22
 """Elements of the largest temporary of a streaming pass (16 MiB in float32); a pass holds a few
-of them at a time. Four times as many make CPUs slower: such memory comes fresh from the system
-each time. Every function that streams takes `tile` to override it."""
+of them at a time. Four times as many make CPUs slower, because the system allocates such memory
+afresh each time. Every function that streams takes `tile` to override it."""
 
 CACHED_ELEMENTS = 1 << 19
-"""The same on a CPU for passes that go over their temporary several times: 2 MiB stay in its
-caches, which is half as fast again."""
+"""The same on a CPU, for passes that go over their temporary several times: 2 MiB stay in its
+caches, which makes it half as fast again."""
 
 GPU_TILE_ELEMENTS = 1 << 27
-"""The same on a GPU (512 MiB), where it is launches that cost."""
+"""The same on a GPU (512 MiB), where launches are what costs."""
 
 _ROOM = 2 << 30
 _SHARE = 0.4  # of the memory that is free on a GPU
@@ -30,10 +30,10 @@ _SHARE = 0.4  # of the memory that is free on a GPU
 
 @dataclass(frozen=True)
 class Room:
-    """Memory that a computation may take beside its inputs and results.
+    """Memory that a computation may take besides its inputs and results.
 
     tile   elements of the largest temporary of a streaming pass
-    bytes  what a group of heads that is worked at once may hold
+    bytes  what a group of heads processed together may hold
     """
 
     tile: int
@@ -41,7 +41,7 @@ class Room:
 
 
 def room_on(device: torch.device, limit: int | None = None) -> Room:
-    """The room on a device: `limit` bytes in all, or what suits a CPU and is free on a GPU."""
+    """The room on a device: `limit` bytes in all; None: what suits a CPU, or is free on a GPU."""
     if device.type == "cpu":
         return Room(TILE_ELEMENTS, limit or _ROOM)
     if limit is None:
@@ -50,12 +50,12 @@ def room_on(device: torch.device, limit: int | None = None) -> Room:
             free = torch.cuda.mem_get_info(device)[0]
             idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
             limit = int(_SHARE * (free + idle))
-    # A pass holds up to four temporaries of this size, in float32.
+    # A pass holds up to four float32 temporaries of this size.
     return Room(max(TILE_ELEMENTS, min(GPU_TILE_ELEMENTS, limit // 64)), limit)
 
 
 def working_dtype(*tensors: torch.Tensor) -> torch.dtype:
-    """The dtype the maths runs in: float32, or float64 where an input already is."""
+    """The dtype the maths runs in: float32, or float64 if an input already is."""
     dtype = torch.float32
     for x in tensors:
         dtype = torch.promote_types(dtype, x.dtype)
@@ -74,7 +74,7 @@ def spans(total: int, size: int) -> Iterator[slice]:
 
 
 def row_size(n: int, columns: int, tile: int) -> int:
-    """Rows of a tile that spans `columns` elements a row."""
+    """Rows of a tile with `columns` elements per row."""
     return max(1, min(n, tile // max(1, columns)))
 
 
@@ -129,9 +129,9 @@ def gather_rows(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 
 MOST = 12.0
-"""Logarithm of the most that one entry may give, relative to the mass of the whole document. A key
-of the document gives 1 at most; one that was rounded may give e^100, of which nothing finite could
-be solved. Far above what any fit reaches, so that such an entry still gets the least weight."""
+"""Logarithm of the largest mass one entry may have, relative to that of the whole document. A key
+of the document has at most 1; a rounded key may have e^100, from which nothing finite could be
+solved. Far above what any fit reaches, so that such an entry still gets the least weight."""
 
 
 def normal_equations(
@@ -147,7 +147,7 @@ def normal_equations(
     """`(AᵀA [H, t, t], AᵀF [H, t, c])` for `A = W·exp(q·c·scale - shift)`, streamed over rows.
 
     `Q [H, n, d]`, `C [H, t, d]` keys, `shift, W [H, n]`, `F [H, n, c]`, `mask [H, t]` (False: a
-    zero column). Exponents end at `MOST`.
+    zero column). Exponents are capped at `MOST`.
     """
     H, n, _ = Q.shape
     t = C.shape[1]
@@ -165,11 +165,11 @@ def normal_equations(
 
 
 def key_scale(G: torch.Tensor) -> torch.Tensor:
-    """What a ridge is relative to, `[H, t]`, positive: `diag G` plus 1% of its mean.
+    """The scale of a ridge, `[H, t]`, positive: `diag G` plus 1% of its mean.
 
-    Relative to `diag G` alone, a key that the reference queries hardly look at would be free to
-    take any weight or value that explains their noise, and pay for it at the first query that
-    does look. Relative to the mean alone, the sink would set the scale of all.
+    Relative to `diag G` alone, a key that the reference queries hardly look at could take any
+    weight or value that explains their noise, and would fail at the first query that does look.
+    Relative to the mean alone, the sink would set the scale for all keys.
     """
     diagonal = G.diagonal(dim1=1, dim2=2)
     count = (diagonal > 0).sum(1, keepdim=True).clamp_min(1)  # padding has zero columns

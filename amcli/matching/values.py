@@ -34,9 +34,9 @@ LAMBDAS = (0.001, 0.01, 0.1, 0.3, 1.0, 3.0, inf)
 
 SLACK = 0.02
 """Of all λ whose squared held-out error is within this share of the best, the largest is taken:
-a draw on the reference queries is won by the values closer to the originals."""
+where the reference queries show a tie, values closer to the originals win."""
 
-_SAFE_RIDGE = 1e-3  # on a unit diagonal: always positive definite, whatever float32 rounded
+_SAFE_RIDGE = 1e-3  # on a unit diagonal: always positive definite, despite float32 rounding
 _FOLDS = 2
 _BLOCK = 64  # rows that stay together in a fold: neighbours are too alike to be held out singly
 
@@ -137,9 +137,9 @@ def _choose(fit: _Fit) -> torch.Tensor:
     """The λ of each head `[H]` by its squared error on the folds that did not fit it.
 
     A correction δ changes the held-out squared error by `tr(δᵀGδ) - 2tr(δᵀE)`; the original
-    values change it by nothing. The scale of the ridge comes from all folds: a key that only
-    the held-out queries look at is one the fit should leave alone, not blow up. In the dtype of
-    the sums: every λ here is a ridge that float32 can solve with, and the fit itself comes after.
+    values do not change it. The scale of the ridge comes from all folds: a key that only the
+    held-out queries look at should be left alone by the fit, not blown up. Computed in the dtype
+    of the sums: float32 can solve with every λ here, and the actual fit comes later.
     """
     H, dtype = fit.G.shape[1], fit.G.dtype
     scale = key_scale(fit.G.sum(0))
@@ -170,7 +170,8 @@ def _solve(
     """`δ = (G + λ·diag(scale))⁻¹E` `[H, t, dv]`, equilibrated by `scale`; 0 where λ is inf.
 
     `fallible`: λ may be near 0, where near-duplicate keys make the factorisation fail; heads
-    where it does get the safe ridge. Both are made up front, so no decision waits for the device.
+    where it fails get the safe ridge. Both are computed up front, so no decision waits for the
+    device.
     """
     D = scale.to(dtype).rsqrt()  # [H, t]
     scaled = G.to(dtype) * D.unsqueeze(2) * D.unsqueeze(1)

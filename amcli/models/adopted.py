@@ -1,4 +1,4 @@
-"""A model that somebody else has loaded, made ready for compact caches, and given back."""
+"""Makes a model that the caller has loaded ready for compact caches, and gives it back."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from amcli.models.template import ChatTemplate
 
 Model = PreTrainedModel
 Tokenizer = PreTrainedTokenizerBase
-"""What callers of the Python API bring, by names that need no import of transformers."""
+"""Types that callers of the Python API pass in, named without importing transformers."""
 
 _before: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
-"""The attention that a model had."""
+"""Attribute that keeps the model's original attention."""
 
 _probed: WeakKeyDictionary[PreTrainedModel, ModelGeometry] = WeakKeyDictionary()
 
 
 def adopt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> LoadedModel:
-    """The same model with amkv's attention, which `release` undoes; and what files say of it.
+    """The same model with amkv's attention (`release` undoes this), and what artifacts say of it.
 
-    tokenizer  the model's; None: loaded from where the model came from
+    tokenizer  the model's own; None: loaded from where the model came from
 
     Weights, device and dtype stay as they are; the model is put into eval mode, since its
     attention has no dropout. Raises UsageError for a model that cannot work with a compact cache,
@@ -67,7 +67,7 @@ def adopt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = No
 
 
 def release(model: PreTrainedModel) -> None:
-    """Gives a model the attention back that it had before `adopt`; nothing where it was not."""
+    """Gives a model back the attention it had before `adopt`; does nothing to any other model."""
     before = _before.pop(model, None)
     if before is not None:
         model.set_attn_implementation(before)
@@ -81,7 +81,7 @@ def _switch(model: PreTrainedModel) -> None:
 
 
 def _geometry(model: PreTrainedModel) -> ModelGeometry:
-    """Found once: hooks that make RoPE forget lengths must not be put in twice."""
+    """Found once: the hooks that make RoPE forget lengths must not be installed twice."""
     if model not in _probed:
         forget_lengths(model)
         with torch.no_grad():

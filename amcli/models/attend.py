@@ -2,10 +2,10 @@
 
     out = softmax([softcap(q·C_k·scale) + beta,  softcap(q·k·scale) + mask,  sink]) [C_v; v; 0]
 
-Knows torch and the ragged data structure; knows neither transformers nor caches. What is written
-here is the definition, in plain PyTorch: memory stays bounded, query rows are taken in tiles, and
-no step holds more than about `MAX_SCORES` scores. `attend` is also the one place that chooses: on
-CUDA a prefix goes to the kernels of `amcli.kernels.attention` where they can take it.
+Knows torch and the ragged data structure; knows neither transformers nor caches. This module is
+the definition, in plain PyTorch. Memory stays bounded: query rows are taken in tiles, and no step
+holds more than about `MAX_SCORES` scores. `attend` is also the one place that chooses: on CUDA a
+prefix goes to the kernels of `amcli.kernels.attention` where they can take it.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ MAX_SCORES = 64 * 2**20
 """Score elements a tile may hold: 256 MiB in float32."""
 
 CPU_SCORES = 2**20
-"""The same on a CPU, which is a quarter faster with scores that stay in its caches."""
+"""The same on a CPU, which is a quarter faster when scores stay in its caches."""
 
 _TILE_ROWS = 1024
-"""Rows of a tile at most: small enough that causal and windowed tiles skip most dead columns."""
+"""Most rows of a tile: few enough that causal and windowed tiles skip most unseen columns."""
 
 
 def attend(
@@ -51,13 +51,13 @@ def attend(
 
     query    `[B, Hq, m, d]`, post-RoPE; its rows are the last `m` of the `n` live tokens
     prefix   entries that every query sees, shared by the batch; or those of each row of the batch;
-             or None. Codes become numbers here, a few heads at a time, and go again
+             or None. Codes become numbers here only briefly, a few heads at a time
     keys     `[B, H, n, d]`, values `[B, H, n, dv]`; `Hq` is a multiple of `H`
     scaling  of `q·k`; `d ** -0.5` when None
     softcap  `s -> softcap * tanh(s / softcap)` on the scaled logit, before beta
     window   a query sees itself and the `window - 1` tokens before it; not with a prefix,
              whose entries have no position of their own
-    sinks    `[Hq]`, one logit a head that takes mass and adds no value
+    sinks    `[Hq]`, one logit per head that takes mass and adds no value
     live     `[B, n]` bool, False where a live token is padding
 
     Scores and softmax are float32 (float64 for float64 inputs) wherever a prefix, a softcap or
@@ -82,8 +82,8 @@ def attend_with_mass(
     sinks: torch.Tensor | None = None,
     live: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """`attend`, and the log of each query's softmax denominator, `[B, Hq, m]` float32, where what
-    computed the output found it on the way; None elsewhere."""
+    """`attend`, and the log of each query's softmax denominator, `[B, Hq, m]` float32, if it comes
+    for free with the output; else None."""
     B, Hq, m, d = query.shape
     H, n = keys.shape[1:3]
     if Hq % H or n < m:
@@ -137,11 +137,11 @@ def attend_with_mass(
 KERNELS = Fused("attention", "amcli.kernels.attention.launch")
 
 _STREAM_PROGRAMS = 64
-"""Blocks of 64 queries, over all heads, from which on a GPU is busy with one program for each."""
+"""Blocks of 64 queries, over all heads, that keep a GPU busy with one program for each."""
 
 
 def by_kernels(query: torch.Tensor, prefix: Prefix, *arguments: Any) -> torch.Tensor | None:
-    """What the kernels compute, or None where they are missing, decline or do not compile."""
+    """The kernels' result, or None where they are missing, decline or do not compile."""
 
     def run(kernels: ModuleType) -> torch.Tensor | None:
         if not kernels.can_attend(query, prefix):
@@ -207,11 +207,11 @@ def _streamed(
     softcap: float | None,
     seen: _Seen,
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Long chunks of queries in half precision, by the kernel that knows grouped heads, causal
+    """Long chunks of queries in half precision, by the kernel that handles grouped heads, causal
     order and softcaps: `q [B, H, g, m, d]` -> `[B, H, g, m, dv]` and `[B, H * g, m]`.
 
-    On an H200 it is faster than the kernels behind PyTorch's own function, which sees every query
-    head with keys of its own. None where it does not pay, or cannot run.
+    On an H200 it is faster than the kernels behind PyTorch's own function, which treats every
+    query head as having its own keys. None where it does not pay, or cannot run.
     """
     B, H, g, m, d = q.shape
     half = q.dtype in (torch.float16, torch.bfloat16)
@@ -238,8 +238,8 @@ def _streamed(
 def _in_halves(
     q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float, seen: _Seen
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Several queries on a CPU: what came before them, which all of them see, and they themselves,
-    each by PyTorch's kernel without a mask, which is half as fast again as with one.
+    """Several queries on a CPU, in two halves: the earlier tokens, which all of them see, and the
+    queries' own tokens. Each half runs PyTorch's kernel without a mask, half as fast again as with.
 
     `q [B, H, g, m, d]` -> `[B, H, g, m, dv]` and `[B, H * g, m]`; None where it cannot run.
     """
@@ -257,7 +257,7 @@ def _in_halves(
             q.reshape(B, H, g * m, d), keys[:, :, :before], values[:, :, :before], scaling
         )
         past, past_mass = past.reshape(out.shape), past_mass.reshape(mass.shape)
-        # One softmax from two: each by its share of the mass.
+        # Merge two softmaxes into one, each by its share of the mass.
         share = torch.sigmoid(past_mass - mass).unsqueeze(-1).to(out.dtype)
         out, mass = torch.lerp(out, past, share), torch.logaddexp(mass, past_mass)
     return out.reshape(B, H, g, m, -1), mass
@@ -269,7 +269,7 @@ def _stock(
     """PyTorch's fused attention: `q [B, H, g, m, d]` -> `[B, H, g, m, dv]`, keys not repeated."""
     B, H, g, m, d = q.shape
     plain = seen.window is None and seen.live is None
-    # The half-precision flash kernels know causal masks and grouped heads; any other combination
+    # The half-precision flash kernels handle causal masks and grouped heads; any other combination
     # may fall back to a kernel that holds all scores, so it is tiled.
     if plain and m > 1 and flash_takes(q, values):
         bias = causal_lower_right(m, seen.n)
@@ -309,8 +309,8 @@ def _explicit(
 ) -> torch.Tensor:
     """Every term written out: `q [B, H, g, m, d]` -> `[B, H, g, m, dv]`.
 
-    With a prefix the KV heads go one by one, because their lengths differ and padding them to
-    the longest would cost more than it stores; without one all heads go together.
+    With a prefix the KV heads go one by one, because their lengths differ and padding them to the
+    longest would cost more than they store; without one all heads go together.
     """
     B, H, g, m, _ = q.shape
     out = q.new_empty(B, H, g, m, values.shape[-1])
@@ -341,9 +341,9 @@ def _softmax_heads(
     seen: _Seen,
     out: torch.Tensor,
 ) -> None:
-    """Fill `out [B, h, g, m, dv]` for `h` KV heads; `entries` only when `h` is 1.
+    """Fill `out [B, h, g, m, dv]` for `h` KV heads; `entries` are given only when `h` is 1.
 
-    `turned`: queries for the entries' keys, shape as `q`, where those want other ones.
+    `turned`: queries for the entries' keys, shaped as `q`, where those need transformed queries.
     """
     B, h, g, _, d = q.shape
     exact = torch.promote_types(q.dtype, torch.float32)
@@ -365,7 +365,7 @@ def _softmax_heads(
         if beta is not None:
             past += beta
         # One softmax over both, in place: on a CPU fresh memory costs more than the arithmetic.
-        # What it subtracts is a constant to gradients: there are none of what is overwritten.
+        # The subtracted maximum is a constant to gradients: no gradient needs what is overwritten.
         top = now.detach().amax(-1, keepdim=True)  # [B, h, g * r, 1]
         if t:
             top = torch.maximum(top, past.detach().amax(-1, keepdim=True))
@@ -383,7 +383,7 @@ def _softmax_heads(
 
 
 def _turned(q: torch.Tensor) -> torch.Tensor:
-    """`hadamard`, with gradients where they are asked for, which it does not have itself."""
+    """`hadamard`, with gradients if they are asked for; `hadamard` itself has none."""
     if q.requires_grad and torch.is_grad_enabled():
         return q @ hadamard(torch.eye(q.shape[-1], dtype=q.dtype, device=q.device))
     return hadamard(q)

@@ -108,14 +108,14 @@ def attention(
     )
     for after in afters:
         after(mass)
-    # Some models take a view of it, as the stock functions allow.
+    # Some models take a view of the output, which the stock functions allow.
     return out.contiguous(), None
 
 
 def _window(layer: CompactLayer, asked: int | None) -> int | None:
-    """The window to apply, where it is the one that the layer was made for.
+    """The window to apply, if it is the one the layer was made for.
 
-    Raises UsageError for a text that has outgrown a window taken for none; see `probe`.
+    Raises UsageError for a text that has outgrown a window that was ignored; see `probe`.
     """
     window = layer.geometry.window
     if window is None and asked is not None:
@@ -174,7 +174,7 @@ def _live_columns(
             raise ValueError(
                 f"attention_mask covers {mask.shape[1]} tokens, the sequence has {layer.length}"
             )
-        # Rows with contexts of their own are padded on the left, in front of what these stand for.
+        # Rows with contexts of their own are padded on the left, before what the contexts cover.
         if layer.prefix.batch is None and not bool(mask[:, : layer.prefix_length].all()):
             raise ValueError("attention_mask hides tokens that the compact prefix stands for")
     return mask[:, mask.shape[1] - n :]

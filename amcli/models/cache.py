@@ -1,4 +1,4 @@
-"""The cache a model runs on: one `CompactLayer` an attention layer, and what concerns all of them.
+"""The cache a model runs on: a `CompactLayer` per attention layer, and what concerns all of them.
 
 Guards the link to the attention function, forks, truncates, and lets others observe queries.
 """
@@ -37,7 +37,7 @@ class CompactCache(Cache):
     """
 
     layers: list[Any]
-    """What transformers finds by the model's count: `attention` and `states` in their places."""
+    """The model's layers as transformers counts them: `attention` and `states` in their places."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class CompactCache(Cache):
         return self.attention[layer].live()
 
     def fork(self, batch: int = 1) -> CompactCache:
-        """A cache that goes its own way from here, with `batch` copies of the sequence.
+        """A cache that continues independently from here, with `batch` copies of the sequence.
 
         Prefixes are shared, live tokens are copied only when either cache appends.
         """
@@ -124,26 +124,26 @@ class CompactCache(Cache):
         }
 
     def set_states(self, found: Mapping[tuple[int, str], torch.Tensor]) -> None:
-        """Go on from states as `get_states` gives them."""
+        """Continue from states as `get_states` returns them."""
         for place, state in zip(self.geometry.states, self.states, strict=True):
             state.load({name: tensor for (layer, name), tensor in found.items() if layer == place})
 
     def mark(self) -> Mark:
-        """Where the cache is, to `rewind` to when what is read next was broken off."""
+        """Where the cache is now, to `rewind` to if the next reading is broken off."""
         return Mark(self.get_seq_length(), self.get_states())
 
     def rewind(self, mark: Mark) -> None:
-        """Back to a mark. Raises ValueError, and changes nothing, when a sliding layer has
-        forgotten what it saw then, which no layer has after a single forward pass."""
+        """Return to a mark. Raises ValueError, and changes nothing, when a sliding layer has
+        forgotten what it saw then; after a single forward pass, none has."""
         self._truncate(mark.length)
         self.set_states(mark.states)
 
     def truncate(self, logical_length: int) -> None:
         """Drop live tokens back to a logical length, at least the prefix's; all layers or none.
 
-        Also mends the cache after an interrupted forward pass. Raises ValueError when a layer
-        does not hold the tokens it would need: a sliding layer forgets its past, and a state has
-        it no more.
+        Also repairs the cache after an interrupted forward pass. Raises ValueError when a layer
+        does not hold the tokens it would need: a sliding layer forgets its past, and a state no
+        longer has it.
         """
         if self.states and logical_length != self.get_seq_length():
             raise ValueError("layers that keep a state cannot go back")

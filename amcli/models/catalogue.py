@@ -12,10 +12,10 @@ AUTO = "auto"
 """The device that stands for all GPUs, layers spread over them."""
 
 DEVICES = ("cpu", "cuda", AUTO)
-"""Devices by name; besides, `cuda:N`."""
+"""Devices by name; `cuda:N` works too."""
 
 DTYPES: dict[str, str] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-"""Dtypes by name, each with the short one that serves as well."""
+"""Dtypes by name, each with its short form."""
 
 SHAPES = ("qwen3-4b", "llama3-8b", "gemma3-12b")
 """Models that `bench` makes with random weights; `shapes` has their sizes."""

@@ -19,8 +19,7 @@ DTYPES: dict[str, torch.dtype] = {
 
 
 def device_of(name: str | None) -> torch.device:
-    """The device of that name; None: a GPU if there is one. Raises UsageError for one that is not
-    there."""
+    """The device of that name; None: a GPU if there is one. Raises UsageError for a missing one."""
     if launched() > 1:
         return _own_device(name)
     if name is None or name == AUTO:

@@ -1,4 +1,4 @@
-"""Turn what the libraries below raise into one line and a hint; keep them silent meanwhile."""
+"""Turn what the libraries raise into one line and a hint, and keep them silent meanwhile."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def explain(error: Exception, name: str, revision: str | None) -> AmkvError:
 
 
 def _why_no_configuration(name: str, revision: str | None) -> Exception | None:
-    """What the hub says when it is asked for a model's config.json; None for a path."""
+    """What the hub raises when asked for a model's config.json; None for a path."""
     if Path(name).exists():
         return None
     try:

@@ -1,4 +1,4 @@
-"""Run a model over a cache: feed token ids in chunks, sample one token after another, as text.
+"""Run a model over a cache: feed token ids in chunks, sample token after token, decode to text.
 
 Knows neither templates nor files. A forward pass that fails or is interrupted leaves the cache
 as it was before that pass.
@@ -107,9 +107,9 @@ def stream(
     Greedy at temperature 0, otherwise sampled with a generator of its own, so that equal seeds
     give equal answers. `stop_ids` are the chat template's when None.
 
-    Each token is fed when the next one is asked for. So an exhausted iterator leaves the cache
-    with `ids` and every yielded token; one that is closed early, or interrupted while it thinks,
-    leaves out the last yielded token. A stop token is never yielded and never in the cache.
+    Each token is fed when the next one is asked for. So an exhausted iterator leaves `ids` and
+    every yielded token in the cache; one closed early, or interrupted while computing, leaves out
+    the last yielded token. A stop token is never yielded and never enters the cache.
     """
     stops = loaded.chat.stop_ids if stop_ids is None else stop_ids
     generator = torch.Generator().manual_seed(seed)
@@ -131,9 +131,9 @@ def _choose(logits: torch.Tensor, temperature: float, generator: torch.Generator
 
 
 class TextStream:
-    """Decode tokens one by one into text, holding back bytes that are not yet a character.
+    """Decode tokens one by one into text, holding back bytes that do not yet form a character.
 
-    Control tokens give no text, but for those in `keep`.
+    Control tokens give no text, except for those in `keep`.
     """
 
     def __init__(
@@ -143,10 +143,10 @@ class TextStream:
         self._dropped = control_ids(tokenizer) - keep
         self._ids: list[int] = []
         self._start = 0  # decoding begins here: some tokenizers drop the first token's space
-        self._done = 0  # tokens before this one have been given out
+        self._done = 0  # tokens before this one have been returned
 
     def push(self, token: int) -> str:
-        """The text that this token completes; empty while a character is still open."""
+        """The text that this token completes; empty while a character is incomplete."""
         if token in self._dropped:
             return ""
         self._ids.append(token)
@@ -157,7 +157,7 @@ class TextStream:
         return new
 
     def finish(self) -> str:
-        """What is left, an unfinished character as U+FFFD."""
+        """What is left; an incomplete character becomes U+FFFD."""
         new = self._pending()
         self._start = self._done = len(self._ids)
         return new

@@ -1,7 +1,7 @@
 """What a model's KV cache looks like: layers, KV heads, dimensions, windows.
 
-Plain facts that the cache, the file format and the mathematics agree on. How they are found is
-in `probe`; which configurations are refused before any weight is read is here.
+Plain facts that the cache, the file format and the mathematics agree on. `probe` finds them; this
+module also refuses configurations that cannot work before any weight is read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SUPPORTED = "amkv works with decoder-only models with softmax attention, such as
 
 @dataclass(frozen=True)
 class LayerGeometry:
-    """One attention layer: `kv_heads` keys of `key_dim` and values of `value_dim` a token.
+    """One attention layer: per token, `kv_heads` keys of `key_dim` and values of `value_dim`.
 
     `window` is the number of tokens a query sees, itself included; None for a full layer.
     """
@@ -37,11 +37,11 @@ class LayerGeometry:
             raise ValueError(f"a {self.type} layer with window {self.window}")
 
     def times(self, shards: int) -> LayerGeometry:
-        """The whole layer, where this is one of so many equal shards of its heads."""
+        """The whole layer, if this is one of `shards` equal shards of its heads."""
         return replace(self, kv_heads=self.kv_heads * shards)
 
     def manifest(self, shards: int = 1) -> dict[str, Any]:
-        """As an artifact's manifest spells it, where this is one of so many equal shards."""
+        """The manifest's form of the whole layer, if this is one of `shards` equal shards."""
         return {
             "type": self.type,
             "kv_heads": self.kv_heads * shards,
@@ -53,20 +53,20 @@ class LayerGeometry:
 
 @dataclass(frozen=True)
 class ModelGeometry:
-    """The attention layers of a model in order, and what decides positions.
+    """The attention layers of a model in order, and what determines positions.
 
-    Two are equal when caches of one fit the other.
+    Two are equal when the caches of one fit the other.
 
     query_heads    query heads of each layer, a multiple of that layer's KV heads
     max_positions  longest sequence the model was made for, in tokens; None when not said
     rope           RoPE parameters as the configuration has them, plain JSON; {} without RoPE
     architecture   class name, such as `Qwen3ForCausalLM`
-    turned_for     length in tokens for which RoPE turns keys, where its frequencies depend on it
-    states         layers without keys and values, which keep a state or nothing, counted among
-                   all of the model's; what is called layer `i` elsewhere is `layers[i]`
-    kept           shape of each state for a batch of one, by the model's layer and its name
-    devices        where each of `layers` computes
-    state_devices  where each of the layers in `states` does, by its place among all
+    turned_for     length in tokens for which RoPE rotates keys, where its frequencies depend on it
+    states         layers without keys and values, which keep a state or nothing, by their index
+                   among all of the model's layers; elsewhere, layer `i` means `layers[i]`
+    kept           shape of each state for a batch of one, by the model's layer and the state's name
+    devices        the device of each of `layers`
+    state_devices  the device of each layer in `states`, by its index among all layers
     """
 
     layers: tuple[LayerGeometry, ...]
@@ -87,9 +87,9 @@ class ModelGeometry:
 
 
 ATTENTION = frozenset({"full_attention", "sliding_attention"})
-"""What configurations call layers that cache keys and values."""
+"""Configurations' names for layers that cache keys and values."""
 
-# What a layer keeps or reads, by the name that configurations give its kind.
+# What an unsupported layer keeps or reads, by the configurations' name for its kind.
 _BOTH = "which keep a state beside keys and values"
 _CHOSEN = "which choose the keys that they read, and choose by what a compact cache does not have"
 _REASONS = {
@@ -111,7 +111,7 @@ def refuse_unsupported(config: PreTrainedConfig) -> None:
     text = config.get_text_config(decoder=True)
     if getattr(config, "is_encoder_decoder", False):
         refuse(name, "it is an encoder-decoder model")
-    # Not getattr: where layers differ in it, the configuration refuses to say one number.
+    # Not getattr: it raises where layers differ in this field.
     if vars(text).get("kv_lora_rank") is not None:
         refuse(name, "it uses multi-head latent attention (MLA), which caches latents")
     kinds = set(getattr(text, "layer_types", None) or ())
@@ -130,7 +130,7 @@ def refuse_unsupported(config: PreTrainedConfig) -> None:
 
 
 def refuse(name: str, reason: str) -> NoReturn:
-    """Raise UsageError: a model type cannot work, and why."""
+    """Raise UsageError saying that a model type cannot work, and why."""
     raise UsageError(
         f"the model type {name} is not supported: {reason}",
         SUPPORTED,
@@ -147,9 +147,9 @@ def refuse_attention(name: str) -> NoReturn:
 
 
 def decoder_of(model: PreTrainedModel) -> torch.nn.Module:
-    """The part of a model that reads tokens into a cache: all but the head that makes logits."""
+    """The part of a model that reads tokens into a cache: all but the LM head."""
     found = cast(Any, model).get_decoder()
-    # Some models call their head, or a part of it, a decoder.
+    # Some models call their LM head, or part of it, a decoder.
     return found if isinstance(found, PreTrainedModel) else model.base_model
 
 

@@ -1,10 +1,10 @@
-"""Models in GGUF files: what is in a file, its parts made one, and what is wrong in one line.
+"""Models in GGUF files: what a file holds, joining its parts, and what is wrong, in one line.
 
-transformers reads the tensors, the configuration and the tokenizer; it is given a folder with
-nothing but the file in it, so that no file beside it has a say in which model that is. It does not
-read files in parts (`model-00001-of-00003.gguf`): these become one in a temporary folder, first
-the header alone, which is all that configuration, tokenizer and memory estimate want, then the
-tensors, copied from file to file.
+transformers reads the tensors, the configuration and the tokenizer. It is given a folder that
+holds only the file, so that no neighbouring file influences which model it is. It cannot read
+files in parts (`model-00001-of-00003.gguf`): these are joined in a temporary folder, first just
+the header, which is all that configuration, tokenizer and memory estimate need, then the tensors,
+copied from file to file.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _OTHER_FORM = "give the folder or hub id that the file was made from"
 
 
 def named(path: Path) -> bool:
-    """Whether a path names a GGUF file, by its ending or by how the file begins."""
+    """Whether a path names a GGUF file, by its suffix or its first bytes."""
     if path.is_dir():
         return False
     if path.name.lower().endswith(ENDING):
@@ -56,9 +56,9 @@ def named(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class GgufModel:
-    """A GGUF model, one file or several, in a folder that holds it as one.
+    """A GGUF model of one or several files, in a folder that holds it as one file.
 
-    path    as it was named
+    path    as the user named it
     folder  where transformers finds it, under `file`
     parts   the files, each with its header; the first one's metadata is the model's
     """
@@ -70,26 +70,26 @@ class GgufModel:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """All that the file says of the model; arrays are left out but for the tokens."""
+        """All that the file says of the model; arrays other than the tokens are left out."""
         return self.parts[0][1].metadata
 
     @property
     def architecture(self) -> str:
-        """As llama.cpp calls it."""
+        """llama.cpp's name for it."""
         return str(self.metadata.get("general.architecture", ""))
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Of all parts, in their order."""
+        """The tensors of all parts, in order."""
         return [tensor for _, header in self.parts for tensor in header.tensors]
 
     @property
     def numbers(self) -> int:
-        """How many numbers its tensors have, however they are packed."""
+        """How many numbers its tensors hold, however they are packed."""
         return sum(math.prod(tensor.dims) for tensor in self.tensors)
 
     def notes(self, config: PreTrainedConfig) -> tuple[str, ...]:
-        """What a user should know of a model that works all the same."""
+        """What a user should know about a model that works all the same."""
         found = []
         if not self.metadata.get(TEMPLATE):
             found.append(
@@ -122,7 +122,7 @@ class GgufModel:
                 setattr(tokenizer, f"{name}_token", tokens[number])
 
     def fill(self) -> None:
-        """Copies the tensors of a model in parts to where its header says they are.
+        """Copies the tensors of a multi-part model to where its joined header says they are.
 
         Raises OutOfMemoryError where there is no room for them.
         """
@@ -151,9 +151,9 @@ class GgufModel:
 
 @contextmanager
 def opened(path: Path) -> Iterator[GgufModel]:
-    """The model at a path to its file, or to any of its parts; temporary files last as long.
+    """The model at the path of its file or of any part; temporary files last as long as the block.
 
-    Raises UsageError for everything that can be known to be wrong before tensors are read.
+    Raises UsageError for anything that can be found wrong before tensors are read.
     """
     if not path.is_file():
         raise UsageError(
@@ -175,7 +175,7 @@ def opened(path: Path) -> Iterator[GgufModel]:
             header = _joined_header(parts)
             size = _layout(model.tensors, parts[0][1].alignment)[1]
             whole.write_bytes(header)
-            os.truncate(whole, len(header) + size)  # a hole: it takes no space until it is filled
+            os.truncate(whole, len(header) + size)  # a hole takes no disk space until it is filled
         yield model
 
 
@@ -227,7 +227,7 @@ def _scaled(config: PreTrainedConfig) -> bool:
 
 
 def _require_packages() -> None:
-    # transformers wants accelerate for GGUF files, and for nothing else here.
+    # transformers needs accelerate for GGUF files, and for nothing else here.
     there = {"gguf": is_gguf_available(), "accelerate": is_accelerate_available()}
     absent = [name for name, found in there.items() if not found]
     if absent:
@@ -240,7 +240,7 @@ def _require_packages() -> None:
 
 
 def _parts(path: Path) -> tuple[tuple[Path, Header], ...]:
-    """The file, or all parts of which it is one; raises UsageError for one that is missing."""
+    """The file, or all the parts it belongs to; raises UsageError for a missing part."""
     header = read_header(path)
     count = header.metadata.get("split.count", 1)
     if count <= 1:
@@ -328,12 +328,12 @@ def _check(path: Path, parts: tuple[tuple[Path, Header], ...]) -> None:
 def _link(path: Path, link: Path) -> None:
     try:
         link.symlink_to(path.absolute())
-    except OSError:  # a system where not everyone may make them
+    except OSError:  # some systems restrict who may make links
         os.link(path.absolute(), link)
 
 
 def _layout(tensors: list[Tensor], alignment: int) -> tuple[list[int], int]:
-    """Where each tensor begins, from the first one's start, and where the last one ends."""
+    """Where each tensor begins, relative to the first, and where the last one ends."""
     places, end = [], 0
     for tensor in tensors:
         places.append(end)
@@ -342,7 +342,7 @@ def _layout(tensors: list[Tensor], alignment: int) -> tuple[list[int], int]:
 
 
 def _joined_header(parts: tuple[tuple[Path, Header], ...]) -> bytes:
-    """What comes before the tensors, with the metadata of the first part and tensors of all."""
+    """The header: the metadata of the first part and the tensor table of all parts."""
     path, first = parts[0]
     tensors = [tensor for _, header in parts for tensor in header.tensors]
     begin, end = first.fields
@@ -364,7 +364,7 @@ def _joined_header(parts: tuple[tuple[Path, Header], ...]) -> bytes:
 
 
 def copy(source: BinaryIO, target: BinaryIO, count: int) -> None:
-    """So many bytes from one file to another. Raises EOFError where there are fewer."""
+    """Copies `count` bytes from one file to another. Raises EOFError if there are fewer."""
     while count:
         piece = source.read(min(count, _COPIED_AT_ONCE))
         if not piece:

@@ -1,7 +1,7 @@
-"""What a GGUF file says before its tensors: metadata, and where each tensor is.
+"""The header of a GGUF file: metadata, and where each tensor is.
 
-The reader of the package `gguf` makes an array of every token, which takes seconds with the
-vocabularies of today. This one skips what nobody asks for, and says so where a file is cut off.
+The reader in the package `gguf` makes an array for every token, which takes seconds with today's
+vocabularies. This one skips what nobody needs, and reports a file that is cut off.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _ALIGNMENT = 32
 
-# By the numbers of the format: bytes, shorts, ints, floats, booleans, longs.
+# By the format's type numbers: bytes, shorts, ints, floats, booleans, longs.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q",
             12: "d"}  # fmt: skip
 _STRING, _ARRAY = 8, 9
@@ -31,10 +31,10 @@ _AGAIN = "download the file again"
 
 
 class Tensor(NamedTuple):
-    """A tensor of a file: its dimensions begin with the one that is next to each other.
+    """A tensor of a file; its first dimension is the contiguous one.
 
-    kind   how its numbers are packed, by the numbers of ggml
-    block  how many numbers a block has, and bytes
+    kind   how its numbers are packed, as ggml's type number
+    block  numbers per block, and bytes per block
     start  where it begins in the file
     """
 
@@ -46,7 +46,7 @@ class Tensor(NamedTuple):
     size: int
 
     def entry(self, place: int) -> bytes:
-        """Its entry in the table of a file where it begins at `place` behind the header."""
+        """Its entry in the table of a file where it begins at `place` after the header."""
         name = self.name.encode()
         return b"".join(
             (
@@ -62,7 +62,7 @@ class Tensor(NamedTuple):
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself; `fields` is where its `field_count` metadata fields lie."""
+    """A file's header; `fields` is where its `field_count` metadata fields lie."""
 
     version: int
     metadata: dict[str, Any]
@@ -73,12 +73,12 @@ class Header:
 
 
 def integer(code: str, value: int) -> bytes:
-    """A number as the format has it: little end first."""
+    """An integer as the format writes it: little-endian."""
     return struct.pack("<" + code, value)
 
 
 def read_header(path: Path) -> Header:
-    """The header of a file; raises UsageError for one that is none, or is cut off."""
+    """The header of a file; raises UsageError for a file that is not GGUF, or is cut off."""
     with path.open("rb") as file:
         if file.read(len(MAGIC)) != MAGIC:
             raise UsageError(
@@ -102,11 +102,11 @@ def read_header(path: Path) -> Header:
 
 
 _Entry = tuple[str, tuple[int, ...], int, int]
-"""Name, dimensions, kind and place of a tensor, as the table has them."""
+"""Name, dimensions, kind and place of a tensor, as in the table."""
 
 
 class _DamageError(Exception):
-    """Something that no GGUF file says."""
+    """Something that no valid GGUF file contains."""
 
 
 class _Reader:

@@ -1,7 +1,7 @@
-"""Say which model and tokenizer this is, in hashes that survive a move.
+"""Identify a model and tokenizer by hashes that survive a move.
 
 The same model loaded from another path, in another dtype or by another version of transformers
-has the same hashes; another vocabulary, chat template or architecture has not.
+has the same hashes; another vocabulary, chat template or architecture changes them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-# What says how a model was loaded or saved, not which model it is.
+# Fields that say how a model was loaded or saved, not which model it is.
 _VOLATILE = frozenset(
     {
         "architectures",
@@ -29,7 +29,7 @@ _VOLATILE = frozenset(
 
 
 def config_hash(config: PreTrainedConfig) -> str:
-    """`sha256:…` of the configuration, less what is volatile and what has its default value.
+    """`sha256:…` of the configuration, without volatile fields and those at their defaults.
 
     Leaving defaults out makes the hash independent of fields that later versions add.
     """
@@ -79,7 +79,7 @@ def differences(
         found.append(_differs("architecture", file_model["architecture"], model["architecture"]))
     found += _layer_differences(file_model["layers"], model["layers"])
     if file_model["config_hash"] != model["config_hash"] and file_model["rope"] != model["rope"]:
-        # Part of the configuration, and so of its hash; by name it says more.
+        # RoPE is part of the configuration, and so of its hash; naming it says more.
         found.append(
             _differs("RoPE", canonical_json(file_model["rope"]), canonical_json(model["rope"]))
         )
@@ -119,12 +119,12 @@ def _essence(config: PreTrainedConfig) -> dict[str, Any]:
     try:
         defaults = type(config)().to_dict()
     except (TypeError, ValueError, AttributeError):
-        defaults = {}  # a configuration that cannot be made without arguments
+        defaults = {}  # some configurations cannot be made without arguments
     kept: dict[str, Any] = {}
     for name, value in values.items():
         if name in _VOLATILE or name.startswith("_") or _is_from_gguf(name, value):
             continue
-        part = vars(config).get(name)  # not getattr, which refuses what differs between layers
+        part = vars(config).get(name)  # not getattr, which raises where layers differ
         if isinstance(part, PreTrainedConfig):
             kept[name] = _essence(part)
         elif name not in defaults or value != defaults[name]:
@@ -134,7 +134,7 @@ def _essence(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def _is_from_gguf(name: str, value: Any) -> bool:
-    """Whether it is the note that transformers makes of the file it read, with the file's path."""
+    """Whether it is transformers' note of the GGUF file it read, with the file's path."""
     return name == "quantization_config" and dict(value or {}).get("quant_method") == "gguf"
 
 

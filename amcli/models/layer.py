@@ -1,6 +1,6 @@
 """One layer of the compact cache: an optional compact prefix, then live tokens.
 
-A layer has two lengths. Its *logical* length counts tokens as the model saw them and decides
+A layer has two lengths. Its *logical* length counts tokens as the model saw them and sets
 positions; what it *stores* is the prefix's ragged entries plus the live tokens it still needs.
 Knows transformers' cache protocol (5.17 and later) and nothing of models or files.
 """
@@ -22,16 +22,16 @@ LINK = "_amkv_layer"
 _MIN_CAPACITY = 64
 
 After = Callable[[torch.Tensor | None], None]
-"""Called after the attention with the log of each query's softmax denominator `[B, Hq, m]`, or None
-where that is not known."""
+"""Called after the attention with the log of each query's softmax denominator `[B, Hq, m]`, or
+None if that is not known."""
 
 Observer = Callable[[int, torch.Tensor, "CompactLayer", float | None, float | None], After | None]
-"""`callback(layer index, query [B, Hq, m, d] post-RoPE, layer, scaling, softcap)`, before the
-attention; what it returns is called after it."""
+"""`callback(layer index, query [B, Hq, m, d] post-RoPE, layer, scaling, softcap)`, called before
+the attention; what it returns is called after the attention."""
 
 
 def crop_target(length: int, tokens: int) -> int:
-    """The length that transformers' `crop(tokens)` asks for, by either of its two meanings."""
+    """The length that transformers' `crop(tokens)` asks for, in either of its two meanings."""
     return length + tokens if tokens <= 0 else min(tokens, length)
 
 
@@ -40,7 +40,7 @@ class CompactLayer(CacheLayerMixin):
 
     Live keys and values sit in buffers that grow by doubling; columns `[0, end)` are in use and
     hold the newest `end` of `length` logical tokens. A full layer holds every token after the
-    prefix. A sliding layer has no prefix and may forget what its window cannot reach any more.
+    prefix. A sliding layer has no prefix and may forget what its window can no longer reach.
     """
 
     supports_early_init = False  # geometry is known, dtype and device come with the first token
@@ -113,7 +113,7 @@ class CompactLayer(CacheLayerMixin):
             self.truncate(target)
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """The batch rows `beam_idx`; a prefix that is common to all rows stays."""
+        """Keep the batch rows `beam_idx`; a prefix common to all rows stays."""
         self.batch_select_indices(beam_idx)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
@@ -136,8 +136,8 @@ class CompactLayer(CacheLayerMixin):
     def attended(
         self, query: torch.Tensor, scaling: float | None, softcap: float | None
     ) -> tuple[torch.Tensor, torch.Tensor, list[After]]:
-        """Show `query [B, Hq, m, d]` to the observers, then return the keys and values it sees, and
-        what is to be called with its mass."""
+        """Show `query [B, Hq, m, d]` to the observers; return the keys and values it sees, and what
+        to call with its mass."""
         self.pending = False
         told = [see(self.index, query, self, scaling, softcap) for see in tuple(self.observers)]
         return *self._recent(query.shape[2]), [after for after in told if after is not None]
@@ -192,7 +192,7 @@ class CompactLayer(CacheLayerMixin):
     def set_live(self, keys: torch.Tensor, values: torch.Tensor, logical_length: int) -> None:
         """Replace the live tokens by `keys [H, n, d]`, `values [H, n, dv]` (never written to).
 
-        A full layer wants every token after its prefix, a sliding one at least the newest
+        A full layer needs every token after its prefix, a sliding one at least the newest
         `min(window - 1, logical_length)`. Raises ValueError otherwise.
         """
         H, n, d = keys.shape
@@ -258,7 +258,7 @@ class CompactLayer(CacheLayerMixin):
     # ---- buffers -------------------------------------------------------------------------------
 
     def _needed(self, logical_length: int) -> int:
-        """Live tokens without which the layer cannot go on from `logical_length`."""
+        """Live tokens that the layer needs to continue from `logical_length`."""
         if self.geometry.window is None:
             return logical_length - self.prefix_length
         return self._reach(logical_length)
@@ -303,8 +303,8 @@ class CompactLayer(CacheLayerMixin):
     def set_buffers(
         self, keys: torch.Tensor, values: torch.Tensor, shared: bool, end: int | None = None
     ) -> None:
-        """Take these buffers, of which `end` columns are in use, or all. The caller must not set
-        the end afterwards: an interrupt in between would leave spare room taken for tokens."""
+        """Take these buffers, of which `end` columns are in use (None: all). The caller must not
+        set the end later: an interrupt in between would make spare room count as tokens."""
         self._keys, self._values = keys, values
         self._end = keys.shape[2] if end is None else end
         self._shared = shared

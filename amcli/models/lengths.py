@@ -1,9 +1,9 @@
-"""Positions: how many a model was made for, and RoPE whose frequencies depend on the length.
+"""Positions: how many a model was trained for, and RoPE whose frequencies depend on the length.
 
-`dynamic` and `longrope` choose their frequencies by the last position of a forward pass. Read in
-chunks, a document would have its first keys turned by other frequencies than its last: a cache
-says by its geometry which length to turn for. And a rotary module that remembers a longer text
-would turn the next one by it: it is made to forget.
+`dynamic` and `longrope` choose their frequencies by the last position of a forward pass. For a
+document read in chunks, the first keys would be rotated by other frequencies than the last: so a
+cache's geometry says which length to rotate for. And a rotary module that remembers a longer text
+would rotate the next one by it, so it is made to forget.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _MEMORY = "max_seq_len_cached"
 
 
 def trained_length(config: PreTrainedConfig) -> int | None:
-    """Positions that a model was made for, in tokens, its RoPE scaling included; None if unsaid.
+    """Positions that a model was trained for, with its RoPE scaling; None if not said.
 
-    Most configurations say the scaled length as `max_position_embeddings`. Those that do not have
-    the original one beside a factor, or, with `dynamic` scaling, the factor alone.
+    Most configurations give the scaled length as `max_position_embeddings`. The others give the
+    original length and a factor, or, with `dynamic` scaling, just the factor.
     """
     said = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     if not isinstance(said, int) or said < 1:
@@ -40,21 +40,21 @@ def trained_length(config: PreTrainedConfig) -> int | None:
 
 
 def for_context(geometry: ModelGeometry, tokens: int, spare: int) -> ModelGeometry:
-    """The geometry as a context of `tokens` has it that leaves `spare` positions for answers.
+    """The geometry for a context of `tokens` that leaves `spare` positions for answers.
 
-    - With `longrope` a context that ends within the original length has no positions beyond it:
-      from there on the model turns by other frequencies, and the keys that are there would be of
-      no use. One that leaves too little room before that is turned by the long frequencies.
-    - With RoPE a context may go past what the model was made for. It has no limit then: all its
-      positions are beyond one. See `past_training` for the warning.
-    - Other models have a table of positions that ends: their geometry stays as it is.
+    - With `longrope`, a context that ends within the original length has no positions beyond it:
+      there the model switches to other frequencies, which would make the existing keys useless. A
+      context that leaves too little room before that point uses the long frequencies.
+    - With RoPE, a context may exceed the trained length. It then has no limit, as its positions
+      are already past it. See `past_training` for the warning.
+    - Other models have a finite table of positions: their geometry stays as it is.
     """
     rope = _of_full_layers(geometry.rope)
     limit, kind = geometry.max_positions, rope.get("rope_type")
     turned_for = tokens if kind in _CHANGING else None
     original = rope.get("original_max_position_embeddings")
     if kind == "longrope" and original is not None:
-        # One length stands for all on its side of the line, so that their caches fit each other.
+        # One length stands for all on the same side of the limit, so that their caches fit.
         turned_for = original if tokens + spare <= original else original + 1
         limit = original if turned_for == original else limit
     if limit is not None and geometry.rope and tokens + spare > limit:
@@ -63,7 +63,7 @@ def for_context(geometry: ModelGeometry, tokens: int, spare: int) -> ModelGeomet
 
 
 def past_training(config: PreTrainedConfig, tokens: int) -> str | None:
-    """The warning that a context of `tokens` deserves; None where the model was made for it."""
+    """The warning for a context of `tokens`; None where the model was trained for that length."""
     limit = trained_length(config)
     if limit is None or tokens <= limit:
         return None
@@ -110,7 +110,7 @@ def _changing(model: PreTrainedModel) -> Iterator[tuple[torch.nn.Module, str]]:
 def _before(
     module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Forget longer texts, and put the last position of the cache's length behind the others."""
+    """Forget longer texts, and append the last position of the cache's length to the others."""
     for name in [name for name in vars(module) if name.endswith(_MEMORY)]:
         setattr(module, name, 0)
     tokens = getattr(module, _LENGTH, None)
@@ -129,5 +129,5 @@ def _after(module: torch.nn.Module, args: tuple[Any, ...], found: Any) -> Any:
 
 
 def _of_full_layers(rope: dict[str, Any]) -> dict[str, Any]:
-    """RoPE parameters, where layer types differ those of the layers that see the whole text."""
+    """RoPE parameters; where layer types differ, those of the layers that see the whole text."""
     return rope.get("full_attention", rope) or {}

@@ -1,8 +1,8 @@
 """Find a model and its tokenizer, load them quietly, and say in one line what went wrong.
 
-A model is named by `pocket` (the one in the box), a folder, a GGUF file, a hub id, or
+A model is named by `pocket` (the one in the package), a folder, a GGUF file, a hub id, or
 `id@revision`.
-`HF_HOME` and `HF_HUB_OFFLINE` are honoured by the libraries below.
+The libraries underneath honour `HF_HOME` and `HF_HUB_OFFLINE`.
 """
 
 from __future__ import annotations
@@ -126,15 +126,15 @@ def preview(
     dtype: str | None = None,
     trust_remote_code: bool = False,
 ) -> Preview:
-    """What is known of the model that `spec` names before its weights are read; arguments, and
-    what it raises, as of `load`."""
+    """What is known of the model that `spec` names before its weights are read; arguments and
+    errors as for `load`."""
     with _opened(spec) as source:
         return _find(source, device, dtype, trust_remote_code).preview
 
 
 @contextmanager
 def _opened(spec: str) -> Iterator[ModelSource]:
-    """Where to load from; what goes wrong inside the block is said in words."""
+    """Where to load from; errors inside the block are put into words."""
     source = ModelSource.of(spec)
     with quiet(), ExitStack() as stack:
         if source.is_gguf:
@@ -166,7 +166,7 @@ def _find(
     source: ModelSource, device_name: str | None, dtype_name: str | None, trust_remote_code: bool
 ) -> _Found:
     device, spread = device_of(device_name), device_name == AUTO
-    # The configuration comes first: it is small, and most refusals need nothing else.
+    # The configuration comes first: it is small, and most refusals need nothing more.
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if source.gguf is not None:
         options["gguf_file"] = source.gguf.file
@@ -278,7 +278,7 @@ def _weights(
             # takes seconds to find the configuration in the file once more.
             packing = GgufConfig(dequantize=True)
             options = options | {"quantization_config": packing, "config": config}
-            # Its bar while tensors are unpacked asks no setting of its own.
+            # Its progress bar for unpacking tensors obeys no setting.
             stack.enter_context(redirect_stderr(io.StringIO()))
         return _read(source, dtype, options, config.model_type)
 
@@ -297,9 +297,9 @@ def _read(
     except KeyError as error:
         if error.args != (NAME,):
             raise
-        refuse_attention(kind)  # it looks implementations up in a table of its own
+        refuse_attention(kind)  # it looks up implementations in its own table
     model, report = loaded
-    # transformers fills what is missing with random numbers and only logs it.
+    # transformers fills missing weights with random numbers and only logs it.
     absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if absent:
         raise UsageError(

@@ -1,8 +1,8 @@
 """What a model will take in memory, before any of its weights are read.
 
 The headers of its safetensors files say how many numbers there are, its configuration how much a
-token takes in the cache. Both are small: a model that cannot fit is refused in a second, not
-after minutes of loading. Where something is not said, nothing is claimed.
+token takes in the cache. Both are small, so a model that cannot fit is refused in a second, not
+after minutes of loading. What is not said stays unknown.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from amcli.system.units import bytes_text
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
-# By the names of safetensors. Types that are not here are packed: they stay as they are.
+# By safetensors' names. Types not listed are packed: they stay as they are.
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16}
 
-# Of version 2 and version 1: folder, limit, use, and what of that are caches of files.
+# Control groups, version 2 and version 1: folder, limit, use, and the file cache within it.
 _GROUPS = (
     ("", "memory.max", "memory.current", "inactive_file"),
     ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 
 _SPARE = 0.9
-"""Share of what is free that a document may fill, by the line that says how long it may be."""
+"""Share of free memory that a document may fill, for the line that says how long it may be."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """What a model takes, as far as it is known.
+    """The memory a model takes, as far as known.
 
-    parameters   numbers in its weights; None when no header says it
+    parameters   numbers in its weights; None when no header says
     weights      bytes of the weights as they will be loaded
     per_token    bytes that a token adds to the full cache; None when the configuration is unusual
-    free         bytes that are free on the device before loading; None when nobody says
+    free         bytes free on the device before loading; None when unknown
     """
 
     parameters: int | None
@@ -56,7 +56,7 @@ class Need:
 
     @property
     def longest(self) -> int | None:
-        """Tokens of the longest document whose full cache fits beside the weights, about."""
+        """Roughly, tokens of the longest document whose full cache fits beside the weights."""
         if self.free is None or self.weights is None or not self.per_token:
             return None
         return max(0, int((self.free - self.weights) * _SPARE / self.per_token))
@@ -64,13 +64,13 @@ class Need:
 
 @dataclass(frozen=True)
 class Preview:
-    """A model before its weights are read: what it is, where it will be, what it will take.
+    """A model before its weights are read: what it is, where it will be, how much it will take.
 
     devices   where its layers will be, one or several
     made_for  positions it was trained for, in tokens; None when not said
-    notes     lines that a user should read besides
-    layers    its attention layers as the configuration has them; None when that is unusual
-    queries   numbers of all query heads of a layer together
+    notes     further lines that a user should read
+    layers    its attention layers by the configuration; None when that is unusual
+    queries   numbers in all query heads of a layer together
     """
 
     id: str
@@ -84,7 +84,7 @@ class Preview:
     queries: int = 0
 
     def line(self) -> str:
-        """All of it for people: `Qwen/Qwen3-4B in bfloat16 on cuda: 8.04 GB of 84.2 GB free; …`."""
+        """A line for people: `Qwen/Qwen3-4B in bfloat16 on cuda: 8.04 GB of 84.2 GB free; …`."""
         line = f"{self.id} in {dtype_name(self.dtype)} on {self._place}"
         if self.need.weights is not None:
             free = "" if self.need.free is None else f" of {bytes_text(self.need.free)} free"
@@ -95,7 +95,7 @@ class Preview:
         return f"{line}; documents of up to {_rounded(longest):,} tokens fit"
 
     def require_weights(self) -> None:
-        """Raises OutOfMemoryError when the weights alone are more than what is free."""
+        """Raises OutOfMemoryError when the weights alone exceed what is free."""
         need = self.need
         if need.weights is None or need.free is None or need.weights <= need.free:
             return
@@ -147,11 +147,11 @@ def estimate(
     processes: int = 1,
     numbers: int | None = None,
 ) -> Need:
-    """What a process takes of the model at a folder or hub id, in `dtype`. Never raises.
+    """What a process needs for the model at a folder or hub id, in `dtype`. Never raises.
 
-    Weights and cache are divided among `processes`, as is the memory of a CPU, and spread over the
-    `devices` of this one. `numbers` is how many its weights are, all loaded in `dtype`, where that
-    is known and not to be looked up.
+    Weights and cache are divided among `processes`, as is a CPU's memory, and spread over the
+    `devices` of this process. `numbers` is the count of the weights, all loaded in `dtype`, if
+    that is known and need not be looked up.
     """
     counts = _counts(location, revision) if numbers is None else {_FLOATS[0]: numbers}
     parameters = None if counts is None else sum(counts.values())
@@ -178,9 +178,9 @@ def cache_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int | None:
 
 
 def layers_of(config: PreTrainedConfig) -> tuple[LayerGeometry, ...] | None:
-    """The attention layers as the configuration has them; None when it is unusual.
+    """The attention layers by the configuration; None when it is unusual.
 
-    What a model really does is found when its weights are there; see `probe`.
+    What a model really does is found once its weights are loaded; see `probe`.
     """
     fields = vars(config.get_text_config(decoder=True))  # not getattr: layers may differ in a field
     layers, width, query_heads = (
@@ -202,8 +202,7 @@ def layers_of(config: PreTrainedConfig) -> tuple[LayerGeometry, ...] | None:
 
 
 def query_width(config: PreTrainedConfig) -> int:
-    """Numbers of all query heads of a layer together, as the configuration has them; 0 when it is
-    unusual."""
+    """Numbers in a layer's query heads together, by the configuration; 0 when it is unusual."""
     fields = vars(config.get_text_config(decoder=True))
     heads, width = (_count(fields.get(x)) for x in ("num_attention_heads", "hidden_size"))
     return heads * _count(fields.get("head_dim")) or width
@@ -230,7 +229,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def _counts(location: str, revision: str | None) -> Mapping[str, int] | None:
-    """Numbers of each safetensors dtype; None where there are no such headers to read."""
+    """Count of numbers by safetensors dtype; None where there are no headers to read."""
     folder = Path(location)
     try:
         if folder.is_dir():
@@ -240,7 +239,7 @@ def _counts(location: str, revision: str | None) -> Mapping[str, int] | None:
             return _of_files(cached)
         found = get_safetensors_metadata(location, revision=revision)
         return {str(kind): n for kind, n in found.parameter_count.items()}
-    except Exception:  # whatever is wrong here is said better when the model is loaded
+    except Exception:  # loading the model reports what is wrong here better
         return None
 
 
@@ -253,7 +252,7 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _cached(name: str, revision: str | None) -> list[Path] | None:
-    """The same of a hub model that was downloaded before; None when a file is not there."""
+    """The same for a hub model already downloaded; None when a file is missing."""
     for file in (_SINGLE, _INDEX):
         found = try_to_load_from_cache(name, file, revision=revision)
         if isinstance(found, str):
@@ -276,7 +275,7 @@ def _of_files(paths: Iterable[Path]) -> dict[str, int]:
 
 
 def _bytes(counts: Mapping[str, int], dtype: torch.dtype) -> int:
-    """Numbers that are floats are loaded in `dtype`; packed ones stay as they are."""
+    """Bytes once loaded: floats are loaded in `dtype`, packed numbers stay as they are."""
     return sum(
         n * (dtype.itemsize * 8 if kind in _FLOATS else _BITS.get(kind, 8)) // 8
         for kind, n in counts.items()
@@ -287,7 +286,7 @@ def _bytes(counts: Mapping[str, int], dtype: torch.dtype) -> int:
 
 
 def _available() -> int | None:
-    """What Linux would give without swapping; elsewhere all of the machine's memory."""
+    """What Linux can give without swapping; on other systems all of the machine's memory."""
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -301,7 +300,7 @@ def _available() -> int | None:
 
 
 def _left_in_group() -> int | None:
-    """What a container's limit leaves; None without one. Caches of files are given back."""
+    """What a container's limit leaves; None without one. File caches count as free."""
     for folder, limit, used, cached in _GROUPS:
         group = Path("/sys/fs/cgroup") / folder
         try:
@@ -316,11 +315,11 @@ def _left_in_group() -> int | None:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """`bfloat16`, as manifests have it."""
+    """The dtype's name in manifests, such as `bfloat16`."""
     return str(dtype).removeprefix("torch.")
 
 
 def _rounded(tokens: int) -> int:
-    """Two digits, downwards: it is an estimate."""
+    """Rounded down to two digits: it is an estimate."""
     step = int(10 ** max(0, len(str(tokens)) - 2))
     return tokens // step * step

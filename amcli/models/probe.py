@@ -1,4 +1,4 @@
-"""Find a model's geometry by feeding it a token and looking at the tensors that pass.
+"""Find a model's geometry by feeding it a token and looking at the tensors that pass through.
 
 Configurations name heads, dimensions and windows in too many ways; tensors do not. The probe
 also proves that the model really goes through the registered attention function.
@@ -60,7 +60,7 @@ def probe(model: PreTrainedModel) -> ModelGeometry:
     if not states:
         return geometry
     _require_going_on(model, geometry)
-    # A state has one size, so that one token shows what a file has to hold.
+    # A state has a fixed size, so one token shows what a file has to hold.
     found = real.get_states()
     kept = {place: tuple(state.shape) for place, state in found.items()}
     devices = {place: state.device for (place, _), state in found.items()}
@@ -68,16 +68,16 @@ def probe(model: PreTrainedModel) -> ModelGeometry:
 
 
 def _states(model: PreTrainedModel) -> tuple[int, ...]:
-    """The layers that cache no keys and values, by what the configuration calls them."""
+    """The layers that cache no keys and values, by the configuration's names for layers."""
     kinds = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
     return tuple(i for i, kind in enumerate(kinds) if kind in STATEFUL | EMPTY)
 
 
 def _require_going_on(model: PreTrainedModel, geometry: ModelGeometry) -> None:
-    """Refuse a model that reads several tokens at once as if no state were there.
+    """Refuse a model that ignores its state when it reads several tokens at once.
 
-    Some do, in transformers itself: with their own cache, too, a document in chunks or a question
-    behind it would be read as if it stood alone.
+    Some in transformers do, even with their own cache: each chunk of a document, or a question
+    after it, would be read as if it stood alone.
     """
     at_once = _feed(model, CompactCache.empty(geometry), [1, 2, 3, 4, 5, 6, 7, 8])
     cache = CompactCache.empty(geometry)
@@ -98,7 +98,7 @@ def _plain_cache(model: PreTrainedModel, states: tuple[int, ...]) -> Cache:
 
 
 def _feed(model: PreTrainedModel, cache: Cache, ids: list[int]) -> torch.Tensor:
-    """The last token's logits `[V]`, float32; UsageError for whatever the model does wrong."""
+    """The last token's logits `[V]`, float32; UsageError for anything the model does wrong."""
     tokens = torch.tensor([ids], device=model.device)
     try:
         with torch.no_grad():
@@ -160,5 +160,5 @@ def _layers(
 
 
 def _covers(window: int | None, limit: int | None) -> bool:
-    """Whether a window hides nothing of any text the model was made for: no window, in effect."""
+    """Whether a window covers the longest text the model was made for: no window, in effect."""
     return window is None or (limit is not None and window >= limit)

@@ -1,8 +1,8 @@
-"""Replies to many prompts at once, each right after the same context and with its own stop.
+"""Replies to many prompts at once, each right after the same context and with its own end.
 
-Prompts differ in length, and padding in front of them would shift a sliding window. So all
-rows advance in lockstep: a row whose prompt is not over yet takes its next token from the
-prompt, any other row the token that it found. That is exact for every model.
+Prompts differ in length, and padding in front of them would shift a sliding window. So all rows
+advance in lockstep: a row still in its prompt takes its next token from the prompt, any other row
+the token it generated. That is exact for every model.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from amcli.models.cache import CompactCache
 from amcli.models.loading import LoadedModel
 
 ROWS = 32
-"""Prompts replied to at a time."""
+"""Prompts answered at a time."""
 
-_LOOK = 16  # steps between looks at whether all rows are done: each look waits for the device
+_LOOK = 16  # steps between checks for all rows being done: each check waits for the device
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def answers(
     max_tokens: Sequence[int],
     **options: Any,
 ) -> list[str]:
-    """The text of each reply; arguments and `options` as `replies` has them."""
+    """The text of each reply; arguments and `options` as for `replies`."""
     return [reply.text for reply in replies(loaded, cache, prompts, max_tokens, **options)]
 
 
@@ -53,13 +53,13 @@ def replies(
     rows: int = ROWS,
     advance: Callable[[int], None] = lambda prompts: None,
 ) -> list[Reply]:
-    """The reply to each prompt after a context; its text leaves control tokens out.
+    """The reply to each prompt after a context; the text leaves out control tokens.
 
     prompts      token ids, each fed right after the context
-    max_tokens   longest reply of each
+    max_tokens   longest reply to each
     temperature  0: the likeliest token each time; above: sampled, the same for the same seed,
                  device and `rows`
-    advance      called with the number of prompts that have been replied to since
+    advance      called with the number of prompts answered since the last call
     """
     found: dict[int, Reply] = {}
     generator = torch.Generator(device=loaded.device).manual_seed(seed)
@@ -101,7 +101,7 @@ def _columns(
     temperature: float,
     generator: torch.Generator,
 ) -> list[list[int]]:
-    """Every row's prompt and what follows it, with whatever comes after a stop token."""
+    """Every row's prompt and what follows it, including whatever comes after a stop token."""
     model: Any = loaded.model
     device = loaded.device
     fork = cache.fork(len(prompts))
@@ -131,7 +131,7 @@ def _columns(
 
 
 def _next(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> torch.Tensor:
-    """One token a row `[B]` from `logits [B, V]`."""
+    """One token per row `[B]` from `logits [B, V]`."""
     if temperature == 0:
         return logits.argmax(-1)
     shares = (logits.float() / temperature).softmax(-1)

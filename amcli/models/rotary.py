@@ -1,4 +1,4 @@
-"""RoPE of a loaded model: turn queries and keys to other positions, or back to none.
+"""RoPE of a loaded model: rotate queries and keys to other positions, or undo the rotation.
 
 Models lay out the rotated channels in many ways (halves, neighbours, only some of them) and leave
 some layers without RoPE. Both are taken from the model: its rotary module gives cosines and
@@ -31,7 +31,7 @@ Apply = Callable[..., Any]
 class Rotary:
     """The rotations of a model's layers.
 
-    Raises UsageError when the model has none that can be found, applies it in a way that its
+    Raises UsageError when no RoPE can be found in the model, when the model applies it in a way its
     rotary module does not explain, or changes its frequencies with the length of the text.
     """
 
@@ -57,13 +57,13 @@ class Rotary:
         self._plain = _layers_without(self, model, geometry)
 
     def rotate(self, layer: int, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """`x [..., m, d]` before RoPE, turned to `positions [m]`; float32."""
+        """`x [..., m, d]` before RoPE, rotated to `positions [m]`; float32."""
         return self._turn(layer, x, *self._angles(layer, positions))
 
     def unrotate(self, layer: int, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """`x [..., m, d]` at `positions [m]`, as it was before RoPE; float32."""
         cos, sin = self._angles(layer, positions)
-        # Some kinds scale the rotation: divide by the square of that scale.
+        # Some kinds of RoPE scale the rotation: divide by the square of that scale.
         size = cos.square() + sin.square()
         return self._turn(layer, x, cos / size, -sin / size)
 
@@ -93,14 +93,14 @@ class Rotary:
         try:
             turned = self._applied(flat, cos, sin)
         except RuntimeError:
-            # Some models cut the channels that RoPE turns off the others before they apply it.
+            # Some models split off the channels that RoPE rotates before they apply it.
             cut = cos.shape[-1]
             turned = self._applied(flat[..., :cut], cos, sin)
             turned = torch.cat([turned, flat[..., cut:]], dim=-1)
         return turned.reshape(x.shape)
 
     def _applied(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        """Turned by the model's own function, which takes queries and keys, or one of them."""
+        """Rotated by the model's own function, which takes queries and keys, or one of them."""
         if "k" in inspect.signature(self._apply).parameters:
             return cast(torch.Tensor, self._apply(x, x[:, :1], cos, sin)[0])
         return cast(torch.Tensor, self._apply(x, cos, sin))
@@ -130,10 +130,10 @@ def _layer_types(
 def _layers_without(
     rotary: Rotary, model: PreTrainedModel, geometry: ModelGeometry
 ) -> frozenset[int]:
-    """Layers that do not rotate; UsageError where neither is true.
+    """Layers that do not rotate; UsageError where a layer neither rotates nor leaves queries alone.
 
-    One token alone attends to itself at whatever position, so that all its hidden states are
-    the same at every position, and so are its queries before RoPE.
+    A single token attends only to itself, whatever its position, so its hidden states are the same
+    at every position, and so are its queries before RoPE.
     """
     start, end = (_queries(model, geometry, p) for p in (0, _PROBED_POSITION))
     places = [torch.tensor([p], device=model.device) for p in (0, _PROBED_POSITION)]
@@ -151,7 +151,7 @@ def _layers_without(
 def _queries(
     model: PreTrainedModel, geometry: ModelGeometry, position: int
 ) -> dict[int, torch.Tensor]:
-    """Each layer's queries `[Hq, 1, d]` of one token that stands alone at `position`."""
+    """Each layer's queries `[Hq, 1, d]` of a single token at `position`."""
     found: dict[int, torch.Tensor] = {}
 
     def look(
@@ -168,7 +168,7 @@ def _queries(
 
 
 def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Equal up to what 16-bit models round."""
+    """Equal up to the rounding of 16-bit models."""
     return bool((a - b).norm() <= 0.02 * b.norm())
 
 

@@ -1,7 +1,7 @@
 """Models of well-known shapes with random weights, to measure time and memory on.
 
-What they say is noise: no number about quality may come from them. Token ids are those of the
-model in the box, whose tokenizer is small; the vocabulary has the real size.
+Their output is noise: no number about quality may come from them. Token ids are those of pocket,
+whose tokenizer is small; the vocabulary has the real size.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }  # fmt: skip
-"""Shapes by name: the model type, and what is configured."""
+"""Shapes by name: the model type, and its configuration fields."""
 
 _KNOWN_TOKENS = 8.0
 
@@ -81,7 +81,7 @@ def shaped(
         )
         tokenizer = AutoTokenizer.from_pretrained(folder())
         model.train(False).requires_grad_(False)
-        # So that words that the tokenizer knows are likely, and no reply is empty.
+        # Make words that the tokenizer knows likely, so that no reply is empty.
         words = [
             i
             for i in range(len(tokenizer))

@@ -1,9 +1,9 @@
-"""Tensor parallelism: which of a model's KV heads a process has, and how all of them come together.
+"""Tensor parallelism: which of a model's KV heads a process has, and how they are gathered.
 
-transformers cuts a model among the processes that `torchrun` starts; each then sees its own heads
-as if they were all. A cache, and all that is computed from it, stays with the process whose heads
-it is about. What concerns the whole document (files, budgets, errors) is put together here. Every
-method but `mine` has to be called by all processes, in the same order.
+transformers splits a model among the processes that `torchrun` starts; each then sees its own
+heads as if they were all. A cache, and all that is computed from it, stays with the process that
+owns the heads. What concerns the whole document (files, budgets, errors) is gathered here. Every
+method except `mine` has to be called by all processes, in the same order.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class Shard:
     size: int = 1
 
     def mine(self, entries: Entries) -> Entries:
-        """The heads of this process among those of all."""
+        """This process's heads out of all heads."""
         if self.size == 1:
             return entries
         n = len(entries.lengths) // self.size
         return entries.of_heads(self.rank * n, (self.rank + 1) * n)
 
     def whole(self, entries: Entries) -> Entries:
-        """The entries of all processes' heads, in order, on this one's device."""
+        """The entries of all processes' heads, in order, on this process's device."""
         if self.size == 1:
             return entries
         tensors = {name: self.gathered(x) for name, x in entries.tensors().items()}
@@ -51,7 +51,7 @@ class Shard:
         return stores.read(entries.store, tensors, lengths)
 
     def gathered(self, x: torch.Tensor) -> torch.Tensor:
-        """The rows `[n, …]` of all processes, those of the first one first; `n` may differ."""
+        """The rows `[n, …]` of all processes, in order of rank; `n` may differ."""
         if self.size == 1:
             return x
         counts = self.everywhere(x.shape[0])
@@ -70,7 +70,7 @@ class Shard:
         return rows.view(x.dtype).reshape(sum(counts), *x.shape[1:])
 
     def everywhere(self, what: Found) -> list[Found]:
-        """What each process has to say, the first one first; anything that can be pickled."""
+        """The `what` of each process, in order of rank; anything that can be pickled."""
         if self.size == 1:
             return [what]
         found: list[object] = [None] * self.size
@@ -78,7 +78,7 @@ class Shard:
         return cast("list[Found]", found)
 
     def once(self, make: Callable[[], Found]) -> Found:
-        """What `make` gives in the first process, the only one that runs it; for writing files."""
+        """What `make` returns in the first process, which alone runs it; for writing files."""
         if self.size == 1:
             return make()
         found: list[object] = [make() if self.rank == 0 else None]
@@ -87,9 +87,9 @@ class Shard:
 
 
 def here(config: PreTrainedConfig) -> Shard:
-    """The part of a model with that configuration that this process will have.
+    """The shard of a model with that configuration that this process will have.
 
-    Raises UsageError for a model whose KV heads do not divide evenly, or that has no plan for it.
+    Raises UsageError for a model whose KV heads do not divide evenly, or without a sharding plan.
     """
     size = launched()
     if size == 1:
@@ -117,7 +117,7 @@ def here(config: PreTrainedConfig) -> Shard:
 
 
 def leave_at_exit() -> None:
-    """Have the process group, which transformers made, end with this process and not before."""
+    """Keep the process group that transformers made until this process ends."""
     atexit.unregister(distributed.destroy_process_group)
     if distributed.is_initialized():
         atexit.register(distributed.destroy_process_group)

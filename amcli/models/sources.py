@@ -25,9 +25,9 @@ _WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where to load from (`location`), and by which name to remember it (`id`).
+    """Where to load from (`location`), and the name to remember it by (`id`).
 
-    The location of a GGUF model is its file, and once that is open, as `gguf`, a folder around it.
+    The location of a GGUF model is its file and, once that is open as `gguf`, a folder around it.
     """
 
     id: str
@@ -38,7 +38,7 @@ class ModelSource:
 
     @classmethod
     def of(cls, spec: str) -> ModelSource:
-        """Where the model is that `spec` names. Raises UsageError for what is no model."""
+        """Where the model that `spec` names is. Raises UsageError for what is not a model."""
         if not spec:
             raise UsageError(
                 "no model named",
@@ -53,7 +53,7 @@ class ModelSource:
             return cls(POCKET, str(folder()), None)
         path = Path(spec).expanduser()
         if gguf.named(path):
-            # Not resolved: parts lie side by side, which they need not where links lead.
+            # Links are not resolved: parts lie side by side here, but perhaps not at the target.
             return cls(os.path.abspath(path), str(path), None, is_gguf=True)
         if path.exists() or spec.startswith((".", "/", "~", "\\")) or spec.count("/") > 1:
             _check_folder(path)

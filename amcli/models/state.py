@@ -1,7 +1,7 @@
 """One layer that keeps a state instead of keys and values: linear attention, an SSM, a convolution.
 
 Such layers have nothing to compact: their state has one size, whatever the length of the text. It
-is stored as it is, and copied wherever a conversation goes its own way. Knows transformers'
+is stored as it is, and copied whenever a conversation branches off. Knows transformers'
 protocol for such layers (5.17 and later) and nothing of models or files.
 """
 
@@ -14,10 +14,10 @@ import torch
 from transformers.cache_utils import LinearAttentionLayer
 
 STATEFUL = frozenset({"conv", "linear_attention"})
-"""What configurations call layers with one such state."""
+"""Configurations' names for layers with one such state."""
 
 EMPTY = frozenset({"mlp", "moe"})
-"""What they call layers that keep nothing at all."""
+"""Configurations' names for layers that keep nothing at all."""
 
 _CONV, _RECURRENT = "conv", "recurrent"
 
@@ -25,10 +25,10 @@ _CONV, _RECURRENT = "conv", "recurrent"
 def placed(
     name: str, state: torch.Tensor, device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor:
-    """A state where a model in `dtype` has it.
+    """A state on the device, and in the dtype, that a model in `dtype` keeps it in.
 
-    The inputs of a convolution are in the model's dtype. What a layer makes of them need not be,
-    and stays what it is.
+    The inputs of a convolution are in the model's dtype. A recurrent state need not be, and keeps
+    its own.
     """
     return state.to(device=device, dtype=dtype if name == _CONV else state.dtype)
 
@@ -57,11 +57,11 @@ class StateLayer(LinearAttentionLayer):
     """
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The states that there are, by name: copies, because the layer writes into its own."""
+        """The existing states, by name: copies, because the layer writes into its own."""
         return {name: state.clone() for name, state in self._held().items()}
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Go on from copies of these states; from the beginning where there are none."""
+        """Continue from copies of these states; from the beginning if there are none."""
         conv, recurrent = tensors.get(_CONV), tensors.get(_RECURRENT)
         self.conv_states[0] = None if conv is None else conv.clone()
         self.recurrent_states[0] = None if recurrent is None else recurrent.clone()
@@ -78,7 +78,7 @@ class StateLayer(LinearAttentionLayer):
         self.load({})
 
     def fork(self, batch: int) -> StateLayer:
-        """A layer that goes on from the same states, with `batch` rows."""
+        """A layer that continues from the same states, with `batch` rows."""
         held = self._held()
         rows = {len(state) for state in held.values()}
         if not rows <= {1, batch}:

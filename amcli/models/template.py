@@ -1,12 +1,12 @@
 """Token ids of a conversation whose first user turn opens with the document.
 
 The chat template is rendered with sentinels in place of document, answer and questions, and the
-text is cut there. What comes before the end of the document is the *context*: it is prefilled,
+text is cut there. What comes up to the end of the document is the *context*: it is prefilled,
 compacted and stored. What comes after goes with each question. Document, questions and template
-are tokenised apart from each other, so that ids(context) + ids(first turn) is exactly what a
-full-context baseline reads; text of a document is never read as a control token.
+are tokenised separately, so ids(context) + ids(first turn) is exactly what a full-context baseline
+reads; document text is never read as a control token.
 
-A tokenizer without a template gets the plainest form there is, which base models know:
+A tokenizer without a template gets the plainest form, which base models know:
 
     document ⏎⏎ Question: … ⏎ Answer: …  ⏎⏎ Question: …
 """
@@ -28,7 +28,7 @@ _SYSTEM = "AmkvSystemHere"
 
 _JOIN = "\n\n"
 
-# What templates call the switch for thoughts; those that know neither name ignore them.
+# Templates' names for the thinking switch; those that know neither name ignore both.
 _SWITCHES = ("enable_thinking", "thinking")
 
 Messages = list[dict[str, Any]]
@@ -37,7 +37,7 @@ Messages = list[dict[str, Any]]
 class OpenedDocument(NamedTuple):
     """The context's `ids`; the document itself is `ids[document_start:document_end]`.
 
-    `boundary` says in which state the context ends: `in_user_turn`, or `raw` without a template.
+    `boundary` says how the context ends: `in_user_turn`, or `raw` without a template.
     """
 
     ids: list[int]
@@ -70,7 +70,7 @@ class ChatTemplate:
     def open_document(self, text: str, system: str | None = None) -> OpenedDocument:
         """The context: everything up to the end of the document, in the first user turn.
 
-        A template without a system role gets `system` in front of the document.
+        For a template without a system role, `system` goes in front of the document.
         """
         document = self._plain(text)
         if self.raw:
@@ -85,8 +85,8 @@ class ChatTemplate:
     def first_turn(self, question: str, think: bool = False) -> list[int]:
         """What follows the document: the question, the rest of the turn, and the answer's start.
 
-        Long thoughts before every answer are not what a lookup in a document needs: without
-        `think` a template that has a switch for them leaves them out.
+        A lookup in a document does not need long thoughts before every answer: without `think`, a
+        template that has a switch for them leaves them out.
         """
         if self.raw:
             return self._plain(f"{_JOIN}Question: {question}\nAnswer:")
@@ -107,22 +107,22 @@ class ChatTemplate:
 
     @property
     def marks(self) -> Marks | None:
-        """What the model puts around its thoughts; None where the template knows of none."""
+        """The marks around the model's thoughts; None where the template knows none."""
         return None if self.raw else marks_of(str(self.tokenizer.chat_template))
 
     @property
     def can_choose_to_think(self) -> bool:
-        """Whether thoughts can be switched on and off behind a document that was read before."""
+        """Whether thoughts can still be switched on and off after the document has been read."""
         return not self.raw and self._rest_of_turn(True) != self._rest_of_turn(False)
 
     @property
     def mark_ids(self) -> frozenset[int]:
-        """Control tokens that are marks: text has to keep them for `splitter` to see them."""
+        """Control tokens that are marks: the text must keep them so that `splitter` sees them."""
         found = {i for mark in self.marks or () for i in self._control(mark)}
         return frozenset(found & control_ids(self.tokenizer))
 
     def splitter(self, think: bool = False) -> Splitter:
-        """Tells thoughts from the answer in a reply to `first_turn` or `next_turn`."""
+        """A splitter of thoughts and answer for a reply to `first_turn` or `next_turn`."""
         marks = self.marks
         begun = marks is not None and self._rest_of_turn(think).rstrip().endswith(marks.before)
         return Splitter(marks, inside=begun)
@@ -189,11 +189,11 @@ class ChatTemplate:
     # ---- tokenising ----------------------------------------------------------------------------
 
     def _plain(self, text: str) -> list[int]:
-        """Text from outside: what looks like a control token in it is only text."""
+        """Ids of outside text: what looks like a control token in it is only text."""
         return self._encode(text, split_special_tokens=True)
 
     def _control(self, text: str) -> list[int]:
-        """Text of the template, control tokens and all."""
+        """Ids of the template's text, control tokens included."""
         return self._encode(text, split_special_tokens=False)
 
     def _encode(self, text: str, *, split_special_tokens: bool) -> list[int]:
@@ -205,7 +205,7 @@ class ChatTemplate:
         return list(encoded["input_ids"])
 
     def _beginning(self) -> list[int]:
-        """What the tokenizer puts before any text by itself, such as a BOS token."""
+        """What the tokenizer itself puts before any text, such as a BOS token."""
         bare = self._plain("a")
         full = list(self.tokenizer("a")["input_ids"])
         for start in range(len(full) - len(bare) + 1):
@@ -215,7 +215,7 @@ class ChatTemplate:
 
 
 def control_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The tokens that are no text: what `skip_special_tokens` leaves out."""
+    """The tokens that are not text: those that `skip_special_tokens` leaves out."""
     added = tokenizer.added_tokens_decoder
     return {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
 

@@ -1,6 +1,6 @@
-"""Tell a reasoning model's thoughts from its answer while the text comes in.
+"""Separate a reasoning model's thoughts from its answer while the text comes in.
 
-Knows the marks that models put around their thoughts, and text in pieces; nothing of models.
+Knows the marks around thoughts, and text in pieces; knows nothing of models.
 
     splitter = loaded.chat.splitter(think)
     for text in pieces:
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 
 class Marks(NamedTuple):
-    """What stands before and after thoughts."""
+    """The marks before and after thoughts."""
 
     before: str
     after: str
@@ -30,7 +30,7 @@ MARKS = (
 
 
 def marks_of(template: str) -> Marks | None:
-    """The marks that a chat template mentions; None where it knows of no thoughts."""
+    """The marks that a chat template mentions; None if it mentions none."""
     return next((marks for marks in MARKS if marks.after in template), None)
 
 
@@ -42,19 +42,19 @@ class Part(NamedTuple):
 
 
 class Splitter:
-    """Takes a reply in pieces of any size, and gives it out as thoughts and answer, marks left out.
+    """Takes a reply in pieces of any size and returns it as thoughts and answer, without the marks.
 
-    What might be the beginning of a mark is held back until it is known. White space between a
-    mark and the text beside it belongs to neither. Without marks all is answer.
+    What might be the beginning of a mark is held back until that is clear. White space between a
+    mark and the text beside it is dropped. Without marks, everything is answer.
 
-    inside  whether the prompt ended within thoughts, as it does where templates begin them
+    inside  whether the prompt ended inside thoughts, as with templates that open them
     """
 
     def __init__(self, marks: Marks | None, inside: bool = False) -> None:
         self._marks = marks
         self.inside = inside
         self._held = ""
-        self._begun = False  # whether the present part has had a word
+        self._begun = False  # whether the current part has had any text
 
     def push(self, text: str) -> list[Part]:
         """The parts that are certain now."""
@@ -64,7 +64,7 @@ class Splitter:
         return [part for part in self._certain(self._marks) if part.text]
 
     def finish(self) -> list[Part]:
-        """What was held back: the reply is over. Thoughts may never have ended."""
+        """What was held back, now that the reply is over. Thoughts may never have ended."""
         rest, self._held = self._held.rstrip() if self.inside else self._held, ""
         return [Part(rest, self.inside)] if rest else []
 
@@ -78,7 +78,7 @@ class Splitter:
             self.inside, self._begun, self._held = not self.inside, False, after
         kept = _beginning(self._held, mark)
         body = self._held[: len(self._held) - kept]
-        if self.inside or not body.strip():  # white space before a mark is not known as such yet
+        if self.inside or not body.strip():  # may turn out to be white space before a mark
             body = body.rstrip()
         self._held = self._held[len(body) :]
         yield self._part(body)
@@ -91,6 +91,6 @@ class Splitter:
 
 
 def _beginning(text: str, mark: str) -> int:
-    """Characters at the end of `text` that a mark might begin with."""
+    """Number of characters at the end of `text` that might begin a mark."""
     most = min(len(mark) - 1, len(text))
     return next((n for n in range(most, 0, -1) if text.endswith(mark[:n])), 0)

@@ -1,4 +1,4 @@
-"""Pocket: the small model that ships in the box, with its documents and its training.
+"""Pocket: the small model that ships with the package.
 
 A demonstration model: it reads generated registers and handbooks and answers questions about
 them. It knows nothing else of the world.

@@ -1,4 +1,4 @@
-"""One model for many conversations: batches whose rows go on from different contexts.
+"""One model for many conversations: batches whose rows continue from different contexts.
 
-Knows models and entries; nothing imports it but commands and the Python API.
+Knows models and entries; only commands and the Python API import it.
 """

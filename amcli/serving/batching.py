@@ -1,8 +1,8 @@
-"""Batches over different contexts: one cache, each row of which goes on from its own.
+"""Batches over different contexts: one cache, each row of which continues from its own.
 
     cache, mask = batch_of([one, two, one])
 
-The kernels and the attention function know of this what `entries.prefix` says, and no more.
+The kernels and the attention function know of this only what `entries.prefix` says.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from amcli.models.layer import CompactLayer
 class BatchedPrefix:
     """Entries of several contexts in one flat buffer, and which of them each batch row sees.
 
-    A `prefix.Prefix`, which says what the fields are; rows of one context share its entries.
+    A `prefix.Prefix`, which documents the fields; rows of one context share its entries.
     Raises ValueError when a row names no context, or the heads do not divide into contexts.
     """
 
@@ -44,8 +44,8 @@ class BatchedPrefix:
     def join(cls, parts: Sequence[Entries]) -> BatchedPrefix:
         """Row `b` sees `parts[b]`; the same object given twice is stored once.
 
-        The parts are copied into one buffer. Raises ValueError unless all of them are of one
-        store, with as many heads and numbers a key and value.
+        The parts are copied into one buffer. Raises ValueError unless all have the same store,
+        number of heads, and key and value dimensions.
         """
         distinct = list({id(part): part for part in parts}.values())
         number = {id(part): p for p, part in enumerate(distinct)}
@@ -92,14 +92,13 @@ class BatchedPrefix:
 
 
 def batch_of(caches: Sequence[CompactCache]) -> tuple[CompactCache, torch.Tensor]:
-    """A cache whose row `b` goes on from the context in `caches[b]`, and its mask `[B, L]`.
+    """A cache whose row `b` continues from the context in `caches[b]`, and its mask `[B, L]`.
 
-    Each of the caches holds a compact context and nothing after it; one that is given twice
-    is stored once. `L` is the longest logical length, and the mask, int64, is that of a batch
-    padded on the left: append that of the new tokens to it, and positions are its cumulative
-    sum less one, as `generate` has them. Raises ValueError for caches of different models,
-    with live tokens or sliding windows, with entries stored in different ways, or with keys
-    turned for different lengths.
+    Each cache holds a compact context and nothing after it; one given twice is stored once. `L`
+    is the longest logical length. The mask, int64, is that of a batch padded on the left: append
+    the mask of the new tokens, and positions are its cumulative sum minus one, as in `generate`.
+    Raises ValueError for caches of different models, with live tokens or sliding windows, with
+    entries in different stores, or with keys rotated for different lengths.
     """
     turned = {cache.geometry.turned_for for cache in caches}
     plain = [replace(cache.geometry, turned_for=None) for cache in caches]
@@ -123,10 +122,10 @@ def batch_of(caches: Sequence[CompactCache]) -> tuple[CompactCache, torch.Tensor
 
 
 def _joined(layers: Sequence[CompactLayer]) -> BatchedPrefix:
-    """One layer's prefix of which batch row `b` sees that of `layers[b]`.
+    """One layer's prefix, in which batch row `b` sees the prefix of `layers[b]`.
 
-    Raises ValueError for a layer that holds live tokens, or no prefix of one context, and for
-    one with a sliding window.
+    Raises ValueError for a layer with live tokens, without a prefix of one context, or with a
+    sliding window.
     """
     index = layers[0].index
     if layers[0].is_sliding:

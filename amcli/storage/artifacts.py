@@ -1,7 +1,7 @@
 """Artifacts as torch tensors: writes `.amkv` files and reads them back.
 
-Joins `amkv_format` (bytes) and the entries of layers (tensors), and turns what can go wrong with
-files into errors a user understands. Knows nothing of models or methods.
+Joins `amkv_format` (bytes) and the entries of layers (tensors), and turns failures with files into
+errors a user understands. Knows nothing of models or methods.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ _DTYPES = {
     "U8": torch.uint8,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_POSITIONS = "positions"  # of a layer's tensors the one that entries do not have
+_POSITIONS = "positions"  # the one tensor of a layer that is not in its entries
 _WRITE_CHUNK = 1 << 22  # elements copied from the device at a time
 _WRITERS = 4  # threads: hashing is slower than disks, and each tensor has a hash of its own
 
 
 class Artifact:
-    """An `.amkv` file opened and checked; tensors are read when they are asked for."""
+    """An `.amkv` file, opened and checked; tensors are read when asked for."""
 
     def __init__(self, file: AmkvFile, path: Path):
         self._file = file
@@ -83,7 +83,7 @@ class Artifact:
             ) from error
 
     def heads(self, layer: int, device: torch.device | str = "cpu") -> Entries:
-        """The entries of one layer on a device, as they are in the file: numbers or codes."""
+        """The entries of one layer on a device, as in the file: numbers or codes."""
         about, start = self.layers[layer], layer_tensor(layer, "")
         tensors = {
             name.removeprefix(start): self._tensor(name, device)
@@ -94,15 +94,15 @@ class Artifact:
         return stores.read(store, tensors, tuple(about.stored))
 
     def states(self) -> dict[tuple[int, str], torch.Tensor]:
-        """What layers without keys and values keep, by the model's layer and a name."""
+        """The states of layers without keys and values, by the model's layer and a name."""
         return {place: self._tensor(name) for place, name in self._states().items()}
 
     def state_shapes(self) -> dict[tuple[int, str], tuple[int, ...]]:
-        """The shapes of `states`, for which nothing is read."""
+        """The shapes of `states`, without reading any."""
         return {place: self._file.tensors[name].shape for place, name in self._states().items()}
 
     def _states(self) -> dict[tuple[int, str], str]:
-        """The tensor of each state."""
+        """The tensor name of each state."""
         places = [(x["layer"], x["name"]) for x in self.manifest.get("states", [])]
         return {place: state_tensor(n) for n, place in enumerate(places)}
 
@@ -123,12 +123,12 @@ class Artifact:
         if not raw:
             return torch.empty(info.shape, dtype=dtype, device=device)
         if torch.device(device).type == "cpu":
-            # Copied, so that nobody who changes the file later changes (or kills) a session.
+            # Copied, so that a later change to the file cannot change (or kill) a session.
             raw = bytearray(raw)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given buffer is not writable")
             mapped = torch.frombuffer(raw, dtype=dtype)
-        # On another device it is a copy in any case, and one straight from the file's mapping.
+        # On another device it is a copy anyway, made straight from the file's mapping.
         return mapped.reshape(info.shape).to(device)
 
 
@@ -137,12 +137,12 @@ class NewArtifact:
 
         with NewArtifact(path) as new:
             new.begin(specs)
-            new.put(name, tensor)  # at once; the tensor must stay as it is
+            new.put(name, tensor)  # returns at once; the tensor must not change
             manifest = new.finish(manifest)
 
-    Nothing is at `path` before `finish` has returned, and nothing is left behind when the block is
-    left in another way. `begin`, `finish` and leaving the block raise UsageError when the file
-    exists (and not `overwrite`) or its folder does not, OutOfMemoryError when the disk is full,
+    There is no file at `path` until `finish` returns, and none is left behind if the block ends
+    any other way. `begin`, `finish` and leaving the block raise UsageError when the file exists
+    (unless `overwrite`) or its folder does not, OutOfMemoryError when the disk is full,
     OutputError for anything else the system refuses.
     """
 
@@ -170,7 +170,7 @@ class NewArtifact:
 
     @property
     def begun(self) -> bool:
-        """Whether the tensors are announced."""
+        """Whether `begin` has been called."""
         return self._writer is not None
 
     def begin(self, specs: Sequence[TensorSpec]) -> None:
@@ -180,7 +180,7 @@ class NewArtifact:
             self._writer = self._open.enter_context(writer)
 
     def put(self, name: str, tensor: torch.Tensor) -> None:
-        """Has a tensor written, unless it is written already, or about to be."""
+        """Queues a tensor for writing, unless it is already written or queued."""
         if name not in self._put:
             self._put[name] = self._workers.submit(self._write, name, tensor.detach())
 
@@ -191,8 +191,7 @@ class NewArtifact:
             self._writer.write(name, part.cpu().contiguous().view(torch.uint8).numpy().data)
 
     def finish(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
-        """Gives the file its name once all tensors are in it; returns the manifest as it is in the
-        file."""
+        """Gives the file its name once all tensors are in it; returns the manifest as written."""
         if self._writer is None:
             raise ValueError("no tensors were announced")
         with output_errors(self.path):
@@ -211,9 +210,9 @@ def write_artifact(
     *,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Writes one artifact whole or not at all; returns the manifest as it is in the file.
+    """Writes one artifact, whole or not at all; returns the manifest as written.
 
-    Arguments as of `complete`; raises as `NewArtifact`.
+    Arguments as for `complete`; raises what `NewArtifact` does.
     """
     with NewArtifact(path, overwrite) as new:
         return complete(new, manifest, token_ids, layers, states, positions)
@@ -227,12 +226,12 @@ def complete(
     states: Mapping[tuple[int, str], torch.Tensor] | None = None,
     positions: Mapping[int, torch.Tensor] | None = None,
 ) -> dict[str, Any]:
-    """Puts what is not there yet into an artifact and finishes it.
+    """Puts what is still missing into an artifact and finishes it.
 
-    states  what layers without keys and values keep, by the model's layer and a name
+    states     states of layers without keys and values, by the model's layer and a name
     positions  layer -> the token each entry was taken from, `[N]` int32
 
-    The manifest's `store` has to say what entries as codes are.
+    The manifest's `store` has to name the store of entries given as codes.
     """
     tensors = dict(named(token_ids, layers, states, positions))
     if states:
@@ -245,7 +244,7 @@ def complete(
 
 
 def spec(name: str, tensor: torch.Tensor, rows: int | None = None) -> TensorSpec:
-    """How a tensor is announced; one that will have `rows` rows, by one like it."""
+    """The spec of a tensor; with `rows`, of one like it that will have that many rows."""
     shape = tuple(tensor.shape) if rows is None else (rows, *tensor.shape[1:])
     return TensorSpec(name, _NAMES[tensor.dtype], shape)
 

@@ -1,4 +1,4 @@
-"""Few numbers that stand for many: stored lengths and fit errors of a manifest."""
+"""A manifest's stored lengths and fit errors, summed up in a few numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def stored_range(
 ) -> tuple[int, float, int]:
     """Fewest, mean and most entries of a KV head, over the layers that can be compacted.
 
-    Over all layers where the model has only sliding windows.
+    Over all layers if the model has only sliding windows.
     """
     pairs = list(zip(layers, stored, strict=True))
     counts = [n for layer, heads in pairs if layer["type"] == "full" for n in heads]
@@ -23,7 +23,7 @@ def stored_range(
 def fit_errors(manifest: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """`name -> {mean, median, max}` over all heads whose relative error is known.
 
-    In the mean a head counts by its attention to the document, where the manifest says that: one
+    In the mean a head counts by its attention to the document, if the manifest gives it: a head
     that looks elsewhere does little harm, however wrong it is.
     """
     found = {}
@@ -42,7 +42,7 @@ def fit_errors(manifest: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def _weights(attention: Any, layers: Sequence[Sequence[float]]) -> list[float]:
-    """`attention`, layer after layer, where it is of the shape of `layers`; 1 for each if not."""
+    """`attention`, layer after layer, if it has the shape of `layers`; else 1 for each head."""
     equal = [1.0 for heads in layers for _ in heads]
     if not isinstance(attention, list) or len(attention) != len(layers):
         return equal

@@ -1,1 +1,1 @@
-"""What the process has around it: settings, files, signals, other processes. No torch."""
+"""The process's surroundings: settings, files, signals, other processes. No torch."""

@@ -1,4 +1,4 @@
-"""Seconds, where work is done by a device that runs behind."""
+"""Timing work on a device that runs asynchronously."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def stopwatch(device: torch.device) -> float:
-    """Seconds on a clock, when the device has done all that it was told."""
+    """Seconds on a clock, once the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -1,4 +1,4 @@
-"""Files on disk, checked before any work starts: what can go wrong is said in a user's words.
+"""Files on disk, checked before any work starts; failures are put in a user's words.
 
 Standard library and `amkv_format` only, so that commands can refuse in milliseconds.
 """
@@ -25,7 +25,7 @@ AHEAD = "amkv-read-ahead"
 """The name of threads that read ahead."""
 
 PIECE = 4 * 2**20
-_LONGEST_HEADER = 2**32  # no text file begins with eight bytes that mean so small a number
+_LONGEST_HEADER = 2**32  # the first eight bytes of a text file give a larger number
 
 
 def open_artifact(path: str | os.PathLike[str]) -> AmkvFile:
@@ -74,10 +74,10 @@ def open_artifact(path: str | os.PathLike[str]) -> AmkvFile:
 
 
 def read_ahead(path: str | os.PathLike[str]) -> None:
-    """Has the system read a file into its cache in the background.
+    """Asks the system to read a file into its cache in the background.
 
-    Libraries and models take seconds to load, and a prefill of a long document as long to be read
-    from a disk. A hint: nothing happens where the system knows no such call.
+    Libraries and models take seconds to load, and reading a long document's prefill from disk
+    takes as long. A hint: nothing happens where the system has no such call.
     """
     advise = getattr(os, "posix_fadvise", None)
     if advise is None:
@@ -85,7 +85,7 @@ def read_ahead(path: str | os.PathLike[str]) -> None:
 
     def ahead() -> None:
         with suppress(OSError), open(path, "rb", buffering=0) as file:
-            # In small pieces: of a large one systems read the beginning only.
+            # In small pieces: of a large one, systems read only the beginning.
             for start in range(0, os.fstat(file.fileno()).st_size, PIECE):
                 advise(file.fileno(), start, PIECE, os.POSIX_FADV_WILLNEED)
 
@@ -93,11 +93,11 @@ def read_ahead(path: str | os.PathLike[str]) -> None:
 
 
 def looks_like_artifact(path: Path) -> bool:
-    """Whether `path` is meant to be an artifact: by its name, or by how a regular file begins."""
+    """Whether `path` is meant as an artifact: by its name, or by the first bytes of the file."""
     if path.suffix.lower() == EXTENSION:
         return True
     try:
-        if not path.is_file():  # reading a pipe would eat the document
+        if not path.is_file():  # reading from a pipe would consume the document
             return False
         with path.open("rb") as file:
             start = file.read(9)
@@ -127,8 +127,8 @@ def require_writable(path: str | os.PathLike[str], overwrite: bool) -> None:
 
 
 def require_new_folder(folder: Path) -> None:
-    """Raises UsageError when a folder to be made exists, or the one around it does not, OutputError
-    without permission."""
+    """Raises UsageError when a folder to be made exists or its parent does not, OutputError without
+    permission."""
     if folder.exists() or folder.is_symlink():
         raise UsageError(
             f"{folder} already exists",
@@ -145,9 +145,9 @@ def require_new_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, record: Mapping[str, Any], overwrite: bool) -> None:
-    """Writes a record with one line for each field, and for each element of a list.
+    """Writes a record, one line per field and per element of a list.
 
-    Raises as `write_whole`.
+    Raises what `write_whole` does.
     """
     fields = []
     for name, value in record.items():
@@ -162,8 +162,8 @@ def write_json(path: Path, record: Mapping[str, Any], overwrite: bool) -> None:
 def write_whole(path: Path, data: bytes, overwrite: bool) -> None:
     """Writes a file whole or not at all.
 
-    Raises UsageError when it exists (and not `overwrite`) or its folder does not, and what else
-    `output_errors` says.
+    Raises UsageError when it exists (unless `overwrite`) or its folder does not, and whatever else
+    `output_errors` raises.
     """
     with output_errors(path):
         descriptor, temporary = create_temporary(str(path))
@@ -181,7 +181,7 @@ def write_whole(path: Path, data: bytes, overwrite: bool) -> None:
 
 @contextmanager
 def output_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """What the system says when `path` cannot be written, as one line and a hint."""
+    """Turns the system's errors in writing `path` into one line and a hint."""
     try:
         yield
     except FileExistsError as error:
@@ -220,8 +220,8 @@ def output_errors(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def read_text(path: Path, instead: str) -> str:
-    """A UTF-8 text file that a user named; UsageError where it is none, with what to do `instead`,
-    or cannot be read."""
+    """The text of a UTF-8 file that a user named; UsageError if it is not one, with what to do
+    `instead`, or cannot be read."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""What is remembered from one command to the next: where the last prefill is."""
+"""What one command remembers for the next: where the last prefill is."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from amcli.errors import UsageError
 
 
 def state_folder() -> Path:
-    """Where what is remembered from one command to the next is kept; it need not be there."""
+    """The folder for what one command remembers for the next; it may not exist yet."""
     base = os.environ.get("XDG_STATE_HOME", "")
-    # The specification wants relative paths ignored.
+    # The specification says to ignore relative paths.
     folder = Path(base) if os.path.isabs(base) else Path("~/.local/state").expanduser()
     return folder / "amkv"
 
@@ -21,18 +21,18 @@ def _memory() -> Path:
 
 
 def remember(artifact: Path) -> bool:
-    """Keeps the path of a prefill for `compact`; False where that is not possible."""
+    """Remembers the path of a prefill for `compact`; False if that is not possible."""
     try:
         memory = _memory()
         memory.parent.mkdir(parents=True, exist_ok=True)
         memory.write_bytes(os.fsencode(artifact.absolute()) + b"\n")
-    except (OSError, RuntimeError):  # no home folder, or one that cannot be written to
+    except (OSError, RuntimeError):  # no home folder, or not writable
         return False
     return True
 
 
 def last_prefill() -> Path:
-    """The path kept by `remember`; raises UsageError when there is none, or no file at it."""
+    """The path kept by `remember`; raises UsageError if there is none, or no file there."""
     try:
         kept = _memory().read_bytes().removesuffix(b"\n")
     except (OSError, RuntimeError):

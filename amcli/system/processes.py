@@ -1,4 +1,4 @@
-"""Whether this command runs as one of several processes, and what it can then not do.
+"""Whether this command runs as one of several processes, and what it then cannot do.
 
 `torchrun` starts the same command several times, for a model whose heads are divided among GPUs.
 The first process speaks for all of them; none can read what is typed or piped, which comes once.
@@ -12,7 +12,7 @@ from amcli.errors import UsageError
 
 
 def launched() -> int:
-    """Processes that `torchrun` started for this command; 1 without it."""
+    """Number of processes that `torchrun` started for this command; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 

@@ -1,4 +1,4 @@
-"""How long work tells how far it is, without knowing who listens."""
+"""How long-running work reports its progress, without knowing who listens."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Receives stages of work: `start` opens one of `total` units, `advance` moves it on."""
+    """Receives stages of work: `start` opens a stage of `total` units, `advance` moves it on."""
 
     def start(self, stage: str, total: int) -> None:
         """A new stage begins; the one before is done."""
@@ -16,7 +16,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """A `Progress` that tells nobody."""
+    """A `Progress` that reports nothing."""
 
     def start(self, stage: str, total: int) -> None:
         """Nothing."""

@@ -1,6 +1,6 @@
-"""Defaults of the user: a configuration file and variables, below what is typed.
+"""The user's defaults: a configuration file and environment variables, overridden by options.
 
-What holds is, in this order: the option on the command line; the variable `AMKV_…`; the
+The first of these that is set wins: the option on the command line; the variable `AMKV_…`; the
 command's table in `$XDG_CONFIG_HOME/amkv/config.toml`; the top of that file; the built-in default.
 
     model = "Qwen/Qwen3-4B"        # AMKV_MODEL
@@ -9,7 +9,7 @@ command's table in `$XDG_CONFIG_HOME/amkv/config.toml`; the top of that file; th
     [compact]
     ratio = 50                     # AMKV_RATIO
 
-Standard library only: help and completion have to stay instant.
+Standard library only: help and completion must stay instant.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "max-tokens": ("chat",),
     "temperature": ("chat",),
 }
-"""What can be set, and for which commands. `eval` measures what it is told to, nothing else."""
+"""What can be set, and for which commands. `eval` measures only what its options say."""
 
 _TYPED = ("trust-remote-code", "force")
-"""Options that cannot be set: they are meant for one command, by somebody who knows why."""
+"""Options that cannot be set: they are a deliberate choice for one command."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,15 @@ class Setting:
 def path() -> Path:
     """Where the configuration file is, or would be."""
     base = os.environ.get("XDG_CONFIG_HOME", "")
-    # The specification wants relative paths ignored.
+    # The specification says to ignore relative paths.
     folder = Path(base) if os.path.isabs(base) else Path("~/.config").expanduser()
     return folder / "amkv" / "config.toml"
 
 
 def of(command: str) -> dict[str, Setting]:
-    """What is set for a command, by the name of the setting.
+    """The settings of a command, by name.
 
-    Raises UsageError for a configuration file that cannot be read, or sets what there is not.
+    Raises UsageError for a configuration file that cannot be read or sets something unknown.
     """
     file = path()
     record = _read(file)
@@ -85,7 +85,7 @@ def of(command: str) -> dict[str, Setting]:
 
 
 def unknown_variables() -> Iterator[str]:
-    """A warning for each variable that looks like a setting and is none."""
+    """A warning for each variable that looks like a setting but is not one."""
     known = [variable_of(name) for name in SETTINGS]
     for variable in sorted(os.environ):
         if variable.startswith(PREFIX) and variable not in known:
@@ -94,12 +94,12 @@ def unknown_variables() -> Iterator[str]:
 
 
 def variable_of(name: str) -> str:
-    """The variable that sets `name`: `AMKV_MAX_TOKENS`."""
+    """The variable that sets `name`, such as `AMKV_MAX_TOKENS`."""
     return PREFIX + name.upper().replace("-", "_")
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """The file with `-` for `_` in its keys; empty when there is none."""
+    """The file, with `-` for `_` in its keys; empty if there is none."""
     try:
         data = file.read_bytes()
     except (FileNotFoundError, NotADirectoryError):

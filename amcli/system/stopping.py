@@ -1,4 +1,4 @@
-"""Signals that end a process unwind it instead, so that no half-written file stays behind."""
+"""Turns signals that end a process into an exception, so that no half-written file is left."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ _NAMES = ("SIGTERM", "SIGHUP")
 
 
 class StoppedError(BaseException):
-    """A signal has asked the process to end; not an Exception, so that nothing takes it for one."""
+    """A signal asked the process to end; not an Exception, so that no handler swallows it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.exit_code = 128 + number
-        """What a shell would report of a process that the signal has ended."""
+        """The exit status a shell would report for a process ended by the signal."""
 
 
 @contextmanager
 def stoppable() -> Iterator[None]:
     """Raises StoppedError inside the block when SIGTERM or SIGHUP comes.
 
-    A signal that is ignored, as under nohup, or that somebody else handles is left alone; so are
-    all where this is not the main thread.
+    A signal that is ignored, as under nohup, or already handled elsewhere is left alone; outside
+    the main thread, all are.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -1,3 +1,3 @@
-"""The version of this package, for whoever needs no more than that."""
+"""The version of this package, for code that needs nothing else."""
 
 VERSION = "0.1.0"

@@ -1,4 +1,4 @@
-"""Which versions are at work, without importing what they are of: it would take seconds."""
+"""Which versions are in use, without importing the packages, which would take seconds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from amcli.system.version import VERSION
 
 
 def text() -> str:
-    """Versions for people: `amkv` and its own on the first line."""
+    """Versions for people, with `amkv` and its version on the first line."""
     file = settings.path()
     libraries = [f"python {platform.python_version()}"]
     libraries += [f"{name} {version(name)}" for name in ("torch", "transformers", "safetensors")]
@@ -24,7 +24,7 @@ def text() -> str:
 
 
 def tools() -> dict[str, str]:
-    """Versions of what makes an artifact, as its manifest has them."""
+    """Versions of the tools that make an artifact, as in its manifest."""
     found = {"amkv": VERSION, "python": platform.python_version()}
     for name in ("torch", "transformers"):
         try:
@@ -35,7 +35,7 @@ def tools() -> dict[str, str]:
 
 
 def version(name: str) -> str:
-    """The version of an installed package, or that it is missing."""
+    """The version of an installed package, or a note that it is missing."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -43,7 +43,7 @@ def version(name: str) -> str:
 
 
 def accelerator() -> str:
-    """What PyTorch was built for: `CUDA 12.8`; its file says it, no driver is asked."""
+    """What PyTorch was built for, such as `CUDA 12.8`: read from a file, without the driver."""
     spec = find_spec("torch")
     for folder in (spec and spec.submodule_search_locations) or ():
         try:

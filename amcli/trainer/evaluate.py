@@ -36,12 +36,12 @@ from amcli.system.versions import tools
 
 LENGTHS = (1024, 4096, 8192)
 MAX_TOKENS = 48
-"""More than the longest right answer has."""
+"""More tokens than the longest right answer has."""
 
 
 @dataclass
 class Score:
-    """Right answers of one kind at one length, with the document and without."""
+    """Right answers of one kind at one length, with and without the document."""
 
     asked: int = 0
     right: int = 0
@@ -61,7 +61,7 @@ class Score:
 
 @dataclass
 class Measured:
-    """What one length gave: tokens of each document, scores by kind, and every wrong answer."""
+    """Results at one length: tokens of each document, scores by kind, and every wrong answer."""
 
     tokens: list[int]
     scores: dict[str, Score]
@@ -77,7 +77,7 @@ def answers(context: Context, questions: Sequence[Question]) -> Iterator[str]:
 
 
 def draw(text_tokens: int, index: int, sampler: Sampler, count: int) -> tuple[str, list[Question]]:
-    """Document `index` of at most `text_tokens` tokens, with up to `count` questions of a kind."""
+    """Document `index`, at most `text_tokens` tokens, with up to `count` questions of each kind."""
     seed = f"eval/pocket/{text_tokens}/{index}"
     document = generate(seed, text_tokens, sampler.measure, len(sampler.blank))
     questioner, rng = Questioner(document), Random(f"{seed}/questions")
@@ -108,7 +108,7 @@ def evaluate(loaded: LoadedModel, length: int, documents: int, count: int) -> Me
 
 
 def circumstances(loaded: LoadedModel) -> dict[str, Any]:
-    """When, on what and with what this was measured."""
+    """The date, hardware and software of the measurement."""
     on_gpu = loaded.device.type == "cuda"
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),

@@ -79,7 +79,7 @@ PRESETS = {
             (math.inf, {1024: 0.2, 4096: 0.4, 10240: 0.4}),
         ),
     ),
-    # No norm of queries and keys holds the logits of a Llama, hence the lower learning rate.
+    # Llama does not normalise queries and keys to bound its logits, hence the lower learning rate.
     "llama": Preset(
         256, 12, 8, 4, 384, 49152, 500_000_000, 1e-3, 300, OTHER_STAGES, "llama"
     ),
@@ -124,7 +124,7 @@ class Batches(Dataset[Batch]):
 
 
 def sequence_length(preset: Preset, seed: int, step: int) -> int:
-    """The sequence length of a step, drawn by the plan of its stage."""
+    """The sequence length of a step, drawn from its stage's plan."""
     tokens = step * preset.step_tokens
     shares = next(shares for until, shares in preset.stages if tokens < until)
     rng = Random(f"length/{seed}/{step}")
@@ -132,10 +132,10 @@ def sequence_length(preset: Preset, seed: int, step: int) -> int:
 
 
 def learning_rate(preset: Preset, step: int, steps: int, clock: float = 0.0) -> float:
-    """Warm-up, constant, then linearly to zero over the last `DECAY` of the run.
+    """Warm-up, constant, then falling linearly to zero over the last `DECAY` of the run.
 
-    clock  the share that has passed of the time given to the run; the scarcer of steps and time
-           says how much of the run is left
+    clock  the share of the run's time that has passed; whichever of steps and time is scarcer
+           decides how much of the run is left
     """
     warm = min(1.0, (step + 1) / preset.warmup_steps)
     left = min((steps - step) / max(1.0, DECAY * steps), (1.0 - clock) / DECAY)
@@ -158,8 +158,8 @@ def build(preset: Preset, vocabulary: int) -> PreTrainedModel:
         max_position_embeddings=16384,
         rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
         tie_word_embeddings=True,
-        # Some architectures name tokens of their family's vocabulary; a padding token among them
-        # would keep the embedding of ours from learning. `publish` writes the right ones.
+        # Some architectures default to special tokens of their family's vocabulary; a padding
+        # token there would keep our embedding at that id from learning. `publish` sets our own.
         **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
     )
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
@@ -223,7 +223,7 @@ class Run:
         self.log = self.out / "log.jsonl"
 
     def prepare(self) -> None:
-        """Tokenizer, model, optimizer; from the checkpoint if there is one to resume."""
+        """Makes tokenizer, model and optimizer, or loads them from a checkpoint to resume."""
         from tokenizers import Tokenizer
 
         if not self.tokenizer_file.exists():
@@ -244,13 +244,13 @@ class Run:
         self.steps = int((self.args.tokens or self.preset.tokens) / self.preset.step_tokens)
 
     def write(self, row: dict[str, Any]) -> None:
-        """Appends one row to the log, and shows it."""
+        """Appends one row to the log, and prints it."""
         with self.log.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(json.dumps(row), flush=True)
 
     def batches(self) -> DataLoader[Batch]:
-        """Batches from the current step on, made ahead by worker processes."""
+        """Batches from the current step on, prepared ahead by worker processes."""
         data = Batches(self.preset, str(self.tokenizer_file), self.args.seed, self.steps, self.step)
         workers = self.args.workers
         return DataLoader(
@@ -322,15 +322,15 @@ class Run:
         lengths = sorted({n for _, shares in self.preset.stages for n in shares})
         self.model.eval()  # type: ignore[no-untyped-call]
         for length in lengths:
-            # Every document has a length of its own; compiled for each, they would use up the
-            # recompilations, and the training lengths yet to come would run uncompiled.
+            # Every document has its own length; compiling for each would use up the limit on
+            # recompilations, and later training lengths would run uncompiled.
             with torch.compiler.set_stance("force_eager"):
                 found = recall(self.model, self.sampler, length, samples, self.device)
             self.write({"step": self.step, "length": length, "recall": found})
         self.model.train()
 
     def save_checkpoint(self) -> None:
-        """Everything that a resumed run needs."""
+        """Saves everything a resumed run needs."""
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -339,7 +339,7 @@ class Run:
         torch.save(state, self.checkpoint)
 
     def publish(self) -> None:
-        """The model as `from_pretrained` loads it: bf16 weights, tokenizer, chat template."""
+        """Writes the model for `from_pretrained`: bf16 weights, tokenizer, chat template."""
         from transformers import PreTrainedTokenizerFast
 
         target = self.out / "model"
@@ -361,7 +361,7 @@ class Run:
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """What the command line asks for."""
+    """The parsed command line."""
     parser = argparse.ArgumentParser(prog="python -m amcli.trainer.train", description=__doc__)
     parser.add_argument("--out", default=".train/pocket", help="folder for checkpoint, log, model")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="pocket")
@@ -376,7 +376,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Trains, keeps a checkpoint, measures recall and writes the model to `--out`/model."""
+    """Trains, saves checkpoints, measures recall and writes the model to `--out`/model."""
     run = Run(arguments(argv))
     run.prepare()
     done = run.train()

@@ -4,8 +4,8 @@
         file.verify()
         keys = file.read("layers.0.keys")
 
-The file is specified in `amkv-v1.md`. This package never trusts a byte of it: whatever is in a
-file, the answer is a valid `AmkvFile` or a `FormatError`.
+The format is specified in `amkv-v1.md`. This package never trusts a byte of a file: whatever is in
+it, the result is a valid `AmkvFile` or a `FormatError`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A file that appears under its name whole or not at all."""
+"""Files that appear under their name whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import secrets
 
 # File systems without hard links (FAT, some network shares) answer link() with one of these.
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-# Folders that cannot be opened or synced: nothing is wrong with the file in them.
+# The folder cannot be opened or synced; the file in it is fine.
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EISDIR)
 
 
@@ -16,13 +16,13 @@ def create_temporary(path: str) -> tuple[int, str]:
     """A new empty file beside `path`: its descriptor, open for reading and writing, and its name.
 
     The name is `.NAME.XXXXXXXX.tmp`; the mode is that of any new file, 0666 less the umask.
-    Raises OSError that names `path`, which the user knows.
+    Raises OSError naming `path`, which is the name the user knows.
     """
     folder, name = os.path.split(path)
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
     flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     while True:
-        # Cut, because the longest allowed name would grow past the limit of the file system.
+        # Cut, because the longest allowed name would otherwise exceed the file system's limit.
         temporary = os.path.join(folder, f".{name[:48]}.{secrets.token_hex(4)}.tmp")
         try:
             return os.open(temporary, flags, 0o666), temporary
@@ -33,15 +33,15 @@ def create_temporary(path: str) -> tuple[int, str]:
 
 
 def exists_error(path: str) -> FileExistsError:
-    """The error for a target that is there and must not be replaced."""
+    """The error for a target that exists and must not be replaced."""
     return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
 
 
 def publish(temporary: str, path: str, overwrite: bool) -> None:
     """Gives a finished file its name, in one step that either happens or does not.
 
-    Raises FileExistsError when `overwrite` is false and `path` exists, even if it came into
-    being a moment ago. Raises other OSErrors as they come; removing `temporary` is the caller's.
+    Raises FileExistsError when `overwrite` is false and `path` exists, even if only since a moment
+    ago. Other OSErrors are raised as they come; removing `temporary` is up to the caller.
     """
     if overwrite:
         os.replace(temporary, path)
@@ -62,7 +62,7 @@ def _publish_new(temporary: str, path: str) -> None:
     else:
         os.unlink(temporary)
         return
-    # Next best: claim the name with an empty file, then replace that.
+    # Next best: claim the name with an empty file, then replace it.
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     try:
         os.replace(temporary, path)

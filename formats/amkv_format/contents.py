@@ -8,8 +8,8 @@ from typing import Final
 
 from amkv_format.header import ITEM_BYTES
 
-# Per dtype: the exponent bits, and the exponent's lowest bit. Adding that one to an exponent
-# that is all ones, and to no other, carries into the sign bit.
+# Per dtype: the exponent bits, and the exponent's lowest bit. Adding that bit carries into the sign
+# bit for an exponent of all ones, and for no other.
 _EXPONENT: Final = {
     "F32": (0x7F80_0000, 0x0080_0000),
     "BF16": (0x7F80, 0x0080),
@@ -62,7 +62,7 @@ def first_bad_scale(view: memoryview) -> int | None:
 def first_bad_code(view: memoryview, dtype: str) -> int | None:
     """Index of the first byte with a code outside its range, or None.
 
-    I8: -128. U8: a byte of two codes of four bits, either of them 0.
+    I8: -128. U8: a byte of two 4-bit codes, either of which is 0.
     """
     bad = _BAD_CODES[dtype]
     for start in range(0, len(view), _CHUNK):

@@ -106,7 +106,7 @@ class FormatError(Exception):
 
 @contextmanager
 def located(offset: int | None) -> Iterator[None]:
-    """Gives the FormatErrors of a block that know no place the one at hand, if there is one."""
+    """Adds `offset`, if known, to FormatErrors raised in the block without an offset."""
     try:
         yield
     except FormatError as error:

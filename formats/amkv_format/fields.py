@@ -30,11 +30,11 @@ class Fields:
         return self._value.keys()
 
     def path(self, key: str) -> str:
-        """The field's name with those of the objects around it, such as `model.layers`."""
+        """The field's name with those of the enclosing objects, such as `model.layers`."""
         return f"{self._path}.{key}" if self._path else key
 
     def raw(self, key: str) -> Any:
-        """The field as it stands."""
+        """The field as it is."""
         if key not in self._value:
             raise FormatError(Code.FIELD_MISSING, f"{self.path(key)} is absent")
         return self._value[key]
@@ -79,14 +79,14 @@ class Fields:
         return integer(self.raw(key), self.path(key), low, high)
 
     def bare_name(self, key: str) -> str:
-        """The field as a text that names a file without its folders."""
+        """The field as text that names a file, without folders."""
         value = self.text(key)
         if value in (".", "..") or "/" in value or "\\" in value:
             raise _wrong_value(self.path(key), "a bare file name", value)
         return value
 
     def number(self, key: str, zero: bool = False) -> float:
-        """The field as an integer or a float above zero, or also zero."""
+        """The field as an integer or float above zero; with `zero`, zero is allowed too."""
         return number(self.raw(key), self.path(key), zero)
 
     def sha256(self, key: str, prefix: str = "sha256:") -> str:
@@ -98,7 +98,7 @@ class Fields:
 
 
 def integer(value: object, path: str, low: int, high: int) -> int:
-    """`value` as an integer from `low` to `high`; booleans and floats are none."""
+    """`value` as an integer from `low` to `high`; booleans and floats do not count."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise _wrong_type(path, "an integer", value)
     if not low <= value <= high:
@@ -107,8 +107,8 @@ def integer(value: object, path: str, low: int, high: int) -> int:
 
 
 def number(value: object, path: str, zero: bool = False) -> float:
-    """`value` as an integer or a float above zero, or also zero; never NaN or infinite, which the
-    parser has refused."""
+    """`value` as an integer or float above zero, or with `zero` also zero; never NaN or infinite,
+    which the parser has refused."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise _wrong_type(path, "a number", value)
     if value < 0 or not (value or zero):

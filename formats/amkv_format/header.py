@@ -1,7 +1,7 @@
 """The safetensors header: eight bytes of length, then JSON that says where the tensors lie.
 
-Knows safetensors, nothing of manifests. What it returns has been checked: every tensor lies
-inside the file, they share no byte, leave none out, and are aligned to their element size.
+Knows safetensors, nothing of manifests. What it returns has been checked: all tensors lie inside
+the file, do not overlap, leave no gaps, and are aligned to their element size.
 Layout: https://github.com/huggingface/safetensors#format; this reader is stricter.
 """
 
@@ -27,7 +27,7 @@ ITEM_BYTES: Final[Mapping[str, int]] = {
 }
 """The dtypes that the format uses, and the bytes of one element."""
 
-# Words with single dots or dashes between: no separator, no `..`, nothing hidden, ASCII only.
+# Words joined by single dots or dashes: no path separator, no `..`, nothing hidden, ASCII only.
 _NAME: Final = re.compile(r"[A-Za-z0-9_]+(?:[.-][A-Za-z0-9_]+)*")
 _METADATA: Final = "__metadata__"
 
@@ -57,7 +57,7 @@ class TensorInfo(TensorSpec):
 class Header:
     """A checked header: its metadata, its tensors in file order.
 
-    metadata_offset, payload_offset  where in the file each begins
+    metadata_offset, payload_offset  where each begins in the file
     """
 
     metadata: Mapping[str, str]
@@ -130,7 +130,7 @@ def parse_header(raw: bytes, file_bytes: int) -> Header:
 
 
 def build_header(tensors: Iterable[tuple[TensorSpec, int]], metadata: Mapping[str, str]) -> bytes:
-    """A header, its length in front, padded with spaces to a multiple of 8 bytes.
+    """A header, preceded by its length and padded with spaces to a multiple of 8 bytes.
 
     tensors  each with the offset of its first byte, counted from the start of the payload
     """
@@ -145,13 +145,13 @@ def build_header(tensors: Iterable[tuple[TensorSpec, int]], metadata: Mapping[st
 
 
 def frame_header(text: bytes, length: int = 0) -> bytes:
-    """Header JSON padded to `length` bytes, or to the next multiple of 8, behind its length."""
+    """Header JSON padded to `length` bytes, or to the next multiple of 8, after its length."""
     length = max(length, -(-len(text) // 8) * 8)
     return length.to_bytes(8, "little") + text.ljust(length, b" ")
 
 
 def _place_of(key: str, raw: bytes) -> int:
-    """Where in the file a key of the header stands; the header itself for a key in escapes."""
+    """Where a key of the header is in the file; where the header begins if the key is escaped."""
     return 8 + max(0, raw.find(f'"{key}"'.encode("utf-8", "surrogatepass")))
 
 

@@ -1,8 +1,8 @@
-"""JSON that may come from an enemy, and JSON in its one canonical form.
+"""JSON that may be hostile, and JSON in its one canonical form.
 
-`json` of the standard library does the parsing; this module bounds it first, closes what
-it leaves open (duplicate keys, NaN, 1e999, integers of any length) and turns all of its
-exceptions into FormatError.
+The standard library's `json` does the parsing; this module bounds it first, refuses what it lets
+through (duplicate keys, NaN, 1e999, integers of any length) and turns all of its exceptions into
+FormatError.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from amkv_format import limits
 from amkv_format.errors import Code, FormatError, located
 
-# Control characters would let a file drive the terminal that prints it; tab and newline may.
+# Control characters would let a file control the terminal that prints it; tab and newline may pass.
 _FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -79,7 +79,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(digits: str) -> int:
-    # The length goes first: converting a long decimal takes quadratic time.
+    # The length is checked first: converting a long decimal takes quadratic time.
     if len(digits) > limits.MAX_NUMBER_CHARS or abs(value := int(digits)) > limits.MAX_INTEGER:
         raise FormatError(Code.JSON_NUMBER, f"the integer {digits[:40]} is too large")
     return value

@@ -15,17 +15,17 @@ from amkv_format.manifest import Layer, Outline
 TOKEN_IDS: Final = "token_ids"
 STORAGE_DTYPES: Final = ("F32", "BF16", "F16")
 PARTS: Final = ("keys", "values", "keys.scale", "values.scale", "beta", "positions")
-"""What a layer's tensors are."""
+"""The parts of a layer, one tensor each."""
 
 STATE: Final = "states."
 """Tensors under this prefix are the states of layers that keep one; a number follows."""
 
 EXTENSION: Final = "ext."
-"""Tensors under this prefix are hashed and otherwise left alone."""
+"""Tensors under this prefix are hashed but otherwise ignored."""
 
 
 SCALE_BLOCK: Final = 32
-"""Numbers of a row that share a scale, at most."""
+"""Most numbers of a row that share a scale."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def compaction_ratio(outline: Outline, tensors: Mapping[str, TensorSpec]) -> flo
 
 
 def full_bytes(outline: Outline, tensors: Mapping[str, TensorSpec], index: int) -> int:
-    """Bytes of a layer's keys and values before compaction; a sliding layer's tail as it is."""
+    """Bytes of a layer's keys and values before compaction; for a sliding layer, of its tail."""
     layer = outline.layers[index]
     rows = layer.rows if layer.window else outline.logical_length * layer.kv_heads
     size = ITEM_BYTES[tensors[layer_tensor(index, "keys")].dtype]
@@ -103,12 +103,12 @@ def coded(outline: Outline, layer: Layer) -> bool:
 
 
 def scale_block(dim: int) -> int:
-    """Numbers of a row of `dim` that share a scale: its largest divisor up to SCALE_BLOCK."""
+    """How many numbers of a row of `dim` share a scale: the largest divisor up to SCALE_BLOCK."""
     return next(b for b in range(min(dim, SCALE_BLOCK), 0, -1) if dim % b == 0)
 
 
 def payload_hash(tensors: Mapping[str, TensorSpec], digests: Mapping[str, str]) -> str:
-    """`sha256:` and the hash over one line a tensor, `name dtype [shape] digest`, by name.
+    """`sha256:` and the hash of one line per tensor, `name dtype [shape] digest`, sorted by name.
 
     digests  SHA-256 of each tensor's bytes, 64 lowercase hexadecimal digits
     """

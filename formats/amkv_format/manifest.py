@@ -1,7 +1,7 @@
 """The manifest: which fields it has, of which types, and which contradict each other.
 
-The table in `amkv-v1.md` is the norm; the functions below follow its order. Fields that are
-not named here are allowed and left alone, so that minor versions can add some.
+The table in `amkv-v1.md` is normative; the functions below follow its order. Fields not named here
+are allowed and ignored, so that minor versions can add some.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STORES: Final[Mapping[str, str | None]] = {
 """How entries may be stored, each with the feature that it requires."""
 
 MANIFEST_HASH: Final = "manifest_hash"
-"""The field that guards all others; files of version 1.3 and later have it."""
+"""The field with the hash of all others; files of version 1.3 and later have it."""
 
 STATES: Final = "states"
 """The field that lists states, and the feature that it requires."""
@@ -41,7 +41,7 @@ KNOWN_FEATURES: Final = frozenset({STATES, *(feature for feature in STORES.value
 KINDS: Final = ("prefill", "compact")
 LAYER_TYPES: Final = ("full", "sliding")
 MODEL_DTYPES: Final[Mapping[str, int]] = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""What a model may compute in, and the bytes of a number."""
+"""Dtypes that a model may compute in, and the bytes per number."""
 
 BOUNDARIES: Final = ("raw", "in_user_turn", "turn_closed")
 
@@ -54,7 +54,7 @@ class Layer:
     """One layer as the manifest describes it; `stored[h]` entries of KV head `h` are in the file.
 
     type    "full" or "sliding"
-    window  keys that a query of a sliding layer sees, its own included; None for full layers
+    window  number of keys that a query of a sliding layer sees, its own included; None if full
     """
 
     type: str
@@ -75,8 +75,8 @@ class Outline:
     """What a checked manifest says about the tensors of its file.
 
     store        how the entries of full layers are stored: a key of STORES
-    model_bytes  of a number in the model's dtype
-    states       of layers that keep a state instead of keys and values: how many
+    model_bytes  bytes per number in the model's dtype
+    states       number of states, of layers that keep a state instead of keys and values
     manifest_hash  as the manifest states it; None in files older than version 1.3
     """
 
@@ -116,7 +116,7 @@ def check_manifest(manifest: object) -> Outline:
     _check_features(root, STORES[store], STATES if states else None)
     number_bytes = MODEL_DTYPES[root.object("model").text("dtype")]
     hash_ = root.sha256("payload_hash")
-    # A later version cannot be passed off as an earlier one: its hash would not hold.
+    # A later version cannot be passed off as an earlier one: its hash would not match.
     own = root.sha256(MANIFEST_HASH) if minor >= 3 or MANIFEST_HASH in root else None
     return Outline(kind, store, number_bytes, length, layers, ratio, hash_, states, own)
 
@@ -131,7 +131,7 @@ def manifest_hash(manifest: Mapping[str, Any]) -> str:
 
 
 def _check_identity(root: Fields) -> int:
-    """First of all, so that a file from the future is refused for what it is; the minor version."""
+    """Checked first, so that a file of a later version is refused as such; the minor version."""
     if root.raw("format") != FORMAT:
         raise FormatError(Code.FORMAT, f"format is {str(root.raw('format'))[:80]!r}")
     version = _VERSION.fullmatch(text := root.text("version"))
@@ -150,7 +150,7 @@ def _check_identity(root: Fields) -> int:
 def _check_created(root: Fields) -> None:
     text = root.text("created")
     try:
-        # fromisoformat takes forms that RFC 3339 does not have; the pattern takes 31 February.
+        # fromisoformat accepts forms not in RFC 3339; the pattern accepts 31 February.
         valid = _UTC.fullmatch(text) and datetime.fromisoformat(text[:19])
     except ValueError:
         valid = None
@@ -161,7 +161,7 @@ def _check_created(root: Fields) -> None:
 
 
 def _check_origin(root: Fields, length: int) -> None:
-    """Model, tokenizer, source text, and where the document stands among the tokens."""
+    """Checks model, tokenizer, source text, and where the document is among the tokens."""
     model = root.object("model")
     model.text("id")
     model.text_or_null("revision")
@@ -278,7 +278,7 @@ def _check_queries(queries: Fields) -> None:
 
 
 def _check_per_head(value: object, path: str, layers: tuple[Layer, ...]) -> None:
-    """One list a layer: empty, or one number, not below 0, for each KV head."""
+    """Checks for one list per layer: empty, or one number, not below 0, for each KV head."""
     for i, heads in enumerate(items(value, path, len(layers))):
         if heads == []:
             continue
@@ -311,7 +311,7 @@ def _store(root: Fields, kind: str, layers: tuple[Layer, ...]) -> str:
 
 
 def _states(root: Fields) -> int:
-    """How many states are stored; each is one of a layer, and none is there twice."""
+    """How many states are stored; checks that each belongs to a layer and none appears twice."""
     if STATES not in root:
         return 0
     seen: set[tuple[int, str]] = set()
@@ -347,7 +347,7 @@ def complete(manifest: Mapping[str, Any], payload_hash: str, ratio: float | None
     """A copy of `manifest` with what a writer knows better than its caller.
 
     `format`, `version` and the hashes are set; `features_required` (what `store` and `states`
-    call for), `created` and, when given, `ratio` are filled in where they are absent.
+    require), `created` and, when given, `ratio` are filled in if absent.
     """
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     used = STORES.get(str(manifest.get("store", "native"))), STATES if STATES in manifest else None

@@ -1,7 +1,7 @@
 """`AmkvFile`: an `.amkv` file, opened, checked, and mapped into memory.
 
-Opening reads the header and nothing of the payload, so it takes milliseconds whatever the
-size. What depends on the payload's bytes is checked by `verify`.
+Opening reads the header and nothing of the payload, so it takes milliseconds, whatever the size.
+`verify` checks what depends on the payload's bytes.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _HASH_CHUNK = 2**20
 class AmkvFile:
     """A valid `.amkv` file, read-only. Make one with `AmkvFile.open`; it is a context manager.
 
-    path      as it was given to `open`
-    manifest  the manifest as parsed from JSON; unknown fields are in it
+    path      the path as given to `open`
+    manifest  the manifest as parsed from JSON, with any unknown fields
     tensors   name -> TensorInfo (dtype, shape, nbytes, offset), in file order
 
-    Views handed out by `read` keep the mapping alive after `close`. They show the file: who
-    truncates it in place while it is mapped kills the process (SIGBUS), as with any mapping.
+    Views returned by `read` keep the mapping alive after `close`. They show the file: truncating
+    it in place while it is mapped kills the process (SIGBUS), as with any mapping.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class AmkvFile:
 
         Raises FormatError when the file is not valid, OSError when it cannot be read.
         """
-        # Without O_NONBLOCK the open of a named pipe would wait for a writer.
+        # Without O_NONBLOCK, opening a named pipe would wait for a writer.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         descriptor = os.open(path, flags | getattr(os, "O_CLOEXEC", 0))
         try:
@@ -80,7 +80,7 @@ class AmkvFile:
 
     @classmethod
     def from_descriptor(cls, descriptor: int, path: str | os.PathLike[str]) -> AmkvFile:
-        """Like `open`, for a file that is open already; the descriptor stays the caller's."""
+        """Like `open`, for a file already open; the descriptor remains the caller's."""
         mapping, size = _map(descriptor)
         try:
             length = header_length(mapping[:8], size)
@@ -119,14 +119,14 @@ class AmkvFile:
 
     @property
     def full_bytes(self) -> int:
-        """Bytes before compaction: all keys and values; tails of sliding layers and states as
+        """Bytes before compaction: all keys and values, with tails of sliding layers and states as
         they are."""
         states = sum(x.nbytes for name, x in self.tensors.items() if name.startswith(STATE))
         layers = range(len(self.layers))
         return states + sum(full_bytes(self._outline, self.tensors, i) for i in layers)
 
     def read(self, name: str) -> memoryview:
-        """The bytes of a tensor, little-endian, as a read-only view that copies nothing.
+        """The bytes of a tensor, little-endian, as a read-only view without a copy.
 
         Raises KeyError for a name that is not in `tensors`, ValueError once closed.
         """
@@ -141,8 +141,8 @@ class AmkvFile:
         return contents.int32(self.read(TOKEN_IDS))
 
     def positions(self, layer: int) -> array[int] | None:
-        """The place in `token_ids` that each entry of a layer was taken from, -1 for none; None
-        where positions are not stored. Raises FormatError (position) for one out of range."""
+        """The index in `token_ids` that each entry of a layer was taken from, -1 for none; None if
+        positions are not stored. Raises FormatError (position) for one out of range."""
         name = layer_tensor(layer, "positions")
         if name not in self.tensors:
             return None
@@ -155,7 +155,7 @@ class AmkvFile:
             self._check_finite(name)
 
     def check_manifest_hash(self) -> None:
-        """Raises FormatError (manifest-hash) when the manifest was changed since; cheap."""
+        """Raises FormatError (manifest-hash) when the manifest does not match its hash; cheap."""
         stated, found = self._outline.manifest_hash, manifest_hash(self.manifest)
         if stated not in (None, found):
             raise FormatError(
@@ -169,11 +169,11 @@ class AmkvFile:
         return payload_hash(self.tensors, {name: self._digest(name) for name in self.tensors})
 
     def verify(self, deep: bool = True) -> None:
-        """Checks what `open` has not looked at; raises FormatError.
+        """Checks what `open` did not look at; raises FormatError.
 
-        Always: that the manifest is canonical, its hash, token ids, positions and beta. With
-        `deep` also the payload hash, that every key, value, scale and state is finite, and that
-        codes are in their range; this reads the whole file.
+        Always checks that the manifest is canonical, and its hash, token ids, positions and beta.
+        With `deep`, also the payload hash, that every key, value, scale and state is finite, and
+        that codes are in range; this reads the whole file.
         """
         if self._text != canonical_json(self.manifest):
             raise FormatError(
@@ -206,7 +206,7 @@ class AmkvFile:
                     self._check_finite(name)
 
     def close(self) -> None:
-        """Lets go of the mapping; views that are still in use keep it alive."""
+        """Releases the mapping; views still in use keep it alive."""
         mapping, self._mapping = self._mapping, None
         if mapping is not None:
             with suppress(BufferError):

@@ -1,8 +1,8 @@
 """Writes `.amkv` files: streaming, in bounded memory, and atomically.
 
-The tensors are announced first and may then be filled in any order, in chunks of any size;
-the manifest comes last, because it holds hashes and fit errors that are known only then.
-Before the file gets its name the reader of this package has to accept it.
+The tensors are declared first and may then be filled in any order, in chunks of any size; the
+manifest comes last, because it holds hashes and fit errors that are known only then. Before the
+file gets its name, the reader of this package has to accept it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MOVE_CHUNK = 4 * 2**20
 
 
 class _Slot:
-    """A tensor's place in the payload and how far it is filled; `begin` counts from there."""
+    """A tensor's place in the payload, where `begin` is counted from, and how far it is filled."""
 
     def __init__(self, spec: TensorSpec, begin: int):
         self.spec = spec
@@ -48,17 +48,17 @@ class Writer:
             manifest = writer.finish(manifest)
 
     path       the file to make; its folder has to exist
-    specs      every tensor, with unique names. In the file the 4-byte dtypes go first, so
-               that all are aligned; otherwise the order is kept.
+    specs      every tensor, with unique names. In the file the 4-byte dtypes come first, so that
+               all are aligned; otherwise the order is kept
     overwrite  whether an existing file may be replaced
-    room       bytes to keep free for the manifest; too few cost a second pass over the payload
+    room       bytes to reserve for the manifest; too few cost a second pass over the payload
 
-    Nothing is at `path` before `finish` has returned, and nothing is left behind when the block
-    is left in another way: by an exception, KeyboardInterrupt, or without `finish`.
+    There is no file at `path` until `finish` returns, and none is left behind if the block ends
+    any other way: by an exception, KeyboardInterrupt, or without `finish`.
 
     Raises FormatError when the specs, the manifest or the contents are not valid (the codes are
-    those of the reader), FileExistsError, any other OSError as the system gives it, and
-    ValueError when chunks do not add up to the specs, and KeyError for a tensor without spec.
+    those of the reader), FileExistsError, any other OSError as the system gives it, ValueError
+    when chunks do not add up to the specs, and KeyError for a tensor without a spec.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Writer:
         text = build_header([(s.spec, s.begin) for s in self._slots.values()], {})
         self._payload_offset = -(-(len(text) + room) // 8) * 8
         self._file: io.FileIO | None = None
-        self._moving = Lock()  # of the place in the file
+        self._moving = Lock()  # guards the position in the file
         self._temporary: str | None = None
         self._finished = False
 
@@ -109,7 +109,7 @@ class Writer:
         """Appends `chunk` to the tensor `name`: raw little-endian elements, C order.
 
         A chunk is any contiguous buffer and may end anywhere. It is not kept. Several threads may
-        write at once, each its own tensors: what takes longest, hashing, they do side by side.
+        write at once, each its own tensors: hashing, which takes longest, then runs in parallel.
         """
         slot = self._slots[name]
         view = memoryview(chunk)
@@ -126,10 +126,10 @@ class Writer:
         slot.filled += view.nbytes
 
     def finish(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
-        """Writes the header, has the file checked, syncs it, and gives it its name.
+        """Writes the header, checks the file, syncs it, and gives it its name.
 
         The manifest may leave out `format`, `version`, `features_required`, `created`,
-        `ratio`, and the hashes. Returns it complete, as it is in the file.
+        `ratio`, and the hashes. Returns it complete, as written to the file.
         """
         file = self._opened()
         for slot in self._slots.values():
@@ -174,7 +174,7 @@ class Writer:
         placed = [(slot.spec, slot.begin) for slot in self._slots.values()]
         header = build_header(placed, {"amkv": manifest})
         if len(header) < self._payload_offset:
-            # Spaces up to the payload; the room was too large, which costs a few kilobytes.
+            # Fill with spaces up to the payload; spare room costs only a few kilobytes.
             header = frame_header(header[8:], self._payload_offset - 8)
         elif len(header) > self._payload_offset:
             _move(file, self._payload_offset, self._payload_bytes, len(header))
@@ -189,7 +189,7 @@ def write_file(
     *,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Writes a file whose tensors are in memory; like `Writer` otherwise."""
+    """Writes a file whose tensors are in memory; otherwise like `Writer`."""
     tensors = list(tensors)
     with Writer(path, [spec for spec, _ in tensors], overwrite=overwrite) as writer:
         for spec, data in tensors:
@@ -212,14 +212,14 @@ def _place(specs: Sequence[TensorSpec]) -> dict[str, _Slot]:
 
 
 def write_at(file: io.FileIO, offset: int, view: memoryview) -> None:
-    """Writes all of `view`: the system may take less than it was given."""
+    """Writes all of `view`: the system may take less than it is given in one call."""
     file.seek(offset)
     while view.nbytes:
         view = view[file.write(view) :]
 
 
 def _move(file: io.FileIO, start: int, count: int, target: int) -> None:
-    """Moves `count` bytes at `start` up to `target`, last bytes first: the ranges overlap."""
+    """Moves `count` bytes from `start` up to `target`, last bytes first, as the ranges overlap."""
     end = count
     while end:
         begin = max(0, end - MOVE_CHUNK)

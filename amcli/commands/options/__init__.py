@@ -1,7 +1,7 @@
-"""Options that several commands have, each declared once; `values` has how they are read.
+"""Options that several commands share, each declared once; `values` reads their values.
 
-Where help differs from command to command, the option is a function of it, and the variants stand
-below that. Names of methods, stores, suites and the like come from the catalogues.
+Where the help differs between commands, the option is a function of it, and its variants follow.
+Names of methods, stores, suites and the like come from the catalogues.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from amcli.pipeline.queries.catalogue import DEFAULT, MIXTURE, SOURCES
 
 
 def either(names: Iterable[str]) -> str:
-    """Names as help has them: a, b or c."""
+    """Names as help lists them: a, b or c."""
     *most, last = names
     return f"{', '.join(most)} or {last}" if most else last
 
 
 def explained(name: str, brief: str) -> str:
-    """A name as help has it, with what there is to say of it."""
+    """A name as help shows it, with its brief description if any."""
     return f"{name} ({brief})" if brief else name
 
 
@@ -51,7 +51,7 @@ def ratio(help: str, show_default: bool = False) -> Any:
 
 
 RATIOS = "5,10,20,50"
-"""The ratios that are measured where none is named."""
+"""The ratios measured by default."""
 
 Ratio = Annotated[
     float | None,
@@ -70,7 +70,7 @@ Ratios = Annotated[
 
 
 def count(name: str, example: str, help: str, least: int = 1, show_default: bool = False) -> Any:
-    """An option that is a number of something."""
+    """An option that counts something."""
     return typer.Option(
         name,
         metavar="N",
@@ -102,7 +102,7 @@ Method = Annotated[
     ),
 ]
 METHODS = ",".join(COMPARED)
-"""The methods that are measured where none is named."""
+"""The methods measured by default."""
 
 Methods = Annotated[
     str,
@@ -268,7 +268,7 @@ Trust = Annotated[
 
 
 def artifact(metavar: str = "FILE") -> Any:
-    """An artifact that is named without an option."""
+    """An artifact given as an argument, not an option."""
     return typer.Argument(
         metavar=metavar, hidden=True, show_default=False, autocompletion=completion.artifacts
     )
@@ -279,7 +279,7 @@ Artifacts = Annotated[list[Path], artifact()]
 
 
 def output(help: str, metavar: str = "FILE") -> Any:
-    """`--output`: where a command writes what it makes."""
+    """`--output`: where a command writes its result."""
     return typer.Option("--output", "-o", metavar=metavar, show_default=False, help=help)
 
 
@@ -314,7 +314,7 @@ PlotResults = Annotated[
 
 
 def force(help: str) -> Any:
-    """`--force`: what is there already does not count."""
+    """`--force`: existing files do not stop the command."""
     return typer.Option("--force", "-f", help=help)
 
 

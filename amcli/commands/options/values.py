@@ -10,12 +10,12 @@ from amcli.errors import UsageError
 
 
 def _field(option: str) -> str:
-    """The name of the argument that an option stands for: `max_tokens` of `--max-tokens`."""
+    """The name of the argument for an option: `max_tokens` for `--max-tokens`."""
     return option.lstrip("-/").replace("-", "_")
 
 
 def number(option: str, example: str, least: float = -math.inf) -> Callable[[object], float]:
-    """A reader of numbers from `least` up; raises UsageError that names option and value."""
+    """A reader of numbers from `least` up; raises UsageError naming the option and value."""
 
     def read(value: object) -> float:
         try:
@@ -67,7 +67,7 @@ _UNITS = "KMGT"
 
 
 def size(option: str, example: str) -> Callable[[object], int]:
-    """A reader of bytes, such as 8GB or 500M; raises UsageError that names option and value."""
+    """A reader of bytes, such as 8GB or 500M; raises UsageError naming the option and value."""
 
     def read(value: object) -> int:
         text = str(value).strip().upper().replace(" ", "").removesuffix("B")
@@ -90,7 +90,7 @@ def size(option: str, example: str) -> Callable[[object], int]:
 
 
 def names(option: str, example: str, what: str) -> Callable[[object], list[str]]:
-    """A reader of names with commas between them; raises UsageError where there is none."""
+    """A reader of names separated by commas; raises UsageError if there is none."""
 
     def read(value: object) -> list[str]:
         found = [name.strip() for name in str(value).split(",") if name.strip()]
@@ -106,14 +106,14 @@ def names(option: str, example: str, what: str) -> Callable[[object], list[str]]
 
 
 def ratios(option: str, example: str) -> Callable[[object], list[float]]:
-    """A reader of ratios with commas between them, in order, each once; raises UsageError for none,
-    and like `number`."""
+    """A reader of ratios separated by commas, in order, each once; raises UsageError if there is
+    none, and like `number`."""
     read_names, read = names(option, example, "ratio"), number(option, example, least=1)
     return lambda value: sorted({read(name) for name in read_names(value)})
 
 
 def number_or_path(option: str, example: str) -> Callable[[object], object]:
-    """A reader of whole numbers from 1 up, for which anything else is a path."""
+    """A reader of whole numbers from 1 up; anything else is a path."""
     read = whole(option, example, least=1)
 
     def either(value: object) -> object:

@@ -1,1 +1,1 @@
-"""What appears on the screen: messages, progress, pictures, what is typed."""
+"""What appears on the screen: messages, progress, pictures, typed input."""

@@ -1,5 +1,4 @@
-"""The progress bar: which stage it is, how much of it is done, how long it will take, what memory
-it takes."""
+"""The progress bar: the current stage, how much of it is done, the time left, the memory used."""
 
 from __future__ import annotations
 
@@ -18,14 +17,14 @@ from amcli.commands.screen.terminal import is_terminal
 from amcli.system.units import bytes_text, seconds_text
 
 _BAR = 24
-"""Columns of the bar itself: with the texts beside it, one line of 80."""
+"""Columns of the bar itself: with the text beside it, a line of 80."""
 
 
 class Bar:
-    """A `pipeline.progress.Progress` drawn on stderr, and wiped away at the end.
+    """A `system.progress.Progress` drawn on stderr, and erased at the end.
 
-    A stage with a total of 0 has no end in sight: the bar pulses, and the time is what it has
-    taken.
+    A stage with a total of 0 has no known end: the bar pulses, and the time shown is the time
+    taken so far.
     """
 
     def __init__(self) -> None:
@@ -37,19 +36,19 @@ class Bar:
             _Column(lambda task: memory()),
             console=Console(file=sys.stderr),
             transient=True,
-            # Results that go elsewhere than this terminal must not be drawn on it.
+            # Results that do not go to this terminal must not be drawn on it.
             redirect_stdout=is_terminal(sys.stdout),
         )
         self._task: TaskID | None = None
 
     def start(self, stage: str, total: int) -> None:
-        """A new stage takes the place of the one before."""
+        """Replaces the current stage with a new one."""
         if self._task is not None:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(f"{stage:<16}", total=total or None)
 
     def advance(self, units: int = 1) -> None:
-        """Moves the bar of the current stage on."""
+        """Advances the bar of the current stage."""
         if self._task is not None:
             self._bar.advance(self._task, units)
 
@@ -67,7 +66,7 @@ class Bar:
 
 
 class _Column(ProgressColumn):
-    """What a function says of the stage."""
+    """A column whose text a function makes from the stage."""
 
     max_refresh = 0.5
 
@@ -91,9 +90,9 @@ def _time(task: Task) -> str:
 
 
 def memory() -> str:
-    """Memory that this process holds, of the GPU where it uses one; empty where that is unknown."""
-    torch = sys.modules.get("torch")  # not imported for a bar
-    with suppress(AttributeError, RuntimeError):  # half imported
+    """Memory that this process holds, on the GPU if it uses one; empty if unknown."""
+    torch = sys.modules.get("torch")  # not imported just for a bar
+    with suppress(AttributeError, RuntimeError):  # torch may be only half imported
         if torch is not None and torch.cuda.is_initialized():
             return f"{bytes_text(torch.cuda.memory_allocated())} GPU"
     with suppress(OSError, ValueError, ImportError):

@@ -1,7 +1,7 @@
-"""What a command says: data on stdout, everything else on stderr, progress only on terminals.
+"""A command's output: data on stdout, everything else on stderr, progress only on terminals.
 
-The one object that commands print through. It knows --json and --quiet, and what a pipe that
-was closed or a disk that is full means for output.
+The one object that commands print through. It knows --json and --quiet, and handles closed pipes
+and full disks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from amcli.system.progress import Progress, Silent
 
 
 class ReaderGoneError(Exception):
-    """Whoever read our output has closed it: nothing more to do, and nothing wrong."""
+    """The reader of our output has closed it: nothing more to do, and nothing wrong."""
 
 
 @dataclass
@@ -33,11 +33,11 @@ class Switches:
 
 
 switches = Switches()
-"""Of the running command line; `cli.main` starts with fresh ones."""
+"""The switches of the running command line; `app.main` starts with fresh ones."""
 
 
 class Console:
-    """Where a command's results and remarks go.
+    """The destination of a command's results and remarks.
 
     json   one JSON object on stdout instead of text
     quiet  data only, no remarks and no progress
@@ -61,7 +61,7 @@ class Console:
         self.data(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
 
     def data(self, text: str) -> None:
-        """Text for stdout, at once; raises ReaderGoneError when nobody reads it any more."""
+        """Text for stdout, written at once; raises ReaderGoneError if nobody reads it any more."""
         _write(sys.stdout, text)
 
     def note(self, text: str) -> None:
@@ -70,14 +70,14 @@ class Console:
             remark(text)
 
     def aside(self, text: str) -> None:
-        """A piece of what is thought, dimmed, on stderr."""
+        """A piece of the model's thoughts, dimmed, on stderr."""
         if not self.quiet:
             with suppress(ReaderGoneError, AmkvError):
                 _write(sys.stderr, paint(printable(text), "2"))
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:
-        """Receives the stages of a long piece of work; shown on a terminal only."""
+        """A `Progress` for long work, shown only on a terminal."""
         if self.quiet or not animated():
             yield Silent()
             return
@@ -88,20 +88,20 @@ class Console:
 
 
 def report(error: AmkvError) -> None:
-    """An error as one line, and its hint as another, on stderr."""
+    """Prints an error on one line and its hint on another, on stderr."""
     remark(f"{paint('error:', '1;31')} {_one_line(error.message)}")
     if error.hint:
         remark(f"{paint('hint:', '36')} {_one_line(error.hint)}")
 
 
 def caution(text: str) -> None:
-    """A warning's first line, on stderr unless --quiet was given."""
+    """Prints a warning's first line on stderr, unless --quiet was given."""
     if not switches.quiet:
         remark(f"{paint('warning:', '33')} {printable(text).splitlines()[0]}")
 
 
 def remark(text: str) -> None:
-    """A line on stderr, whatever --quiet says; lost when stderr is closed."""
+    """Prints a line on stderr, even with --quiet; lost if stderr is closed."""
     with suppress(ReaderGoneError, AmkvError):
         _write(sys.stderr, text + "\n")
 
@@ -134,7 +134,7 @@ def _write(stream: TextIO | None, text: str) -> None:
 
 
 def _detach(stream: TextIO) -> None:
-    """Lets what is still in the buffer go nowhere: Python flushes it once more at exit."""
+    """Discards what is still in the buffer, which Python would flush again at exit."""
     with suppress(OSError, ValueError):
         devnull = os.open(os.devnull, os.O_WRONLY)
         os.dup2(devnull, stream.fileno())

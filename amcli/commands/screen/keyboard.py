@@ -1,4 +1,4 @@
-"""Lines from the keyboard: editing, a history that is kept, and texts of several lines."""
+"""Lines from the keyboard: editing, a saved history, and multi-line texts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Keyboard:
         self._history: Path | None = None
         with suppress(RuntimeError):  # no home folder
             self._history = state_folder() / "chat-history"
-        # input() goes through readline on a terminal only, and readline has to know the prompt.
+        # input() uses readline only on a terminal, and readline has to know the prompt.
         self._edits = is_terminal(sys.stdin) and is_terminal(sys.stdout)
         self._readline = _readline() if self._edits else None
         if self._readline is not None:
@@ -38,7 +38,7 @@ class Keyboard:
             self._readline.set_completer_delims(" ")
             old = "libedit" in (self._readline.__doc__ or "")
             self._readline.parse_and_bind("bind ^I rl_complete" if old else "tab: complete")
-            # Python turns this off: with it, a text that is pasted is one question, not one a line.
+            # Python turns this off; with it, pasted text is one question, not one per line.
             self._readline.parse_and_bind("set enable-bracketed-paste on")
             self._readline.set_history_length(_KEPT)
             if self._history is not None:
@@ -46,7 +46,7 @@ class Keyboard:
                     self._readline.read_history_file(self._history)
 
     def close(self) -> None:
-        """Keeps the history, readable by its owner only."""
+        """Saves the history, readable only by its owner."""
         if self._readline is None or self._history is None:
             return
         with suppress(OSError):
@@ -55,7 +55,7 @@ class Keyboard:
             self._readline.write_history_file(self._history)
 
     def read(self) -> str:
-        """A line, or several: a line that ends in a backslash goes on in the next one, and lines
+        """A line, or several: a line that ends in a backslash continues on the next one, and lines
         between triple quotes belong together. Raises EOFError at the end."""
         text = self._line(PROMPT).strip()
         if text.startswith(_FENCE):
@@ -90,6 +90,6 @@ class Keyboard:
 def _readline() -> ModuleType | None:
     try:
         import readline
-    except ImportError:  # Windows: lines are edited by the terminal itself
+    except ImportError:  # Windows: the terminal itself edits lines
         return None
     return readline

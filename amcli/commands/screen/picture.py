@@ -1,7 +1,7 @@
 """`inspect --plot`: entries and errors by layer and head, and where kept keys come from.
 
-As a picture through matplotlib, or as a web page that needs nothing: one file, no scripts, readable
-on light and dark screens, with the number of each head under the pointer.
+Either a picture drawn by matplotlib, or a self-contained web page: one file, no scripts, readable
+on light and dark screens, showing the number of the head under the pointer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from amcli.system.files import output_errors, write_whole
 from amcli.system.units import bytes_text
 
 PARTS = 256
-"""Of the text, each with a bar of its own."""
+"""Parts of the text, each with its own bar."""
 
 PICTURES = (".png", ".svg", ".pdf")
 PAGE = ".html"
@@ -28,7 +28,7 @@ _VIRIDIS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231
 
 
 def require(path: Path) -> None:
-    """Raises UsageError for a name with another ending, and where matplotlib is missing."""
+    """Raises UsageError for another suffix, and if matplotlib is needed but missing."""
     ending = path.suffix.lower()
     if ending not in (*PICTURES, PAGE):
         known = ", ".join((*PICTURES, PAGE))
@@ -42,7 +42,7 @@ def require(path: Path) -> None:
 def draw(
     record: dict[str, Any], found: Sequence[HeadMap], kept: Sequence[int] | None, path: Path
 ) -> None:
-    """Writes the picture or the page; `record` is that of `inspect --json`."""
+    """Writes the picture or the page; `record` is the one from `inspect --json`."""
     if path.suffix.lower() == PAGE:
         write_whole(path, page(record, found, kept).encode(), overwrite=True)
     else:
@@ -126,7 +126,7 @@ svg { width: 100%; height: 7rem; display: block; } rect { fill: #21918c; }
 
 
 def page(record: dict[str, Any], found: Sequence[HeadMap], kept: Sequence[int] | None) -> str:
-    """The same as one HTML file."""
+    """The same as a single HTML file."""
     return "\n".join(_page(record, found, kept)) + "\n"
 
 

@@ -1,8 +1,8 @@
 """An answer on a terminal as it comes: markdown, drawn block by block.
 
-A block that is finished is printed once and belongs to the terminal's scrollback from then on. Only
-the block that still grows is drawn again and again, and never more of it than the screen holds: a
-region taller than the screen is what makes others flicker, and lose lines.
+A finished block is printed once and from then on belongs to the terminal's scrollback. Only the
+block that still grows is redrawn, and never more of it than the screen holds: redrawing a region
+taller than the screen is what makes other tools flicker and lose lines.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from amcli.commands.screen.terminal import printable
 from amcli.system.units import seconds_text
 
 _WIDEST = 100
-"""Columns of text that still read well."""
+"""Most columns of text that still read well."""
 
 _MARGIN = 3
-"""Columns left free: the ^C that a terminal shows must not begin a new line, which would not be
-wiped away."""
+"""Columns left free: the ^C that a terminal echoes must not start a new line, which would not be
+erased."""
 
 _PER_SECOND = 12
 
 
 class StreamedMarkdown:
-    """Draws the pieces of one answer on standard output; `show` returns when all are there.
+    """Draws the pieces of one answer on standard output; `show` returns once all have come.
 
-    What has come so far stays when the pieces end in an exception.
+    If the pieces end in an exception, what has come so far stays.
     """
 
     def __init__(self, screen: Screen | None = None):
@@ -45,7 +45,7 @@ class StreamedMarkdown:
         self._began = time.perf_counter()
 
     def show(self, pieces: Iterable[str]) -> None:
-        """Draws all of them."""
+        """Draws all the pieces."""
         live = Live(
             get_renderable=lambda: self,
             console=self._screen,
@@ -61,7 +61,7 @@ class StreamedMarkdown:
             self._open = ""
 
     def __rich_console__(self, screen: Screen, options: ConsoleOptions) -> RenderResult:
-        """The open block, its last lines where it is taller than the screen."""
+        """The open block, or its last lines if it is taller than the screen."""
         seconds = time.perf_counter() - self._began
         if not self._open:
             wait = f"… {seconds_text(seconds)}" if seconds >= 1 and not self._printed else ""
@@ -72,7 +72,7 @@ class StreamedMarkdown:
             yield Segment.line()
 
     def _lines(self, text: str) -> list[list[Segment]]:
-        """What `text` looks like, without the empty lines that some blocks have around them."""
+        """`text` rendered, without the empty lines around some blocks."""
         width = max(1, min(self._screen.width - _MARGIN, _WIDEST))
         options = self._screen.options.update(width=width, height=None)
         lines = self._screen.render_lines(_markdown(text), options, pad=False)
@@ -82,7 +82,7 @@ class StreamedMarkdown:
     def _add(self, text: str) -> None:
         *done, last = blocks(self._open + text)
         if done:
-            self._open = ""  # not drawn below what is printed now
+            self._open = ""  # so that it is not drawn below what is printed now
             self._print("".join(done))
         self._open = last
 
@@ -100,7 +100,7 @@ class StreamedMarkdown:
 
 
 def blocks(text: str) -> list[str]:
-    """`text` cut into its blocks, one at least; no text to come can change any but the last."""
+    """`text` split into blocks, at least one; later text can change only the last."""
     starts = [
         token.map[0]
         for token in Markdown(text).parsed
@@ -112,7 +112,7 @@ def blocks(text: str) -> list[str]:
 
 
 def _markdown(text: str) -> Markdown:
-    """Line breaks stay where the model made them; addresses are text, not links to be clicked."""
+    """Markdown with the model's own line breaks; addresses are text, not clickable links."""
     markdown = Markdown(text, hyperlinks=False)
     for token in markdown.parsed:
         for child in token.children or ():

@@ -1,4 +1,4 @@
-"""What a stream can show: whether a person sees it, in colours, how wide; and text safe for it."""
+"""What a stream can show: whether a person sees it, colours, width; and text safe for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TextIO
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether a person sees what is written there."""
+    """Whether a person sees what is written to it."""
     return stream is not None and not stream.closed and stream.isatty()
 
 
@@ -24,25 +24,25 @@ def animated() -> bool:
 
 
 def coloured(stream: TextIO | None) -> bool:
-    """Whether what is written there may have colours: a terminal, and NO_COLOR is not set."""
+    """Whether output may have colours: it goes to a terminal, and NO_COLOR is not set."""
     return styled(stream) and not os.environ.get("NO_COLOR")
 
 
 def paint(text: str, code: str, stream: TextIO | None = None) -> str:
-    """`text` in a colour, where the stream (stderr when None) may have colours."""
+    """`text` in a colour, if the stream (None: stderr) may have colours."""
     may = coloured(sys.stderr if stream is None else stream)
     return f"\x1b[{code}m{text}\x1b[0m" if may else text
 
 
 def columns(stream: TextIO | None) -> int:
-    """How wide what is written there may be: the terminal's width, 80 for anything else."""
+    """How wide output may be: the terminal's width, 80 for anything else."""
     if not is_terminal(stream):
         return 80
     return shutil.get_terminal_size().columns
 
 
 def printable(text: str) -> str:
-    """`text` without control characters: a document must not be able to drive the terminal."""
+    """`text` without control characters: a document must not be able to control the terminal."""
     return "".join(c for c in text if c in "\n\t" or not _is_control(c))
 
 

@@ -1,1 +1,1 @@
-"""Suites: documents with questions. `evaluation.catalogue` names them, `base.get` loads them."""
+"""Suites: documents with questions. `evaluation.catalogue` lists them, `base.get` loads them."""

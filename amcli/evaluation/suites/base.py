@@ -23,13 +23,13 @@ Scorer = Literal["exact", "substring", "letter", "reasoned", "none"]
 class Question:
     """One question about a document.
 
-    text        what the user says, or, for a continuation, the text that follows the document
-    answer      the right answer, word for word: what likelihoods are measured on; empty for what
-                the whole document answers, where a suite asks for that
-    kind        results are also reported kind by kind
+    text        what the user says or, for a continuation, the text that follows the document
+    answer      the right answer, word for word: likelihoods are measured on it; empty for the
+                whole document's own answer, if a suite asks for that
+    kind        results are also reported by kind
     references  strings that a generated answer has to contain
     options     the letters of a multiple choice, in order
-    said        what the user says instead of `text` where an answer is generated
+    said        what the user says instead of `text` when an answer is generated
     max_tokens  longest generated answer
     """
 
@@ -54,7 +54,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Measure:
-    """Lengths in tokens of the model at hand: `count` takes many texts at once."""
+    """Lengths in the model's own tokens: `count` takes many texts at once."""
 
     count: Callable[[Sequence[str]], list[int]]
 
@@ -80,7 +80,7 @@ class Measure:
 class Wanted:
     """What a suite is asked to make.
 
-    docs       documents; of each sort where a suite has several sorts; 0: all there are
+    docs       number of documents, of each sort if a suite has several; 0: all there are
     questions  questions of each kind about a document; None: the suite's own number
     tokens     length of a document
     path       the published file or the text, for suites that read one
@@ -102,12 +102,12 @@ class Wanted:
 class Suite:
     """A source of documents with questions.
 
-    docs, tokens  how many documents there are and how long, where nobody says
-    file          what the file has to be; None for a suite that wants none
-    whole         documents are as long as they are: there are no tokens to choose
+    docs, tokens  default number of documents, and their length
+    file          what the file has to be; None for a suite that takes none
+    whole         documents keep their own length: `tokens` cannot be chosen
     choice        multiple choice
-    own           the whole document's own answers are measured, too, and what is generated is
-                  compared with the right answers
+    own           the whole document's own answers are measured too, and generated answers are
+                  compared with the right ones
     """
 
     name: str

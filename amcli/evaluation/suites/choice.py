@@ -9,7 +9,7 @@ with its name, and each question says which patient it is about.
 Options are lettered below the question. By default the model's answer is the letter it gives
 the highest likelihood, which is exact and cheap. With `reason` it is as in the paper: the model
 thinks briefly and then writes a letter, and the last letter that stands alone counts (greedy
-here, sampled there). A question is never scored against an option that is not its own.
+here, sampled there). A question is never scored against another question's options.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _INSTEAD = "give the published file itself"
 
 LETTERS = "ABCDEFGHIJ"
 PATIENTS = 5
-"""Patients to a document of LongHealth."""
+"""Patients per LongHealth document."""
 
 REASON_TOKENS = 1024
 _ONLY = "Answer with the letter ({letters}) of the right option only."
@@ -127,7 +127,7 @@ def _path(wanted: Wanted, suite: str) -> Path:
 
 
 class _Form:
-    """Says which place of a file has not the published form."""
+    """Reports the place where a file does not have the published form."""
 
     def __init__(self, path: Path, place: str, benchmark: str):
         self.path, self.place, self.benchmark = path, place, benchmark

@@ -35,7 +35,7 @@ def keys(rng: Random, count: int) -> list[str]:
 
 
 def words(rng: Random, common: int, others: int) -> tuple[list[str], list[str]]:
-    """Different words, in two lists: none of the first is part of another one."""
+    """Different words, in two lists: no word of the first is part of another word."""
     first = rng.sample(_THINGS, common)
     rest = [word for word in _THINGS if word not in first]
     found: dict[str, None] = {}
@@ -47,7 +47,7 @@ def words(rng: Random, common: int, others: int) -> tuple[list[str], list[str]]:
 
 
 def numbers(rng: Random, count: int, digits: int = 7) -> list[str]:
-    """Different numbers of that many digits."""
+    """Different numbers with that many digits."""
     return [str(n) for n in rng.sample(range(10 ** (digits - 1), 10**digits), count)]
 
 
@@ -67,7 +67,7 @@ def sentences(rng: Random, measure: Measure, tokens: int) -> list[str]:
 def hide(
     rng: Random, measure: Measure, tokens: int, needles: Sequence[str], depths: Sequence[float]
 ) -> str:
-    """Filler with each needle after its share `depths` (0 to 1) of the sentences.
+    """Filler with each needle placed after the share of sentences given in `depths` (0 to 1).
 
     At most `tokens` tokens, unless the needles alone are longer.
     """

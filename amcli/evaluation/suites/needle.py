@@ -1,7 +1,7 @@
 """`needle`: one fact in long filler, at ten depths from the first sentence to the last.
 
 After the needle-in-a-haystack test, worded as in RULER (arXiv 2404.06654). A document has one
-needle, so there are ten documents for each one that is asked for; the kind is the depth.
+needle, so there are ten documents for each one asked for; the kind is the depth.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`perplexity`: the second half of a text, given its first half as the context.
 
-Nothing is asked: the text goes on inside the user's turn, and the likelihood of every token of
-the second half but its first is measured. There is no recall; agreement says how often the
-likeliest next token is the one that the full context gives.
+Nothing is asked: the text continues inside the user's turn, and the likelihood of every token of
+the second half except its first is measured. There is no recall; agreement says how often the
+likeliest next token is the same as the full context's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from amcli.errors import UsageError
 from amcli.evaluation.suites.base import Document, Question, Suite, Wanted
 from amcli.pipeline.contexts.source import read_source
 
-_SHORTEST = 8  # tokens of half a window: less says nothing
+_SHORTEST = 8  # tokens of half a window: fewer say nothing
 
 
 def documents(wanted: Wanted) -> Iterator[Document]:
@@ -31,7 +31,7 @@ def documents(wanted: Wanted) -> Iterator[Document]:
     for index in range(wanted.docs):
         first = measure.cut(rest, half)
         second = measure.cut(rest[len(first) :], half)
-        if min(measure.count([first, second])) < half // 2:  # what is left of the text
+        if min(measure.count([first, second])) < half // 2:  # only a remainder of the text is left
             if index:
                 return
             first = measure.cut(rest, measure.one(rest) // 2)

@@ -1,12 +1,12 @@
 """`qa`: a user's own documents and questions, with the answers they should get.
 
-A file of JSON lines, one document a line:
+A file of JSON lines, one document per line:
 
     {"name": "report", "text": "…", "questions": [{"question": "…", "answer": "…"}]}
 
-or `path` in place of `text`, relative to the file and of any kind that a prefill reads. Or one
-document by itself, with a file of questions as `pipeline.talk.questions` reads it. A question
-without an answer is measured on what the whole document answers.
+or `path` in place of `text`, relative to the file and of any kind that a prefill reads. Or a single
+document, with a file of questions as `pipeline.talk.questions` reads it. A question without an
+answer is measured on what the whole document answers.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from amcli.pipeline.talk.questions import asked, from_file, json_lines
 from amcli.system.files import looks_like_artifact, read_text
 
 KIND = "question"
-"""The kind of a question that names none."""
+"""The default kind of a question."""
 
 _FORM = '{"name": "report", "text": "…", "questions": [{"question": "…", "answer": "…"}]}'
 
 
 def documents(wanted: Wanted) -> Iterator[Document]:
-    """The first `wanted.docs` documents, or all; of each the first `wanted.questions`."""
+    """The first `wanted.docs` documents, or all, each with its first `wanted.questions`."""
     if wanted.path is None:
         raise UsageError(
             "suite qa reads a file of documents and questions",
@@ -64,8 +64,8 @@ def documents(wanted: Wanted) -> Iterator[Document]:
 
 
 def _one(path: Path, questions: Path, most: int | None) -> Document:
-    """A document of a file of its own."""
-    if STDIN in (str(path), str(questions)):  # a run that goes on reads both again
+    """A single document with its file of questions."""
+    if STDIN in (str(path), str(questions)):  # a resumed run has to read both again
         raise UsageError(
             "an evaluation reads files, not standard input",
             "name a file in place of -",
@@ -121,13 +121,13 @@ def _document(where: str, row: Any, folder: Path, most: int | None) -> Document:
 def _read(where: str, folder: Path, path: str) -> Source:
     """The document at a path relative to the file's folder."""
     try:
-        return read_source(os.path.join(folder, path))  # a plain `-` is a file's name here
+        return read_source(os.path.join(folder, path))  # here `-` is an ordinary file name
     except UsageError as error:
         raise error.at(where) from error
 
 
 def _question(where: str, text: str, given: Any) -> Question:
-    """A question as it is asked; `given` may be an object with `answer` and `kind`."""
+    """The question to ask; `given` may be an object with `answer` and `kind`."""
     given = given if isinstance(given, dict) else {}
     answer, kind = given.get("answer"), given.get("kind")
     for field, value in (("answer", answer), ("kind", kind)):

@@ -1,8 +1,8 @@
 """`register` and `register-sparse`: documents that pocket can read, with three kinds of question.
 
-Exact match of the whole answer. The seeds are none of those that pocket was trained on. A
-register is little but facts, one in about eleven tokens; the sparse ones have filler after every
-block, so that there is one fact in about SPARSE tokens, as in ordinary handbooks.
+Exact match of the whole answer. Pocket was not trained on any of these seeds. A register is almost
+nothing but facts, one per eleven tokens or so; the sparse ones have filler after every block, so
+that there is one fact per SPARSE tokens or so, as in ordinary handbooks.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from amcli.generator.dialogues import QUESTION_KINDS, Questioner
 from amcli.generator.documents import Block, blocks, cut
 
 QUESTIONS = 10
-"""Of each kind, unless the user says otherwise."""
+"""Default number of questions of each kind."""
 
 SPARSE = 40
-"""Tokens for one fact in a sparse register."""
+"""Tokens per fact in a sparse register."""
 
-_TRIES = 8  # documents drawn for one that has questions
+_TRIES = 8  # draws to get a document that has questions
 
 
 def documents(wanted: Wanted, sparse: bool = False) -> Iterator[Document]:
@@ -43,7 +43,7 @@ def documents(wanted: Wanted, sparse: bool = False) -> Iterator[Document]:
             for kind in QUESTION_KINDS
             for found in questioner.distinct(rng, kind, count)
         )
-        if asked:  # a short document may state nothing that can be asked
+        if asked:  # a short document may state nothing to ask about
             yield Document(f"{name} {found}", document.text, asked)
             found += 1
         if found == wanted.docs:

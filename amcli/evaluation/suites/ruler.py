@@ -1,9 +1,9 @@
 """`ruler`: the task families of RULER (arXiv 2404.06654) that a generator can make.
 
 Multi-key, multi-value and multi-query needles (4 needles each, as there), variable tracking
-(one chain, 4 hops) and common-word extraction (10 common words). Scored as there: the share of
-the right strings that a generated answer contains. The filler is ours, and so is the wording:
-every task can be answered by any chat model, with no example to copy the form from.
+(one chain, 4 hops) and common-word extraction (10 common words). Scored as there: the share of the
+right strings that a generated answer contains. The filler and the wording are ours: any chat model
+can answer every task without an example to copy the form from.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NEEDLES = 4
 HOPS = 4
 COMMON = 10
 FULL_LIST = 4096
-"""Tokens from which on common words stand 30 times and others 3 times; below, 10 times and once."""
+"""From this many tokens on, common words occur 30 times and others 3; below, 10 times and once."""
 
 _MAGIC = "One of the special magic numbers for {key} is {value}."
 _ONLY = "Answer with the number{s} only{sep}."

@@ -1,7 +1,7 @@
 """Attention over ragged entries on CUDA, in Triton: split over the keys, nothing padded.
 
-plan     which program reads which entries: the work list, made once for a prefix
-forms    which stores they read, and what tensors they are handed
+plan     which program reads which entries: the work list, made once per prefix
+forms    which stores the kernels read, and the tensors they get
 stores   entries in any store, as kernels read them
 device   the kernels
 launch   what can run, shapes and memory; imports `device`, and with it Triton, when first used

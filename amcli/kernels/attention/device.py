@@ -1,11 +1,11 @@
 """The two Triton kernels: `partial`, attention of some query rows over one tile of keys, and
-`reduce`, which joins what a row got from its tiles.
+`reduce`, which joins a row's results from its tiles.
 
 Rows: a query row of KV head `h` in batch row `b` is `within = (query head in the group) * m +
-(new token)`, of `gm` in all; its place in `Q [B, Hq, m, d]` is `(b * H + h) * gm + within`.
+(new token)`, out of `gm`; its place in `Q [B, Hq, m, d]` is `(b * H + h) * gm + within`.
 
-A tile's result is its softmax output and the base-2 log-sum-exp of its logits; two results join
-by their log-sum-exps. Logits are kept in base 2 because that is what the hardware exponentiates.
+A tile's result is its softmax output and the base-2 log-sum-exp of its logits; two results are
+joined by their log-sum-exps. Logits are in base 2 because that is what the hardware exponentiates.
 
 Arguments without an annotation are pointers, integers and tensors of Triton's own.
 """
@@ -112,7 +112,7 @@ def _prefix_tile(
             q_0 = numbers(ASK, q_row, seen, D, BLOCK, WIDE, BLOCKS)
             q_1, q_2, q_3 = q_0, q_0, q_0
         if HALF:
-            # Codes times scales are fp16 by nature; queries of any size fit after division.
+            # Codes times scales fit fp16; queries of any size do after division.
             largest = tl.maximum(_largest(q_0, q_1), _largest(q_2, q_3))
             q_0, q_1 = _divided(q_0, largest), _divided(q_1, largest)
             q_2, q_3 = _divided(q_2, largest), _divided(q_3, largest)
@@ -215,7 +215,7 @@ def _live_tile(
     _store(OUT, LSE, out_row, seen, acc, top, mass, DV, DV, VWIDE, 1)
 
 
-# Arguments that change from step to step: a kernel must not be compiled anew for their values.
+# Arguments that change from step to step: their values must not trigger recompilation.
 _VARYING = ["prefix_programs", "prefix_blocks", "live_blocks", "live_tiles", "live_tile"]
 _VARYING += ["parts", "base", "m", "gm", "n", "live_batch"]
 
@@ -275,7 +275,7 @@ def partial(
     LIVE_WIDE: tl.constexpr,
     LIVE_VWIDE: tl.constexpr,
 ):
-    """Programs `0 .. prefix_programs` take the tiles of the plan, the others live tokens."""
+    """The first `prefix_programs` programs take the tiles of the plan, the others live tokens."""
     pid = tl.program_id(0)
     LSE = OUT + parts.to(tl.int64) * DV  # behind the results
     if pid < prefix_programs:

@@ -1,6 +1,6 @@
-"""How the kernels take entries of each store: which branch reads them, and what it is handed.
+"""How the kernels take entries of each store: which branch reads them, and what it gets.
 
-A store that is not here is left to plain PyTorch.
+Stores not listed here are left to plain PyTorch.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Form:
     """A store as the kernels see it.
 
     kind      the branch of `stores.entries` that reads it
-    block     numbers of a row of `d` that share a scale, and are loaded as one
-    multiple  what a block has to be a multiple of
-    operand   a matrix as a branch takes it: the codes or numbers, and their scales if any; views
+    block     how many numbers of a row of `d` share a scale and are loaded together
+    multiple  a block has to be a multiple of this
+    operand   a matrix as the branch takes it: the codes or numbers, and any scales; views
     """
 
     kind: int
@@ -77,7 +77,7 @@ def takes(entries: Entries) -> bool:
 
 
 def operands(entries: Entries) -> Operands:
-    """The tensors of entries that `takes` accepts, found once and kept with them."""
+    """The tensors of entries that `takes` accepts, found once and kept with the entries."""
     found: Operands | None = entries.derived.get(_OPERANDS)
     if found is None:
         operand = FORMS[entries.store].operand

@@ -1,7 +1,7 @@
 """Attention over a prefix through the kernels: what they can do, their shapes, their memory.
 
-Importing this imports Triton. Two launches a call (three where the store turns keys), no wait for
-the device, no step in Python that grows with heads or entries.
+Importing this imports Triton. Two launches per call (three if the store transforms keys), no wait
+for the device, no Python loop over heads or entries.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ MAX_DIM = 256
 """Head dimension up to which a tile fits a multiprocessor's shared memory."""
 
 PART_BYTES = 256 << 20
-"""Memory for the tiles' results; longer chunks of queries are taken in slices."""
+"""Bytes for the tiles' results; longer chunks of queries are taken in slices."""
 
 DECODE_TILE = 256
-"""Entries of a tile at most, while the rows that see it fit into one or two blocks."""
+"""Most entries of a tile, while the rows that see it fit into one or two blocks."""
 
 FEW_ROWS = 2048
-"""Query rows up to which joining their tiles is a matter of latency: more, shorter programs."""
+"""Query rows up to which latency dominates joining their tiles: use more, shorter programs."""
 
 _STEP_BYTES = 32 << 10  # keys and values of one step: three steps are in flight in shared memory
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def can_attend(query: torch.Tensor, prefix: Prefix) -> bool:
-    """Whether the kernels take it: half or single precision, head dimensions up to 256, no
-    gradients, and a store that they read."""
+    """Whether the kernels take these inputs: half or single precision, head dimensions up to 256,
+    no gradients, and a store that they read."""
     entries = prefix.entries
     if query.dtype not in _DTYPES or (query.requires_grad and torch.is_grad_enabled()):
         return False
@@ -81,12 +81,12 @@ def attend_prefix(
 
 @dataclass(frozen=True)
 class _Work:
-    """How a call is cut up: `gm` query rows for each KV head of each sequence.
+    """How a call is split up: `gm` query rows for each KV head of each sequence.
 
-    rows, live_rows      of a block, for the prefix and for the live tokens
-    blocks, live_blocks  of them to a tile
-    base                 the first live tile's first result; before it are the prefix's
-    parts                results in all, of `dv` numbers each
+    rows, live_rows      rows per block, for the prefix and for the live tokens
+    blocks, live_blocks  blocks per tile, likewise
+    base                 index of the first live tile's first result, after the prefix's results
+    parts                number of results, of `dv` numbers each
     """
 
     plan: Plan
@@ -225,8 +225,8 @@ def launch(
 
 
 def _rows(rows: int, dtype: torch.dtype) -> int:
-    """Rows of a block: what a matrix unit takes at least, or 64. Float32 has no such unit, and
-    more rows would not fit its registers."""
+    """Rows of a block: the least a matrix unit takes, or 64. Float32 has no such unit, and more
+    rows would not fit its registers."""
     return 16 if rows <= 16 or dtype == torch.float32 else 64
 
 
@@ -255,7 +255,7 @@ def _shapes(d: int, dv: int, form: Form, itemsize: int, live_rows: int) -> dict[
         step //= 2
     stages = 3 if _power(d) + _power(dv) <= 256 else 2  # with more, some GPUs lack the room
     found.update(LIVE_WIDE=_power(d), LIVE_VWIDE=_power(dv), KEYS=step, STAGES=stages, num_warps=4)
-    # While decoding, live tokens are few, and their buffers must not keep programs that read the
+    # While decoding, live tokens are few; their buffers must not stop programs that read the
     # prefix from sharing a multiprocessor.
     few = live_rows == 16
     found.update(LIVE_KEYS=max(16, step // 2) if few else step, LIVE_STAGES=2 if few else stages)

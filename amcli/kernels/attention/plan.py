@@ -2,9 +2,9 @@
 
 A tile is up to `tile` consecutive entries of one KV head of one context. One program reads it
 once for a block of the query rows that see it, whichever sequences of the batch they come from,
-and writes what they got from it to a *slot* for each batch row; `device.reduce` adds up the slots
-of a row. Lists are made on the CPU once and kept with the prefix, so that a decode step neither
-loops over heads nor waits for the device.
+and writes their results to a *slot* for each batch row; `device.reduce` joins the slots of a row.
+Lists are made once on the CPU and kept with the prefix, so a decode step neither loops over heads
+nor waits for the device.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 from amcli.entries.prefix import Prefix
 
 PROGRAMS = 132
-"""Programs that keep a GPU busy: the multiprocessors of a Hopper. Twice as many, and the time to
-join their results outweighs what they gain."""
+"""Programs that keep a GPU busy: the multiprocessors of a Hopper. With twice as many, joining the
+results costs more than they gain."""
 
 MIN_TILE, MAX_TILE = 64, 1 << 14
 
@@ -28,12 +28,12 @@ class Plan:
     """Tables for one prefix, one batch size and one tile size; int32, on the device.
 
     tiles  `[tiles, 8]`: first flat entry, entries, KV head, first slot, where the rows of its
-           context start in `order`, how many they are, 0, 0
+           context start in `order`, how many there are, 0, 0
     order  `[B]`: batch rows, context after context
     heads  `[P * H, 2]`: first slot and number of tiles of head `p * H + h`
-    rows   `[B, 4]`: context `p`, index among the rows of `p`, how many those are, 0
-    slots  slots in all
-    most   batch rows of the context that most of them see
+    rows   `[B, 4]`: context `p`, index among the rows of `p`, how many of those there are, 0
+    slots  total number of slots
+    most   batch rows of the context that the most rows see
     """
 
     tiles: torch.Tensor
@@ -45,17 +45,17 @@ class Plan:
 
 
 def tile_size(keys: int, blocks: int, most: int = MAX_TILE) -> int:
-    """Keys of a tile, a power of two, when `keys` in all are each read by `blocks` programs.
+    """Keys per tile, a power of two, when each of `keys` keys is read by `blocks` programs.
 
-    Small enough to occupy the device, and otherwise as large as it may be: each tile costs a
-    slot in memory for every row.
+    Small enough to occupy the device, otherwise as large as possible: each tile costs a slot in
+    memory for every row.
     """
     wanted = max(1, keys * blocks // PROGRAMS)
     return max(MIN_TILE, min(most, MAX_TILE, 1 << (wanted.bit_length() - 1)))
 
 
 def plan_of(prefix: Prefix, batch: int, tile: int) -> Plan:
-    """The plan, made at the first call and kept on the prefix itself: it goes when that goes."""
+    """The plan, made at the first call and kept on the prefix, as long as the prefix lives."""
     name = "plan of the attention kernels", batch, tile
     plan: Plan | None = prefix.derived.get(name)
     if plan is None:
@@ -64,10 +64,10 @@ def plan_of(prefix: Prefix, batch: int, tile: int) -> Plan:
 
 
 def make_plan(prefix: Prefix, batch: int, tile: int) -> Plan:
-    """See `Plan`. ValueError when a prefix for a batch has another number of rows than `batch`.
+    """See `Plan`. ValueError when a prefix for a batch does not have `batch` rows.
 
-    In NumPy, whose small operations take a fraction of the time of PyTorch's: a loaded context
-    makes one plan a layer before its first token.
+    In NumPy, whose small operations take a fraction of PyTorch's time: a loaded context needs one
+    plan per layer before its first token.
     """
     entries, H = prefix.entries, prefix.kv_heads
     if prefix.batch is not None and len(prefix.batch) != batch:
@@ -99,7 +99,7 @@ def make_plan(prefix: Prefix, batch: int, tile: int) -> Plan:
         (2, head_slot, per_head),
         (4, seen, index, readers[seen]),
     )
-    # One buffer, because each copy to the device waits for it.
+    # One buffer, because each copy to the device has to wait.
     sizes = [width * len(columns[0]) for width, *columns in tables]
     flat = np.zeros(sum(sizes), dtype=np.int32)
     start = 0

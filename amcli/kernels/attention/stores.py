@@ -1,9 +1,9 @@
-"""Entries in any store, read inside a kernel: numbers as they are, codes as the numbers they mean.
+"""Reading entries of any store inside a kernel: numbers as they are, codes as what they mean.
 
 Columns: a row of `d` numbers is loaded as `BLOCKS` blocks of `WIDE` columns, of which the first
-`d / BLOCK` blocks and `BLOCK` columns exist: powers of two in registers, and a block's scale needs
-one load. Native numbers are one block. 4-bit codes are loaded four at a time, and come apart into
-four pieces, each of every fourth column, which meet every fourth column of the query.
+`d / BLOCK` blocks and `BLOCK` columns exist: sizes in registers are powers of two, and a block's
+scale needs one load. Native numbers are one block. 4-bit codes are loaded four at a time and split
+into four pieces of every fourth column, to be multiplied with every fourth column of the query.
 
 Arguments without an annotation are pointers and tensors of Triton's own.
 """
@@ -22,13 +22,13 @@ INT4 = tl.constexpr(2)
 
 @triton.jit
 def column(j, BLOCK: tl.constexpr, WIDE: tl.constexpr):
-    """Column of the stored row that position `j` of a padded row holds."""
+    """Column of the stored row at position `j` of a padded row."""
     return (j // WIDE) * BLOCK + j % WIDE
 
 
 @triton.jit
 def exists(j, D: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr):
-    """Whether there is such a column."""
+    """Whether that column exists."""
     return (j % WIDE < BLOCK) & (j // WIDE < D // BLOCK)
 
 
@@ -48,7 +48,7 @@ def _words(
 ):
     """`[rows, BLOCKS, WIDE]` of rows of `N` blocks of `WORDS` bytes, or pairs of bytes.
 
-    What is outside is not zero as a number, and so wants a scale or a query of zero.
+    What is outside does not decode to zero, so its scale or query must be zero.
     """
     block, i = tl.arange(0, BLOCKS), tl.arange(0, WIDE)
     at = row[:, None, None] * (N * WORDS) + (block * WORDS)[None, :, None] + i[None, None, :]
@@ -58,8 +58,8 @@ def _words(
 
 @triton.jit
 def _scaled(bits, zero: tl.constexpr, scale, DTYPE: tl.constexpr):
-    """`(code - zero) * scale` as `[rows, columns]`, of codes `[rows, BLOCKS, WIDE]` that were given
-    an fp16 exponent in front: conversions would take longer than reading the codes."""
+    """`(code - zero) * scale` as `[rows, columns]`, from codes `[rows, BLOCKS, WIDE]` with an fp16
+    exponent put in front: conversions would take longer than reading the codes."""
     x = bits.to(tl.float16, bitcast=True) - tl.full((), zero, tl.float16)  # exact
     x = x.to(DTYPE) * scale.to(DTYPE)
     return tl.reshape(x, (x.shape[0], x.shape[1] * x.shape[2]))

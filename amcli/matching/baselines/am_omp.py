@@ -2,12 +2,12 @@
 
 Zweiger et al., arXiv 2602.16284, algorithm 1. Greedy pursuit on the masses alone: the next key
 is the one whose column of `Φ` has the largest product with the residual, `argmax_j rᵀΦ_j`;
-after it all weights are solved again by least squares and clamped to [1e-12, e⁷], and
+then all weights are solved again by least squares and clamped to [1e-12, e⁷], and
 `r = m - Φ_S w`. Once the budget is full, keys whose beta is under -7 are dropped for good and
 replaced, at most three times. Values by least squares; see `least_squares`.
 
-`am-omp` is the paper's fast variant: four keys a step, weights at every second step. Between
-two solves the residual is the same, so that is the eight best columns a solve.
+`am-omp` is the paper's fast variant: four keys per step, weights at every second step. Between
+two solves the residual does not change, so each solve takes the eight best columns.
 
 Not as in the paper: queries are those of the uncompacted model (the paper's are "on-policy":
 layers below are compacted already) and of the repetition alone (the paper adds self-study).
@@ -38,15 +38,15 @@ DROP_BELOW = -7.0
 REFILLS = 3
 
 PHI_ELEMENTS = 1 << 28
-"""Elements of Φ at a time (1 GiB in float32): heads go in groups of this size, and a single head
-that would be larger uses evenly spaced ones of its reference queries."""
+"""Most elements of Φ at a time (1 GiB in float32): heads are grouped to stay below it, and a single
+head that would exceed it uses evenly spaced ones of its reference queries."""
 
 
 class Pursuit:
     """Greedy selection of `t` rows of `Φᵀ [B, T, n]` for the target `m [B, n]`, heads at once.
 
-    Slots may be empty: `slots [B, t + 1]` holds the chosen keys, `used` which of them are real,
-    and only the first `size` were ever taken. The last slot is never used; it takes what a head
+    Slots may be empty: `slots [B, t + 1]` holds the chosen keys, `used` says which are real, and
+    only the first `size` were ever filled. The last slot never counts; it receives what a head
     has no room for. `rows`, `G` and `b` are `Φ_Sᵀ`, `Φ_SᵀΦ_S` and `Φ_Sᵀm`.
     """
 
@@ -78,7 +78,7 @@ class Pursuit:
         while not bool(self.used[:, : self.t].all()):
             now = slice(0, self.size)
             r = self.m - (self.w[:, now].unsqueeze(1) @ self.rows[:, now]).squeeze(1)  # [B, n]
-            # A row times a matrix: on a CPU ten times faster than a matrix times a column.
+            # Row times matrix: on a CPU ten times as fast as matrix times column.
             product = (r.to(self.Phi.dtype).unsqueeze(1) @ self.Phi.mT).squeeze(1)  # [B, T]
             # Dropped keys come back only when nothing else is left.
             product = product.masked_fill(self.dropped, -torch.finfo(product.dtype).max)
@@ -151,8 +151,8 @@ def weigh(
     keys_a_solve: int = 8,
     phi_elements: int = PHI_ELEMENTS,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`(index [B, t], beta [B, t])` by the paper's pursuit; of the queries only Q plays a part, and
-    `scores` none."""
+    """`(index [B, t], beta [B, t])` by the paper's pursuit; uses only Q of the queries, and ignores
+    `scores`."""
     T = K.shape[1]
     n = min(queries.count, max(1, phi_elements // T))
     Q = queries.Q[:, torch.linspace(0, queries.count - 1, n, device=K.device).round().long()]

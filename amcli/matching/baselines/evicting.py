@@ -9,7 +9,7 @@ import torch
 from amcli.matching.methods import BudgetKind, Method, ScoreFunction, WatchFunction
 
 ALWAYS = torch.inf
-"""Score of a key that a method keeps whatever the others score."""
+"""Score of a key that a method keeps, whatever the others score."""
 
 
 def evict(
@@ -25,8 +25,8 @@ def evict(
 ) -> Method:
     """A method that only ranks keys; see `Method` for the arguments.
 
-    `score(ctx) -> [H, T]`, larger is better. With `watch` it sees the queries of `source`,
-    without it none at all.
+    `score(ctx) -> [H, T]`, larger is better. With `watch` it sees the queries of `source`, without
+    it no queries at all.
     """
     return Method(
         name=name,

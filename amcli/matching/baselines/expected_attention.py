@@ -1,4 +1,4 @@
-"""Expected attention: what queries to come would pay on average, if they were Gaussian.
+"""Expected attention: what future queries would pay on average, if they were Gaussian.
 
 Devoto et al., "Expected Attention: KV Cache Compression by Estimating Attention from Future
 Queries Distribution", arXiv 2510.00636. Queries before RoPE are taken as normal with the mean
@@ -20,7 +20,7 @@ from amcli.matching.baselines.evicting import evict, keep
 from amcli.matching.methods import SINKS, Look, ScoreContext
 
 EPSILON = {"adakv": 1e-2}
-"""Added to the probability, by budget: where heads compete, so that `‖v‖` has a say in all."""
+"""Added to the probability, by budget: where heads compete, so that `‖v‖` counts in all."""
 
 
 class Moments:
@@ -36,7 +36,7 @@ class Moments:
         self.spread: torch.Tensor | None = None
 
     def update(self, look: Look) -> None:
-        """Takes in some more queries, those of the sinks left out."""
+        """Adds more queries, without those of the sinks."""
         if look.unrotated is None:
             raise ValueError("expected attention needs queries before RoPE")
         self.scale = look.logits.scale
@@ -70,7 +70,7 @@ def score(ctx: ScoreContext) -> torch.Tensor:
 
 def expected_probability(seen: Moments, K: torch.Tensor, R: torch.Tensor) -> torch.Tensor:
     """`[H, T]`: mean over the group of the expected softmax over keys `K [H, T, d]`, float32."""
-    if seen.mean is None or seen.spread is None:  # a context of nothing but sinks
+    if seen.mean is None or seen.spread is None:  # the context is only sinks
         return K.new_zeros(K.shape[:2])
     mean = seen.mean @ R.T  # [H, G, d]
     covariance = R @ (seen.spread / seen.count) @ R.T  # [H, G, d, d]

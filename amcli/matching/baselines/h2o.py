@@ -1,10 +1,10 @@
-"""H2O: heavy hitters, the keys that the prompt's own queries attended to most in sum.
+"""H2O: heavy hitters, the keys that the prompt's own queries attended to most in total.
 
 Zhang et al., "H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language
 Models", arXiv 2306.14048. Half of the budget goes to the most recent tokens, half to the
 largest accumulated mass. The paper evicts as it generates; here the mass of the whole prefill
 is accumulated and the rule applied once. The mass is not divided by the number of queries that
-could see a key, so early keys have the longer time to collect, as in the paper.
+could see a key, so early keys have longer to collect it, as in the paper.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Mass:
         self.state: ScoreState | None = None
 
     def update(self, look: Look) -> None:
-        """Adds the probabilities of some more queries."""
+        """Adds the probabilities of more queries."""
         H, T, _ = look.K.shape
         if self.state is None:
             self.state = ScoreState(H, T, device=look.K.device, kinds=["mean"])
@@ -32,10 +32,10 @@ class Mass:
 
 
 def score(ctx: ScoreContext) -> torch.Tensor:
-    """Accumulated mass over the heads of a group; half of the entries are the last tokens."""
+    """Accumulated mass over the heads of a group; the last tokens get half of the entries."""
     if not isinstance(ctx.watched, Mass) or ctx.watched.state is None:
         raise ValueError("h2o watches the context's own queries, and none were given")
-    # The mean over rows is the sum but for a factor that all keys of a layer share.
+    # The mean over rows is the sum, up to a factor common to all keys of a layer.
     return keep(ctx.watched.state.scores("mean"), ctx.last(ctx.entries // 2))
 
 

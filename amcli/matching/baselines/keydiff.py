@@ -1,4 +1,4 @@
-"""KeyDiff: keys that differ most from the others.
+"""KeyDiff: keeps the keys that differ most from the others.
 
 Park et al., "KeyDiff: Key Similarity-Based KV Cache Eviction for Long-Context LLM Inference in
 Resource-Constrained Environments", arXiv 2504.15364. The paper evicts block after block while

@@ -4,11 +4,11 @@ Kim et al., "KVzip: Query-Agnostic KV Cache Compression with Context Reconstruct
 arXiv 2505.23416. A key's score is the largest softmax probability that any query of the
 repetition gives it, over the heads of a group. The context is repeated in parts of 2,048
 tokens; a part's queries score only the part's own keys, in a softmax over the sinks, the part
-and what was fed since. One top-k over all layers and heads makes the budgets; the uniform
+and what was fed since. One top-k over all layers and heads sets the budgets; the uniform
 variant gives every head the same. Keys and values stay as they are.
 
-The words that ask for the repetition, and how a part is named in them, are those of
-`pipeline.reference`, not the paper's.
+The instruction that asks for the repetition, and how it names a part, are those of
+`pipeline.queries.prompts`, not the paper's.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What SnapKV, PyramidKV and TOVA look through: the queries of the context's last tokens."""
+"""What SnapKV, PyramidKV and TOVA score by: the queries of the context's last tokens."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class LastQueries:
         self.logits: Logits | None = None
 
     def update(self, look: Look) -> None:
-        """Appends the queries of some more tokens."""
-        # Copied, for a view would keep the queries of the whole forward pass.
+        """Appends the queries of more tokens."""
+        # Copied: a view would keep the queries of the whole forward pass alive.
         self.Q = look.Q.clone() if self.Q is None else torch.cat([self.Q, look.Q], dim=2)
         self.logits = look.logits
 
     def attention(self, K: torch.Tensor, count: int) -> torch.Tensor:
         """`[H, T]`: mean softmax of the last `count` tokens' queries over a KV head's group.
 
-        The softmax is the prefill's own: over all keys up to the query's. Raises ValueError
+        The softmax is that of the prefill: over all keys up to the query's own. Raises ValueError
         when nothing was watched.
         """
         if self.Q is None or self.logits is None:

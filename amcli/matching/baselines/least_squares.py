@@ -1,10 +1,10 @@
-"""The fits of Attention Matching as its paper has them, shared by both of its methods here.
+"""The fits of Attention Matching as in its paper, shared by both of its methods here.
 
 Zweiger et al., "Fast KV Compaction via Attention Matching", arXiv 2602.16284, section 3. The
 masses of each query are divided by its largest single one: `Φ_ij = exp(s_ij - max_j s_ij)`,
-target `m_i = Σ_j Φ_ij`, so a query with one sharp key has a target near 1 and one that spreads
-over everything a target of up to `T`, and counts for as much more. Every reference query counts
-alike; `weights` serve the reported errors only, which are those of every other method.
+target `m_i = Σ_j Φ_ij`, so a query with one sharp key has a target near 1, and one that spreads
+over everything has a target of up to `T` and counts for that much more. Otherwise all reference
+queries count alike; `weights` affect only the reported errors, defined as for every other method.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from amcli.matching.sample import Queries
 from amcli.matching.tiles import TILE_ELEMENTS, Logits, gather_rows, row_size, solve_dtype, spans
 from amcli.matching.values import fit_values
 
-_JITTER = 1e-12  # on a unit diagonal: keeps float64 from breaking down, regularises nothing
+_JITTER = 1e-12  # on a unit diagonal: keeps float64 from breaking down, too small to regularise
 _SAFE_JITTER = 1e-8  # for matrices that are singular in float64
 
 
 class Weigh(Protocol):
-    """Selects keys of some heads of equal length and gives their biases."""
+    """Selects keys for some heads of equal length and gives their biases."""
 
     def __call__(
         self, queries: Queries, logits: Logits, K: torch.Tensor, scores: torch.Tensor, t: int
@@ -69,9 +69,9 @@ def row_max(
 def fit_layer(weigh: Weigh, layer: LayerInput, rounding: Rounding | None = None) -> LayerResult:
     """Compacts one layer: `weigh` selects keys and gives their beta, then values are fitted.
 
-    Heads of equal length go together. A head that keeps all keys, or none, needs no fit. As
-    `compact_layer`, but biases are fitted to the keys before `rounding`: they come out of the
-    selection. Raises ValueError where a fit has no queries.
+    Heads of equal length go together. A head that keeps all keys, or none, needs no fit. Like
+    `compact_layer`, except that biases are fitted to the keys before `rounding`, since they come
+    out of the selection. Raises ValueError where a fit has no queries.
     """
     K, V, lengths, logits = layer.K, layer.V, layer.lengths, layer.sample.logits
     H, T, _ = K.shape
@@ -121,7 +121,7 @@ def _fitted(
     keys, originals = gather_rows(K, index), gather_rows(V, index)
     if rounding is not None:
         keys, originals = rounding.round_keys(keys), originals.float()
-    # In the precision of the solve, so that what is not regularised is not noise either.
+    # In the precision of the solve: without regularisation, rounding would become noise.
     exact = solve_dtype(K.device)
     alike = replace(queries, Q=queries.Q.to(exact), Y=queries.Y.to(exact), W=None)
     values = fit_values(alike, logits, keys, beta.to(exact), originals, lam=0.0)

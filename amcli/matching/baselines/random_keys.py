@@ -1,4 +1,4 @@
-"""Random eviction: what any method has to beat. Every head draws its own keys."""
+"""Random eviction: the baseline any method has to beat. Every head draws its own keys."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from amcli.matching.methods import ScoreContext
 
 
 def score(ctx: ScoreContext) -> torch.Tensor:
-    """Uniform in [0, 1), a function of the seed and the layer alone, the same on every device."""
+    """Uniform in [0, 1), a function of only the seed and the layer, the same on every device."""
     generator = torch.Generator().manual_seed((ctx.seed + 1) * 1_000_003 + ctx.layer)
     return torch.rand(ctx.K.shape[:2], generator=generator).to(ctx.K.device)
 

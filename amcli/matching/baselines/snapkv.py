@@ -6,7 +6,7 @@ neighbours, and the `w` tokens of the window are kept (`w` = 64 and average pool
 kvpress; the paper sums 32 queries and pools 7 by maximum or average).
 
 The paper's caches hold a thousand entries and more. Where the window would be most of what is
-kept, it is shrunk to `1/SHARE` of the entries, so that the scores decide over the rest.
+kept, it shrinks to `1/SHARE` of the entries, so that the scores decide the rest.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from amcli.matching.baselines.last_queries import WINDOW, LastQueries, attention
 from amcli.matching.methods import ScoreContext
 
 KERNEL = 5
-"""Neighbours averaged: facts are spans, and single tokens of them are of no use."""
+"""Number of neighbours averaged: facts are spans, and their single tokens are useless."""
 
 SHARE = 4
-"""Without a window set by the user, at most every SHARE-th entry of a head is of the window."""
+"""Without a window set by the user, the window takes at most one in SHARE of a head's entries."""
 
 
 def score(ctx: ScoreContext) -> torch.Tensor:
@@ -30,7 +30,7 @@ def score(ctx: ScoreContext) -> torch.Tensor:
     T = ctx.K.shape[1]
     window = min(T, ctx.window or min(WINDOW, max(1, ctx.entries // SHARE)))
     before = attention(ctx, window)[:, : T - window]
-    # The padding counts as zeros, and the window's own probabilities stay out of the pool.
+    # The padding counts as zeros; the window's own probabilities stay out of the pooling.
     pooled = avg_pool1d(before, KERNEL, stride=1, padding=KERNEL // 2) if window < T else before
     scores = torch.nn.functional.pad(pooled, (0, window))
     # A window that a user set larger than the budget loses its oldest tokens.

@@ -2,7 +2,7 @@
 
 Oren et al., "Transformers are Multi-State RNNs", arXiv 2401.06104. All heads of a layer keep
 the same tokens. The paper drops one token at each step; here, as in kvpress, the rule is
-applied once, when the context has been read.
+applied once, after the context has been read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from amcli.matching.methods import ScoreContext
 
 
 def score(ctx: ScoreContext) -> torch.Tensor:
-    """Softmax of the last query, the mean over all heads; the last token is kept."""
+    """Softmax of the last query, averaged over all heads; the last token is kept."""
     P = attention(ctx, 1).mean(dim=0, keepdim=True)  # [1, T]
     return keep(P.expand(ctx.K.shape[0], -1), ctx.last(1))
 

@@ -1,8 +1,8 @@
-"""A budget as a file: how one document's entries were shared out, for the next document.
+"""A budget as a file: how the entries of one document were shared out, for use with the next.
 
-A small JSON file with the share of the entries that each head of each compacted layer got. What
-made it stands beside the shares, for people; only the shares and the layers they belong to are
-read. Reused on another document or ratio, shares scale to the entries there are.
+A small JSON file with the share of the entries that each head of each compacted layer got. It
+also says what made it, for people; only the shares and the layers they belong to are read. For
+another document or ratio, the shares are scaled to the entries available.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from amcli.system.files import write_json
 FORMAT = "amkv-budget"
 VERSION = 1
 
-_LARGEST = 1 << 26  # bytes; a thousand layers of a thousand heads take less
+_LARGEST = 1 << 26  # bytes; a thousand layers of a thousand heads need less
 _AGAIN = "make one with budget_file.write"
-_LEAST_SHARE = 1e-9  # so that a head whose share was nothing is filled last, not never
+_LEAST_SHARE = 1e-9  # a head whose share was zero is filled last, not never
 
 
 @dataclass(frozen=True)
 class BudgetFile:
     """What a budget file says.
 
-    layers   index in the model of each compacted layer
-    shares   of each layer's heads, all together 1
-    model    identity of the model that it was made with, as far as the file says it
-    sha256   of the file
+    layers   index of each compacted layer in the model
+    shares   per layer and head; they sum to 1
+    model    identity of the model it was made with, as far as the file gives it
+    sha256   hash of the file
     """
 
     path: Path
@@ -45,7 +45,7 @@ class BudgetFile:
 
     @classmethod
     def read(cls, path: Path) -> BudgetFile:
-        """Reads and checks a file; raises UsageError when it is none, or of another version."""
+        """Reads and checks a file; raises UsageError when it is not one or has another version."""
         data = _bytes(path)
         try:
             record = json.loads(data)
@@ -106,7 +106,7 @@ class BudgetFile:
         )
 
     def require_fit(self, model: str, layers: Sequence[int], shapes: Sequence[LayerShape]) -> None:
-        """Raises ModelMismatchError unless the compacted layers and their heads are the file's."""
+        """Raises ModelMismatchError unless the file is for these compacted layers and heads."""
         there = dict(zip(self.layers, map(len, self.shares), strict=True))
         here = {layer: shape.heads for layer, shape in zip(layers, shapes, strict=True)}
         if there == here:
@@ -122,22 +122,21 @@ class BudgetFile:
         )
 
     def made_elsewhere(self, model: Mapping[str, Any]) -> bool:
-        """Whether the file says that it was made with another model than that of a manifest."""
+        """Whether the file says it was made with a model other than the manifest's."""
         return bool(self.model.get("config_hash") != model["config_hash"])
 
     def allocate(self, total: int, layers: Sequence[LayerShape]) -> Lengths:
-        """`total` entries by these shares; see `scaled`."""
+        """Shares out `total` entries in these proportions; see `scaled`."""
         return scaled(self.shares, total, layers)
 
 
 def scaled(shares: Sequence[Sequence[float]], total: int, layers: Sequence[LayerShape]) -> Lengths:
-    """Whole entries in proportion to `shares[layer][head]`, that sum exactly to `total`.
+    """Whole numbers of entries in proportion to `shares[layer][head]`; they sum to `total`.
 
-    Every head keeps FLOOR_LEAST entries (fewer when `total` has not that many for each) and gets
-    at most its `T`; what a full head cannot take goes to the others, in proportion. Rounded as
-    Webster's method rounds, so that a larger total takes no entry from any head (once there are
-    enough for the floors). Raises ValueError when `total` is negative or more than there are
-    tokens.
+    Every head gets at least FLOOR_LEAST entries (fewer when `total` is too small for that) and at
+    most its `T`; what a full head cannot take goes to the others, in proportion. Rounding follows
+    Webster's method, so a larger total takes no entry from any head (once there are enough for
+    the floors). Raises ValueError when `total` is negative or larger than the number of tokens.
     """
     flat = [max(share, _LEAST_SHARE) for heads in shares for share in heads]
     top = [layer.tokens for layer in layers for _ in range(layer.heads)]
@@ -150,13 +149,13 @@ def scaled(shares: Sequence[Sequence[float]], total: int, layers: Sequence[Layer
         return [max(min(floor, t), min(t, w)) for w, t in zip(wanted, top, strict=True)]
 
     low, high = 0.0, (max(top, default=0) + 1) / _LEAST_SHARE
-    for _ in range(200):  # the largest scale that does not give too many
+    for _ in range(200):  # find the largest scale that does not give too many
         middle = (low + high) / 2
         if not low < middle < high:
             break
         low, high = (middle, high) if sum(at(middle)) <= total else (low, middle)
     lengths = at(low)
-    more = at(high)  # the heads that tie for what is left, first ones first
+    more = at(high)  # heads that tie for what is left; earlier ones come first
     for i in range(len(lengths)):
         step = min(more[i] - lengths[i], total - sum(lengths))
         lengths[i] += max(0, step)
@@ -169,8 +168,8 @@ def write(
 ) -> None:
     """Writes `lengths`, entries of each head by layer index, as a budget file: whole or not at all.
 
-    `about` says what they come from. Raises UsageError when the file exists (and not
-    `overwrite`) or its folder does not, and what else `output_errors` says.
+    `about` says where they come from. Raises UsageError when the file exists (unless
+    `overwrite`) or its folder does not, and whatever else `output_errors` raises.
     """
     total = max(1, sum(map(sum, lengths.values())))
     layers = [
@@ -220,7 +219,7 @@ def _is_layer(layer: object) -> bool:
 
 
 def _counted(heads: dict[int, int]) -> str:
-    """`9 layers of 2 heads`, in which layers where that is not plain."""
+    """`9 layers of 2 KV heads`, naming the layers where they are not simply the first ones."""
     counts = sorted(set(heads.values()))
     each = " or ".join(f"{n}" for n in counts)
     some = "" if list(heads) == list(range(len(heads))) else f" ({_indices(list(heads))})"

@@ -1,7 +1,7 @@
 """What `auto` stands for: how entries are stored.
 
-Decided by what is at hand, in the same way every time; what was decided is in the manifest. The
-measurements behind the limits are in docs/methods.md.
+The same inputs always give the same choice, and the manifest records it. The measurements behind
+the limits are in docs/methods.md.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from amcli.pipeline.contexts.context import Context, full_layers, live_keys
 from amcli.pipeline.queries.reference import LayerReference
 
 HARMLESS = 0.3
-"""Error of the outputs on held-out queries, the mean of a receipt, up to which little is lost: of
-what three real models owe to real documents in their answers a tenth at most in the median, and
-above 0.4 a seventh or more (docs/benchmarks/real/real.md)."""
+"""Mean output error on held-out queries, as a receipt shows it, up to which little is lost: at the
+median, at most a tenth of what real documents contribute to the answers of three real models;
+above 0.4 a seventh or more is lost (docs/benchmarks/real/real.md)."""
 
 ROUNDING = 0.25
 """Largest relative error of a layer's outputs that rounding the whole cache to 4 bits may cause.
-The worst layers of pocket and olmo2 have 0.07 to 0.12, that of llama 0.27 to 0.32 (trained for
-this: docs/benchmarks/rounding.json); keys with a few channels far larger than the others, as some
-models have, 0.33 (docs/benchmarks/rotation.json)."""
+The worst layers of pocket and olmo2 reach 0.07 to 0.12, that of llama 0.27 to 0.32 (trained for
+this: docs/benchmarks/rounding.json); keys with a few channels far larger than the others, as in
+some models, reach 0.33 (docs/benchmarks/rotation.json)."""
 
 
 def holds_every_key(ratio: float, layers: Sequence[LayerShape], beta: bool) -> bool:
-    """Whether entries for all keys, stored as `layers` say, still give a real `ratio`."""
+    """Whether `ratio` is reached even with an entry for every key, stored as `layers` say."""
     stored = sum(x.heads * x.tokens * x.entry_bytes(beta) for x in layers)
     return 0 < stored * ratio <= sum(x.full_bytes for x in layers)
 
 
 def store_by_error(context: Context, held: Mapping[int, LayerReference]) -> str:
-    """`int4`, or `int8` where 4 bits would disturb what the `held` queries see.
+    """`int4`, or `int8` where 4 bits would change too much of what the `held` queries see.
 
-    Without such queries there is no telling, and 8 bits are safe.
+    Without held-out queries there is no way to tell, and 8 bits are safe.
     """
     dims = [d for i in full_layers(context) for d in _dims(context, i)]
     if not dims:
@@ -51,18 +51,18 @@ def store_by_error(context: Context, held: Mapping[int, LayerReference]) -> str:
 
 
 class Rounding(NamedTuple):
-    """The layer whose outputs 4 bits change most, and by how much: a relative error."""
+    """The layer whose outputs 4 bits change most, and the relative error there."""
 
     layer: int
     error: float
 
 
 def worst_rounding(context: Context, held: Mapping[int, LayerReference]) -> Rounding:
-    """What rounding to 4 bits does to the worst layer, on the `held` queries of at least one."""
+    """What rounding to 4 bits does to the worst of the layers in `held` (at least one)."""
     int4 = quantizer_of("int4")
     assert int4 is not None
     errors = {i: float(rounding_error(context, i, held[i], int4)) for i in held}
-    # What is not a number is worse than any number.
+    # NaN and infinity count as worse than any number.
     worst = max(errors, key=lambda i: (not math.isfinite(errors[i]), errors[i]))
     return Rounding(worst, errors[worst])
 
@@ -70,9 +70,9 @@ def worst_rounding(context: Context, held: Mapping[int, LayerReference]) -> Roun
 def rounding_error(
     context: Context, layer: int, held: LayerReference, quantizer: Quantizer
 ) -> torch.Tensor:
-    """What rounding a layer's keys and values does to its outputs: mean over heads, 0-d.
+    """Relative output error from rounding a layer's keys and values: mean over heads, 0-d.
 
-    Each head's is that of `matching.fit_errors` over the `held` queries.
+    Each head's error is that of `matching.fit_errors` over the `held` queries.
     """
     K, V = live_keys(context, layer)
     error = fit_errors(

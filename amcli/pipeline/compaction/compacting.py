@@ -31,15 +31,16 @@ def compact(
     errors: bool = True,
     into: NewArtifact | None = None,
 ) -> Compaction:
-    """Compacts a context whose full cache is loaded; the context itself is left as it is.
+    """Compacts a context whose full cache is loaded; the context itself does not change.
 
-    `passes` keeps the reference passes of this context for later calls; the seconds reported
-    for one are those it took when it ran. `errors`: measure them, which reads some hundred
-    tokens more and changes nothing else; see `measure`. `into`: an artifact that takes each layer
-    as soon as it is fitted, to be written while others are; `Compaction.finish` ends it.
+    `passes` keeps the reference passes of this context for later calls; a pass always reports the
+    seconds it took when it ran. `errors` says whether to measure them, which reads a few hundred
+    more tokens and changes nothing else; see `measure`. `into` is an artifact that takes each
+    layer as soon as it is fitted and writes it while others are being fitted; finish it with
+    `Compaction.finish`.
 
-    Raises UsageError for a ratio, budget or method that does not fit, and for a method that
-    needs a RoPE which the model does not let it find.
+    Raises UsageError for a ratio, budget or method that does not fit, and for a method that needs
+    the model's RoPE where it cannot be found.
     """
     passes = Passes(context, shared=False) if passes is None else passes
     began = stopwatch(context.loaded.device)
@@ -48,12 +49,12 @@ def compact(
     found = carry_out(context, plan, passes, progress=progress, into=into)
     if errors:
         measure(found, passes, progress)
-        found.seconds["errors"] += planning  # which asks the same queries, if it asks any
+        found.seconds["errors"] += planning  # planning may have made the same queries
     return found
 
 
 def planned(context: Context, request: Request, passes: Passes, progress: Progress) -> Plan:
-    """The plan for a request about a context; see `plan.decide` for what it raises."""
+    """The plan for compacting a context as requested; see `plan.decide` for what it raises."""
 
     def auto() -> str:
         held = held_out(context, request.seed, passes, progress)
@@ -73,7 +74,7 @@ def carry_out(
     progress: Progress = SILENT,
     into: NewArtifact | None = None,
 ) -> Compaction:
-    """Does what a plan says; errors are not measured. See `compact`."""
+    """Carries out a plan, without measuring errors. See `compact`."""
     if passes.context is not context:
         raise ValueError("the reference passes are those of another context")
     method, rotary = plan.method, None
@@ -101,14 +102,16 @@ def carry_out(
 def held_out(
     context: Context, seed: int, passes: Passes, progress: Progress
 ) -> dict[int, LayerReference]:
-    """Queries that no fit sees, made once for a context."""
+    """Held-out queries, which no fit sees; made once per context."""
     held, _ = passes.get(("held-out", seed), lambda: heldout.queries(context, seed, progress))
     return held
 
 
 def measure(found: Compaction, passes: Passes, progress: Progress) -> None:
-    """Fills in the errors of a compaction on held-out queries, and the seconds that it took; what 4
-    bits do, too, where they were asked for by name."""
+    """Fills in a compaction's errors on held-out queries and the seconds this took.
+
+    Where 4 bits were asked for by name, what they do is measured too.
+    """
     context, plan = found.context, found.plan
     began = stopwatch(context.loaded.device)
     held = held_out(context, plan.seed, passes, progress)
@@ -125,8 +128,7 @@ def _scores(
     found: LayerReference | None,
     rotary: Rotary | None,
 ) -> torch.Tensor:
-    """`[H, T]`: how much each key of a layer, the one `order` in the plan, matters, by the
-    method's own rule."""
+    """`[H, T]`: how much each key of the plan's layer `order` matters, by the method's own rule."""
     method, layer = plan.method, plan.layers[order]
     K, V = live_keys(context, layer.layer)
     if method.score is None:

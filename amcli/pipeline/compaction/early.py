@@ -1,6 +1,6 @@
-"""An artifact that is written while its layers are still being fitted.
+"""Writing an artifact while its layers are still being fitted.
 
-How many entries each head will have is known before the fits, so every tensor has its place in the
+The number of entries of each head is known before the fits, so every tensor has its place in the
 file; the manifest comes last.
 """
 
@@ -20,12 +20,14 @@ from amcli.storage.artifacts import NewArtifact, named, named_entries, spec
 from amkv_format import layer_tensor
 
 Done = Callable[[int, Entries, torch.Tensor | None], None]
-"""Takes a layer's number, its entries, and the positions of these where they are stored."""
+"""Takes a layer's index, its entries, and their positions if those are stored."""
 
 
 def begin(new: NewArtifact, context: Context, plan: Plan, lengths: Lengths) -> Done:
-    """Announces the tensors of a compaction to these `lengths`, has those written that are known
-    already, and returns what does the same for a layer that is finished."""
+    """Declares the tensors of a compaction to these `lengths` and writes those already known.
+
+    Returns a function that writes those of a finished layer.
+    """
     full, places = full_layers(context), {}
     rows = {i: sum(heads) for i, heads in zip(full, lengths, strict=True)}
     plans = {x.layer: x for x in plan.layers}
@@ -52,7 +54,7 @@ def begin(new: NewArtifact, context: Context, plan: Plan, lengths: Lengths) -> D
 
 
 def _none_yet(like: Entries, plan: LayerPlan, has_beta: bool) -> Entries:
-    """No entries, of the kind that a layer's will be."""
+    """Zero entries, with the tensors and types that the layer's entries will have."""
     beta = torch.empty(0, dtype=torch.float32, device=like.device) if has_beta else None
     heads = replace(like.rows(slice(0, 0), (0,) * len(like.lengths)), beta=beta)
     quantizer = quantizer_of(plan.store)

@@ -1,8 +1,8 @@
 """What carrying out a plan will take: memory, and seconds, before anything is loaded.
 
-Seconds are arithmetic over speed. The arithmetic is counted from the shapes: the model's passes
-over the document, the scores of all keys, the matrices of the fits. The speed is that of one
-product of matrices on the device, measured in a moment, of which a stage reaches its SHARE.
+Seconds are arithmetic divided by speed. The arithmetic is counted from the shapes: the model's
+passes over the document, the scores of all keys, the matrices of the fits. The speed is that of
+one matrix product on the device, measured on the spot; each stage reaches its SHARE of it.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from amcli.pipeline.queries.passages import PART
 from amcli.system.clock import stopwatch
 
 SHARE = {"prefill": 0.4, "reference": 0.35, "compact": 0.4}
-"""Of the speed of a product, what each stage reaches."""
+"""Fraction of a matrix product's speed that each stage reaches."""
 
-_SIDE = {"cpu": 1024}  # of the matrices that are multiplied; elsewhere:
+_SIDE = {"cpu": 1024}  # of the matrices multiplied to measure speed; other devices:
 _SIDE_ELSEWHERE = 8192
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes and seconds of a compaction; None: not known.
+    """Bytes and seconds of a compaction; None: unknown.
 
-    weights, cache  of the model, and of the full cache beside them, with the part of the
-                    document that is said again
-    fits            what the fits may take at most
-    seconds         of each stage
+    weights, cache  bytes of the model, and of the full cache, with room for the part of the
+                    document that is repeated
+    fits            the most bytes that the fits may take
+    seconds         for each stage
     """
 
     weights: int | None
@@ -54,9 +54,9 @@ class Estimate:
 
 
 def estimate(plan: Plan, preview: Preview | None, prefilled: bool) -> Estimate:
-    """What a plan takes with the model that `preview` shows; without one seconds are unknown.
+    """What a plan takes with the model that `preview` shows; without it, seconds are unknown.
 
-    prefilled  whether the document's cache is there already
+    prefilled  whether the document has already been prefilled
     """
     target = plan.target
     cache = target.full_bytes // max(1, target.T) * (target.T + min(PART, target.T))
@@ -75,11 +75,11 @@ def estimate(plan: Plan, preview: Preview | None, prefilled: bool) -> Estimate:
 def _work(plan: Plan, parameters: int, queries: int) -> dict[str, float]:
     """Floating-point operations of each stage."""
     T, layers = plan.target.T, len(plan.layers)
-    attention = 4.0 * queries * T * T * layers  # logits and outputs, of each token with each
+    attention = 4.0 * queries * T * T * layers  # logits and outputs, every token with every token
     read = 2.0 * parameters * T
     work = {"prefill": read + attention / 2}
     if plan.queries.sources:
-        # Every token again, with all of the document before it; then its scores of every key.
+        # Every token once more, with the whole document before it; then its scores of every key.
         work["reference"] = len(plan.queries.sources) * (read + 1.5 * attention)
     n = plan.queries.max_queries
     work["compact"] = sum(_fits(plan, layer, n) for layer in plan.layers)
@@ -87,13 +87,13 @@ def _work(plan: Plan, parameters: int, queries: int) -> dict[str, float]:
 
 
 def _fits(plan: Plan, layer: LayerPlan, n: int) -> float:
-    """The fits of one layer with `n` queries a head: what of their arithmetic grows fastest."""
+    """The fastest-growing terms of one layer's fits with `n` queries per head."""
     T, t, method = layer.shape.tokens, layer.entries, plan.method
     dims = layer.shape.key_dim + layer.shape.value_dim
     if method.selection == "all" or not plan.queries.sources:
         return 0.0
     fitted = min(t, FIT_LIMIT)
-    one = 2.0 * n * T * dims  # what the document gives the queries
+    one = 2.0 * n * T * dims  # attention of the queries to the document
     if method.selection == "omp" and t * PLENTY < T:
         steps = min(t, PURSUIT)
         candidates = min(T, screened(method.candidates, steps))
@@ -104,7 +104,7 @@ def _fits(plan: Plan, layer: LayerPlan, n: int) -> float:
 
 
 def _speed(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of one large product, in `dtype`."""
+    """Floating-point operations per second in one large matrix product, in `dtype`."""
     side = _SIDE.get(device.type, _SIDE_ELSEWHERE)
     x = torch.ones(side, side, device=device, dtype=dtype)
     took = []

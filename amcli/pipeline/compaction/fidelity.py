@@ -1,7 +1,7 @@
 """The smallest compact context that still agrees with the full one: a search over ratios.
 
-Agreement is the share of places in held-out text where compact and full context have the same
-likeliest next token, teacher-forced. What is held out, and why, stands in `heldout`.
+Agreement is the share of places in held-out text where the compact and the full context predict
+the same likeliest next token, teacher-forced. `heldout` says what is held out, and why.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ PART = 128
 """Tokens of a held-out part."""
 
 TOKENS = 4096
-"""Document tokens that are asked for at most; of a longer document a seeded choice of parts."""
+"""Most document tokens that are asked for; of a longer document, a seeded choice of parts."""
 
-_LOGITS = {"cuda": 2**27}  # logits of one batch; elsewhere:
+_LOGITS = {"cuda": 2**27}  # logits in one batch; other devices:
 _LOGITS_CPU = 2**25
 
 
 def require(fidelity: float, request: Request) -> None:
-    """Raises UsageError for an agreement that cannot be, and for options that exclude it."""
+    """Raises UsageError for an impossible agreement, and for options that rule out a search."""
     if not 0 < fidelity <= 1:
         raise UsageError(
             f"a fidelity of {fidelity:g} is not a share: above 0, and at most 1",
@@ -78,28 +78,28 @@ def search(
     *,
     progress: Progress = SILENT,
 ) -> Compaction:
-    """The compaction at the largest ratio of a grid whose agreement is at least `fidelity`.
+    """The compaction at the largest ratio of the grid whose agreement is at least `fidelity`.
 
-    Bisection from 20× on; which ratios are tried next depends on nothing but the answers, so
-    that a higher fidelity never ends at a larger ratio. The reference pass is run once, and the
-    order in which a ratio selected a head's keys serves the larger ratios after it. Its
-    `fidelity` says what was tried; its `seconds` are those of the whole search.
+    Bisection, starting at 20×; the next ratio depends only on the outcomes so far, so a higher
+    fidelity never ends at a larger ratio. The reference pass runs once, and the order in which
+    one ratio selected a head's keys serves the larger ratios after it. The compaction's
+    `fidelity` says what was tried; its `seconds` cover the whole search.
 
-    Raises UsageError when no ratio tried reaches it, with the best that was seen, and as
-    `compact`.
+    Raises UsageError when no ratio tried reaches `fidelity`, with the best seen, and whatever
+    `compact` raises.
     """
     require(fidelity, request)
     passes = Passes(context, shared=False, search=True)
-    # Entries are stored in one way at all ratios.
+    # All ratios use the same store.
     first = planned(context, request, passes, progress)
     request = replace(request, store=first.store)
     judge = Judge(context, held_out(context, request.seed), progress)
     grid = ratios(first)
     found: Compaction | None = None
     probes: list[Probe] = []
-    reference: dict[str, dict[str, float]] = {}  # stages before `compact`, by source of queries
+    reference: dict[str, dict[str, float]] = {}  # stages before `compact`, by query source
     compacting = 0.0
-    low, high = -1, len(grid)  # the largest that is good, the smallest that is not
+    low, high = -1, len(grid)  # indices: the last good ratio, the first bad one
     while high - low > 1:
         middle = (low + high) // 2
         stages = _Stages(progress, grid[middle], probes)
@@ -124,7 +124,7 @@ def search(
 
 
 def _of_all(stages: Iterable[dict[str, float]]) -> dict[str, float]:
-    """Seconds of each stage, once: those of a mixture hold those of the source it was before."""
+    """Seconds of each stage, counted once: a mixture's include those of its sources tried alone."""
     total: dict[str, float] = {}
     for seconds in stages:
         for name, value in seconds.items():
@@ -133,7 +133,7 @@ def _of_all(stages: Iterable[dict[str, float]]) -> dict[str, float]:
 
 
 def ratios(plan: Plan) -> list[float]:
-    """The grid, from 1 on, in three digits; as far as every head is left an entry."""
+    """The grid from 1 up, to three digits, as far as every head keeps an entry."""
     layers = plan.shapes
     heads = sum(layer.heads for layer in layers)
     grid = [float(f"{LARGEST ** (k / STEPS):.3g}") for k in range(STEPS + 1)]
@@ -143,7 +143,7 @@ def ratios(plan: Plan) -> list[float]:
 
 
 def held_out(context: Context, seed: int) -> list[Passage]:
-    """Parts of the document to be said again; UsageError where the model's positions end."""
+    """Parts of the document to repeat; UsageError where the model has no positions left."""
     parts = heldout.parts(context, PART, max(1, TOKENS // PART), seed)
     if not parts:
         raise UsageError(
@@ -159,11 +159,12 @@ def held_out(context: Context, seed: int) -> list[Passage]:
 
 
 class Judge:
-    """Knows what the full context predicts in held-out text, and compares others with it.
+    """Knows what the full context predicts in held-out text, and compares other entries with it.
 
-    Token `i` of a passage is predicted from those before it, for all `i >= first`.
+    Token `i` of a passage is predicted from the tokens before it, for all `i >= first`.
 
-    tokens  predictions that are compared; seconds: spent so far
+    tokens   predictions compared
+    seconds  spent so far
     """
 
     def __init__(self, context: Context, passages: Sequence[Passage], progress: Progress) -> None:
@@ -174,7 +175,7 @@ class Judge:
         self._truth = self._likeliest(None, progress)  # [tokens]
 
     def agreement(self, layers: Sequence[Entries], progress: Progress = SILENT) -> float:
-        """Share of the predictions in which these entries agree with the full context."""
+        """Share of predictions in which these entries agree with the full context."""
         mine = self._likeliest(layers, progress)
         return int((mine == self._truth).sum()) / max(1, self.tokens)
 
@@ -188,7 +189,7 @@ class Judge:
         progress.start("measure", self.tokens)
         found = []
         for batch in self._batches():
-            columns = max(len(p.ids) for p in batch) - 1  # a last token is only predicted
+            columns = max(len(p.ids) for p in batch) - 1  # the last token is predicted, not fed
             rows = [(p.ids[:-1] + [0] * columns)[:columns] for p in batch]
             ids = torch.tensor(rows, device=loaded.device)
             fork = cache.fork(len(batch))
@@ -211,7 +212,7 @@ class Judge:
 
 
 class _Stages:
-    """A `Progress` that puts the ratio being tried, and what the last one gave, before a stage."""
+    """A `Progress` that prefixes each stage with the ratio being tried and the last result."""
 
     def __init__(self, progress: Progress, ratio: float, probes: Sequence[Probe]) -> None:
         self._progress = progress
@@ -219,11 +220,11 @@ class _Stages:
         self._at = f"{ratio:g}×{last}"
 
     def start(self, stage: str, total: int) -> None:
-        """A new stage of this probe."""
+        """Begins a stage of this probe."""
         self._progress.start(f"{self._at} {stage}", total)
 
     def advance(self, units: int = 1) -> None:
-        """Some units of it are done."""
+        """Counts units of the stage as done."""
         self._progress.advance(units)
 
 

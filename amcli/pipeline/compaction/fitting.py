@@ -33,13 +33,15 @@ def fit(
     progress: Progress,
     done: Done | None = None,
 ) -> tuple[list[Entries], dict[int, torch.Tensor]]:
-    """Every layer's entries, of all heads, sliding layers as they are; and, where positions are
-    asked for, the token that each entry of the others was taken from, `[N]` int32.
+    """The entries of all heads of every layer; sliding layers stay as they are.
+
+    Also, where positions are asked for, the token that each entry of a compacted layer was taken
+    from, `[N]` int32.
 
     scores   of this process's heads, a tensor `[H, T]` for each layer in `full_layers`
-    lengths  of all heads, a list for each of those
-    done     is given this process's heads of each such layer, and the positions if any, as soon as
-             the layer is finished
+    lengths  of all heads, a list for each of those layers
+    done     called as soon as such a layer is finished, with this process's heads and any
+             positions
     """
     shard, full, method = context.loaded.shard, full_layers(context), plan.method
     inputs = []
@@ -60,7 +62,7 @@ def fit(
             positions[layer] = result.index
         if done is not None:
             done(layer, found[layer], positions.get(layer))
-    # In order: the processes finish their layers in orders of their own.
+    # In layer order: each process may finish its layers in a different order.
     positions = {layer: shard.gathered(positions[layer]) for layer in full if layer in positions}
     layers = [
         shard.whole(found[layer] if layer in found else dense(context.cache, layer))
@@ -83,9 +85,9 @@ def _input(
 def _results(
     plan: Plan, layers: Sequence[LayerInput], advance: Callable[[int], None]
 ) -> Iterator[tuple[int, LayerResult]]:
-    """By the method's own fit, a layer at a time, or by `compact_layers`."""
+    """Fits by the method's own fit, one layer at a time, or by `compact_layers`."""
     method = plan.method
-    # Keys that are turned after the fit are rounded after that, once.
+    # Keys rotated after the fit are rounded once, after the rotation.
     rounding = None if method.rerotate else quantizer_of(plan.store)
     if method.fit is None:
         room = None
@@ -102,18 +104,18 @@ def _results(
 
 
 def _rerotate(result: LayerResult, rotary: Rotary, layer: int, T: int) -> LayerResult:
-    """The same entries with each head's keys turned to the last positions before `T`."""
+    """The same entries with each head's keys rotated to the last positions before `T`."""
     lengths = result.heads.lengths
     positions = torch.cat([torch.arange(T - t, T) for t in lengths])
     keys = result.heads.keys.unpack()
     plain = rotary.unrotate(layer, keys, result.index.long())
     turned = rotary.rotate(layer, plain, positions).to(keys.dtype)
-    # A key that stays where it was stays exactly what it was.
+    # A key whose position does not change keeps its exact value.
     moved = (positions.to(keys.device) != result.index).unsqueeze(1)
     keys = torch.where(moved, turned, keys)
     return replace(result, heads=replace(result.heads, keys=Numbers(keys)))
 
 
 def sample_of(found: LayerReference | None, K: torch.Tensor) -> Sample:
-    """A layer's reference queries; none, with the usual logits, for a method that asks for none."""
+    """A layer's sample; for a method without reference queries an empty one, with usual logits."""
     return Sample(K[:, :0], None, Logits(K.shape[-1] ** -0.5)) if found is None else found.sample

@@ -1,15 +1,15 @@
-"""Held-out text: what the stored entries are judged by, and nothing was fitted to.
+"""Held-out text: the stored entries are judged by it, and nothing was fitted to it.
 
-A document's facts cannot be held out: scores and fits that never saw a fact lose it, so that the
-measure would harm what it measures. What is held out is the way of asking for them. The reference
-pass says the document in parts as long as it can, each token after all of its predecessors; here
-it is said in short parts that begin anywhere, so that the model has to find each place again by
-the compact entries alone, from another question, at other positions, and with little of its own
-text to lean on.
+A document's facts cannot be held out: scores and fits that never saw a fact lose it, so the
+measurement would harm what it measures. What is held out is the way of asking for them. The
+reference pass repeats the document in parts as long as it can, each token after all of its
+predecessors; here it is repeated in short parts that begin anywhere, so the model has to find each
+place again from the compact entries alone, from another question, at other positions, and with
+little of its own text to lean on.
 
-The likeliest tokens of such parts give the agreement (`fidelity`); their queries, which neither
-scores nor selection nor fits have seen, give the errors that a receipt shows. They are the same
-for every method, so that errors of methods compare.
+The likeliest tokens of such parts give the agreement (`fidelity`); their queries, which no scores,
+selection or fits have seen, give the errors that a receipt shows. They are the same for every
+method, so errors of different methods can be compared.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from amcli.pipeline.queries.reference import LayerReference, collect
 from amcli.system.progress import Progress
 
 QUERIES = 256
-"""Held-out queries per KV head: enough for an error of two digits."""
+"""Held-out queries per KV head: enough for an error to two digits."""
 
 PLACES = 8
 """Parts of the document that these queries are spread over."""
 
 QUOTED = 12
-"""First tokens of a part, which its question quotes: the document is not needed to say them."""
+"""First tokens of a part, quoted in its question: repeating them does not need the document."""
 
 
 @dataclass(frozen=True)
 class Errors:
-    """What is known of each layer's heads on held-out queries, `layer -> head` (`[]`: nothing).
+    """What is known of each layer's heads on held-out queries, `[layer][head]` (`[]`: nothing).
 
     count      queries per KV head
     mass, output   relative errors of the stored entries, defined as in `matching.fit_errors`
-    attention  mean share of the queries' attention that is on the document
+    attention  mean share of the queries' attention that falls on the document
     """
 
     count: int = 0
@@ -53,7 +53,7 @@ class Errors:
     attention: list[list[float]] = field(default_factory=list)
 
     def record(self) -> dict[str, Any]:
-        """The fields of a manifest that hold them."""
+        """The manifest fields that hold them."""
         return {
             "fit_errors": {"mass": self.mass, "output": self.output},
             "attention": self.attention,
@@ -61,16 +61,16 @@ class Errors:
 
 
 def parts(context: Context, size: int, most: int, seed: int) -> list[Passage]:
-    """Parts of `size` document tokens that begin at a seeded place, each after its question.
+    """Parts of `size` document tokens from a seeded offset on, each after its question.
 
-    At most `most` of them, a seeded choice. Queries from the first token on that is not quoted
-    count. What comes before the first part is left out, as is a last part too short to say much,
-    unless there is no other. Empty where the model's positions leave no room behind the context.
+    At most `most` of them, a seeded choice. Queries count from the first unquoted token on. Text
+    before the first part is left out, as is a last part too short to say much, unless it is the
+    only one. Empty where the model's positions leave no room after the context.
     """
     document = context.ids[context.document_start : context.document_end]
     tokenizer = context.loaded.tokenizer
     generator = torch.Generator().manual_seed(seed)
-    # From a quarter to three quarters of a part: where reference passages begin is not close.
+    # From a quarter to three quarters of a part: well away from where reference passages begin.
     offset = size // 4 + int(torch.randint(max(1, size // 2), (1,), generator=generator))
     if len(document) < offset + size // 2:
         offset = 0
@@ -90,7 +90,7 @@ def parts(context: Context, size: int, most: int, seed: int) -> list[Passage]:
 
 
 def queries(context: Context, seed: int, progress: Progress) -> dict[int, LayerReference]:
-    """Held-out queries of each full layer: all that some short parts have."""
+    """Held-out queries of each full layer: all queries of a few short parts."""
     geometry, full = context.loaded.geometry, full_layers(context)
     group = max((geometry.query_heads[i] // geometry.layers[i].kv_heads for i in full), default=0)
     if not group:
@@ -105,7 +105,7 @@ def queries(context: Context, seed: int, progress: Progress) -> dict[int, LayerR
 def measure(
     context: Context, layers: Sequence[Entries], held: Mapping[int, LayerReference]
 ) -> Errors:
-    """Errors of all layers' stored entries on the held-out queries."""
+    """Errors of the stored entries of all layers on the held-out queries."""
     found, shard = Errors(max((h.count for h in held.values()), default=0)), context.loaded.shard
     for i, heads in enumerate(layers):
         mass = output = attention = torch.full((1,), torch.nan, device=context.loaded.device)
@@ -147,7 +147,7 @@ def _padded(
 
 
 def _finite(values: torch.Tensor) -> list[float]:
-    """Six digits of each head's number; nothing where one is unknown."""
+    """Each head's number to six digits; empty when any is not finite."""
     if not bool(values.isfinite().all()):
         return []
     return [float(f"{v:.6g}") for v in values.tolist()]

@@ -1,8 +1,8 @@
-"""The plan of a compaction: all that is decided before anything is fitted, in one place.
+"""The plan of a compaction: everything decided before anything is fitted, in one place.
 
-`decide` turns what was asked for (`Request`) into a `Plan`, which everything after it takes and
-nothing changes. A plan needs no tensor: of a model it wants the shapes of its layers (`Target`), so
-that it can be made, and looked at, before anything is loaded.
+`decide` turns what was asked for (`Request`) into a `Plan`, which everything after it uses and
+nothing changes. A plan needs no tensor, only the shapes of a model's layers (`Target`), so it can
+be made and looked at before anything is loaded.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from amcli.pipeline.queries.passes import QueryPlan
 from amcli.storage.artifacts import Artifact
 
 POSITION_BYTES = 4
-"""What the position of an entry costs, where it is stored."""
+"""Bytes of an entry's position, where positions are stored."""
 
 FILE = "file"
-"""What a budget that was read from a file is called."""
+"""The name of a budget that was read from a file."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be compacted: a context, as far as its shape goes.
+    """What is to be compacted: the shape of a context.
 
     model     the model's id
     T         tokens of the context
-    layers    the layers that can be compacted, by index; with the heads of all processes
-    itemsize  bytes of a number of the full cache
+    layers    the layers that can be compacted, by index, with the heads of all processes
+    itemsize  bytes per number in the full cache
     """
 
     model: str
@@ -54,7 +54,7 @@ class Target:
 
     @classmethod
     def of(cls, context: Context) -> Target:
-        """The target that a context in a cache is."""
+        """The target for a context in a cache."""
         loaded = context.loaded
         geometry = loaded.geometry
         full = {i: geometry.layers[i].times(loaded.shard.size) for i in geometry.full_layers}
@@ -62,7 +62,7 @@ class Target:
 
     @classmethod
     def of_artifact(cls, artifact: Artifact, dtype: torch.dtype | None = None) -> Target:
-        """The target that a prefill on disk is, once it is loaded in `dtype`; None: in its own."""
+        """The target for a prefill on disk, once loaded in `dtype` (None: its own)."""
         model = artifact.manifest["model"]
         full = {
             i: LayerGeometry("full", x.kv_heads, x.key_dim, x.value_dim)
@@ -74,7 +74,7 @@ class Target:
 
     @classmethod
     def of_text(cls, preview: Preview, text: str) -> Target:
-        """The target that a document will be, by the configuration of its model.
+        """The target for a document not read yet, from the configuration of its model.
 
         Raises UsageError for a configuration that does not say what the layers are.
         """
@@ -90,8 +90,8 @@ class Target:
         return cls(preview.id, tokens, full, preview.dtype.itemsize)
 
     def shapes(self, store: str = NATIVE, positions: bool = False) -> list[LayerShape]:
-        """The shapes of the layers, in order, with entries stored as `store`, and with their
-        `positions` or without."""
+        """The shapes of the layers, in order, with entries stored as `store`, with or without
+        `positions`."""
         quantizer, found = quantizer_of(store), []
         for layer in self.layers.values():
             dims = layer.key_dim, layer.value_dim
@@ -109,13 +109,13 @@ class Target:
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """One layer that is compacted.
+    """One layer to compact.
 
     layer    its index in the model
-    shape    its heads and numbers, and what an entry costs as stored
+    shape    its heads and dimensions, and what a stored entry costs
     store    how its entries are stored: one of `STORES`
-    entries  entries that a head gets on average. Where heads and layers share by scores, which are
-             not known yet, what the budget expects of the layer
+    entries  mean entries per head. Where heads and layers share by scores, which are not known
+             yet, what the budget expects the layer to get
     """
 
     layer: int
@@ -126,15 +126,15 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A compaction, decided.
+    """A compaction that has been decided.
 
     method        the method
     queries       where its reference queries come from
     budget        how heads share the entries: a name of `budgets.NAMES`, `all` or `file`
-    file          the budget file that was given
-    layers        the layers that are compacted, in order
-    size          the size that was asked for: `ratio`, or `tokens` a head
-    measure_int4  whether 4 bits were asked for by name, so that what they do is measured
+    file          the budget file, if one was given
+    layers        the layers to compact, in order
+    size          the size asked for: `ratio`, or `tokens` per head
+    measure_int4  whether 4 bits were asked for by name, so their effect is measured
     positions     whether the token of each entry is stored
     """
 
@@ -152,7 +152,7 @@ class Plan:
 
     @property
     def shapes(self) -> list[LayerShape]:
-        """Shapes of the layers that are compacted, in order, as stored."""
+        """Shapes of the layers to compact, in order, as stored."""
         return [layer.shape for layer in self.layers]
 
     @property
@@ -167,7 +167,7 @@ class Plan:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of what will be stored, by the entries that layers are expected to get."""
+        """Bytes that will be stored, by the entries that layers are expected to get."""
         has_beta = self.method.has_beta
         return sum(x.shape.heads * x.entries * x.shape.entry_bytes(has_beta) for x in self.layers)
 
@@ -215,11 +215,11 @@ class Plan:
 def decide(target: Target, request: Request, auto: Callable[[], str]) -> Plan:
     """The plan for a request.
 
-    auto  what the store `auto` comes to, asked only where the sizes do not decide it: finding out
-          wants the model
+    auto  resolves the store `auto`; called only where the sizes do not decide it, as finding out
+          needs the model
 
     Raises UsageError for what makes no sense or does not fit the model, ModelMismatchError for a
-    budget file of another one.
+    budget file of another model.
     """
     method = check(request, target.T)
     if not target.layers and method.selection != "all":
@@ -256,11 +256,11 @@ def decide(target: Target, request: Request, auto: Callable[[], str]) -> Plan:
 
 
 def _store(target: Target, request: Request, method: Method, auto: Callable[[], str]) -> str:
-    """How entries are stored. Raises UsageError where they cannot be."""
+    """How entries are stored. Raises UsageError where they cannot be stored that way."""
     store, ratio = request.storage(method), request.ratio
     int8 = target.shapes("int8", request.positions)
     if store == AUTO and ratio is not None and holds_every_key(ratio, int8, method.has_beta):
-        store = "int8"  # nothing has to go: fewer bits would only cost precision
+        store = "int8"  # nothing has to be dropped: fewer bits would only cost precision
     elif store == AUTO:
         store = auto()
     quantizer = quantizer_of(store)
@@ -303,7 +303,7 @@ def _total(
     method: Method,
     share: Callable[[int], Lengths] | None = None,
 ) -> int:
-    """Entries of all heads, by the size that was asked for."""
+    """Entries of all heads together, from the size asked for."""
     if "tokens" in size:
         return int(size["tokens"]) * sum(layer.heads for layer in layers)
     ratio = float(size["ratio"])

@@ -1,4 +1,4 @@
-"""What the user asks of a compaction, and what of it makes no sense."""
+"""What the user asks of a compaction, and the checks that it makes sense."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from amcli.pipeline.queries.passes import QueryPlan
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for; `plan.decide` makes a plan of it.
+    """What the user asked for; `plan.decide` turns it into a plan.
 
     ratio, tokens  full bytes over stored bytes, or mean entries per KV head: at most one
-    budget         one of `budgets.NAMES`, a budget file that was read, or None for the method's own
+    budget         one of `budgets.NAMES`, a budget file already read, or None for the method's own
     queries        names of `passages.SOURCES`, joined by `+`; None for the method's own
     window         most recent tokens that snapkv and pyramidkv look from and keep; None: 64, or
                    fewer where that would be more than a quarter of a head's entries
     store          how entries are stored: one of `STORES`, `auto`, or None for the method's own
-    memory_limit   bytes that the fits may take beside the cache; None: what suits the device
-    positions      whether the token that each entry was taken from is stored too
+    memory_limit   bytes that the fits may take besides the cache; None: what suits the device
+    positions      whether to store the token that each entry was taken from too
     """
 
     ratio: float | None = None
@@ -45,8 +45,10 @@ class Request:
 
     @classmethod
     def of(cls, budget: str | None = None, **given: Any) -> Request:
-        """A request for what is given; None stands for the default. A budget may be the path of a
-        file, which is read; see `budget_named`."""
+        """A request from the options given; None stands for the default.
+
+        A budget may be the path of a file, which is read; see `budget_named`.
+        """
         known = {name: value for name, value in given.items() if value is not None}
         return cls(budget=budget_named(budget), **known)
 
@@ -61,7 +63,7 @@ class Request:
         return self.store or method.store
 
     def size(self, method: Method) -> dict[str, float | int]:
-        """The size that was asked for, as the manifest records it: `ratio` or `tokens`."""
+        """The size asked for, as the manifest records it: `ratio` or `tokens`."""
         if self.tokens is not None:
             return {"tokens": self.tokens}
         if self.ratio is None and method.selection == "all":
@@ -70,9 +72,9 @@ class Request:
 
 
 def budget_named(name: str | None) -> str | BudgetFile | None:
-    """The budget that a name stands for, or the file of that name, read: a name wins.
+    """The budget of that name, or else the budget file at that path, read.
 
-    Raises UsageError for what is neither, and for a file that is no budget.
+    Raises UsageError for what is neither, and for a file that is not a budget.
     """
     if name is None or name in budgets.NAMES:
         return name
@@ -91,9 +93,9 @@ def budget_named(name: str | None) -> str | BudgetFile | None:
 
 
 def check(request: Request, T: int | None = None) -> Method:
-    """The method that a request names; raises UsageError for what makes no sense, early.
+    """The method that a request names; an early UsageError for what makes no sense.
 
-    T  tokens of the context, where that is known already
+    T  tokens of the context, if already known
     """
     method = methods.get(request.method)
     _check_size(request, method, T)
@@ -119,7 +121,7 @@ def check(request: Request, T: int | None = None) -> Method:
 
 
 def _check_size(request: Request, method: Method, T: int | None) -> None:
-    """Raises UsageError for a ratio or a number of tokens that cannot be."""
+    """Raises UsageError for an impossible ratio or number of tokens."""
     ratio, tokens = request.ratio, request.tokens
     if ratio is not None and tokens is not None:
         raise UsageError(

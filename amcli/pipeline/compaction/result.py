@@ -21,7 +21,7 @@ from amcli.storage.artifacts import NewArtifact, complete
 
 @dataclass(frozen=True)
 class Probe:
-    """One ratio that was tried: asked for, real, the bytes, and the agreement it gave."""
+    """One ratio that was tried: as asked for, as reached, the stored bytes, and the agreement."""
 
     ratio: float
     real_ratio: float
@@ -40,7 +40,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Reached:
-    """What a search was asked for and found: agreement on so many held-out tokens."""
+    """The agreement a search was asked for, and what it found on how many held-out tokens."""
 
     asked: float
     agreement: float
@@ -48,7 +48,7 @@ class Reached:
     probes: tuple[Probe, ...]
 
     def record(self) -> dict[str, Any]:
-        """The search as JSON, for manifests and for programs."""
+        """The search as JSON, for manifests and programs."""
         return {
             "asked": self.asked,
             "agreement": round(self.agreement, 6),
@@ -59,17 +59,17 @@ class Reached:
 
 @dataclass
 class Compaction:
-    """A plan that was carried out on a context.
+    """A plan carried out on a context.
 
-    layers       entries of every layer; sliding layers hold their raw tail
+    layers       entries of every layer; of a sliding layer, its raw tail
     query_count  reference queries per KV head that the fits may use
-    asked        questions that the model asked itself for them
-    seconds      time of each stage
+    asked        questions that the model asked itself to make them
+    seconds      time taken by each stage
     errors       of the stored entries, on held-out queries; None: not measured
     rounding     what 4 bits do to the worst layer, where the user asked for them
-    fidelity     what a search for the ratio has found, if there was one
-    positions    per layer that was compacted the token each entry was taken from, `[N]` int32, to
-                 be stored; empty: not asked for
+    fidelity     what a search for the ratio found, if there was one
+    positions    for each compacted layer, the token each entry was taken from, `[N]` int32, to be
+                 stored; empty: not asked for
     """
 
     context: Context
@@ -96,7 +96,7 @@ class Compaction:
 
     @property
     def ratio(self) -> float:
-        """Full over stored bytes of the compacted layers; 1 for a model that has none."""
+        """Full over stored bytes of the compacted layers; 1 for a model without any."""
         return self.full_bytes / self.stored_bytes if self.stored_bytes else 1.0
 
     def apply(self) -> None:
@@ -107,7 +107,7 @@ class Compaction:
 
     @property
     def requested(self) -> dict[str, float | int]:
-        """What was asked for; with a fidelity, the ratio is the one that was found."""
+        """What was asked for; with a fidelity, the ratio is the one found."""
         requested = dict(self.plan.size)
         if self.fidelity is not None:
             requested["fidelity"] = self.fidelity.asked
@@ -119,7 +119,7 @@ class Compaction:
             return self.finish(new)
 
     def finish(self, new: NewArtifact) -> dict[str, Any]:
-        """The same, where some of it may be written already; see `compacting.compact`."""
+        """The same as `save`, for an artifact already begun; see `compacting.compact`."""
         plan = self.plan
         budget: dict[str, Any] = {"name": plan.budget}
         if plan.file is not None:
@@ -148,7 +148,7 @@ class Compaction:
         )
 
     def save_budget(self, path: Path, overwrite: bool) -> None:
-        """Writes how the entries were shared out as a budget file; see `budget_file.write`."""
+        """Writes a budget file of how the entries were shared out; see `budget_file.write`."""
         model, plan = self.context.loaded.fingerprint()["model"], self.plan
         about = {
             "model": {k: model[k] for k in ("id", "revision", "architecture", "config_hash")},

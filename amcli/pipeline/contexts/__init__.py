@@ -1,1 +1,1 @@
-"""A document in the cache of a model: read from a text, or opened from an artifact."""
+"""A document in a model's cache: read from text, or opened from an artifact."""

@@ -1,4 +1,4 @@
-"""A context: a document in the cache of a model, full or compact."""
+"""A context: a document in a model's cache, full or compact."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Context:
     """A document in the cache of a loaded model.
 
     ids        `T` token ids; the document is `ids[document_start:document_end]`
-    boundary   `in_user_turn`, `raw` or `turn_closed`: what a question has to be led in with
-    source     name, hash and size of the text, as the manifest holds them
-    before     tokens that the cache holds ahead of `ids`, as a prefix that stays as it is
+    boundary   `in_user_turn`, `raw` or `turn_closed`: how a question has to be led in
+    source     name, hash and size of the text, as in the manifest
+    before     tokens that the cache holds ahead of `ids`, as a prefix that never changes
     """
 
     loaded: LoadedModel
@@ -36,11 +36,11 @@ class Context:
 
     @property
     def T(self) -> int:
-        """Logical length: tokens of the context as the model saw them."""
+        """Logical length: tokens of the context as the model read them."""
         return len(self.ids)
 
     def lead(self, question: str, think: bool = False) -> list[int]:
-        """Token ids from the end of the context to where the answer to a question begins."""
+        """Token ids between the end of the context and the start of a question's answer."""
         chat = self.loaded.chat
         if self.boundary == "turn_closed":
             return chat.next_turn(question, think)
@@ -60,13 +60,13 @@ class Context:
 
 
 def dense(cache: CompactCache, layer: int) -> Entries:
-    """What a layer holds live, of a cache of one sequence: the tail in a sliding layer."""
+    """A layer's live keys and values, from a cache of one sequence: a sliding layer's tail."""
     keys, values = cache.live(layer)
     return Entries.dense(keys[0], values[0])
 
 
 def held(cache: CompactCache, layer: int) -> list[Entries]:
-    """All that a layer holds, of a cache of one sequence: a prefix, live tokens, or both."""
+    """All that a layer holds, from a cache of one sequence: a prefix, live tokens, or both."""
     prefix = cache.attention[layer].prefix
     found = [] if prefix is None else [entries for entries, _ in prefix.contexts()]
     if not found or cache.live(layer)[0].shape[2]:
@@ -75,12 +75,12 @@ def held(cache: CompactCache, layer: int) -> list[Entries]:
 
 
 def shared(context: Context, layers: Sequence[Entries] | None = None) -> CompactCache:
-    """A cache with the entries of full layers as a prefix, which all rows of a batch share.
+    """A cache with the entries of full layers as a prefix that all rows of a batch share.
 
-    `layers` are the entries of all heads, those that the context holds live when None.
+    `layers` are the entries of all heads; None: what the context holds live.
     """
     cache = context.cache.fork()
-    if context.before:  # there is a prefix already
+    if context.before:  # it already has a prefix
         return cache
     for i in full_layers(context):
         mine = context.loaded.shard.mine
@@ -96,14 +96,13 @@ def full_layers(context: Context) -> Sequence[int]:
 
 
 def live_keys(context: Context, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`K [H, T, d]`, `V [H, T, dv]` of a full layer that is not compacted yet; a sliding one's
-    tail."""
+    """`K [H, T, d]`, `V [H, T, dv]` of a full layer not compacted yet; a sliding layer's tail."""
     keys, values = context.cache.live(layer)
     return keys[0], values[0]
 
 
 def require_finite(context: Context) -> None:
-    """Raises AmkvError naming the first layer whose keys, values or state are not all numbers."""
+    """Raises AmkvError naming the first layer whose keys, values or state are not all finite."""
     for layer in range(len(context.loaded.geometry.layers)):
         for name, tensor in zip(("keys", "values"), live_keys(context, layer), strict=True):
             _require_finite(f"layer {layer}", name, tensor)

@@ -1,8 +1,8 @@
-"""Several contexts as one: each follows the one before it, read by itself and then put there.
+"""Several contexts as one: each was read by itself, and is moved to follow the one before it.
 
-Keys are turned by the tokens that come before them, which for a RoPE of fixed frequencies is what
-the model would have done had it read the text at that place. What no turning can give is what a
-later text would have taken from an earlier one: each was read without the others.
+Keys are rotated by the number of tokens that come before them, which for a RoPE of fixed
+frequencies is what the model would have done had it read the text there. No rotation can supply
+what a later text would have taken from an earlier one: each was read without the others.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _ALONE = "chat with one context at a time"
 
 
 def join(contexts: Sequence[Context]) -> Context:
-    """One context of all, in order, in the model of the first; they may be full or compact.
+    """One context of all, in order, for the model of the first; they may be full or compact.
 
-    The ids are those of all contexts one after another, each with what its template put in front
-    of the document. Codes that are turned are rounded again, in the same number of bits. Raises
-    UsageError where the model's RoPE cannot be turned, keeps states, or has too few positions.
+    The ids are those of all contexts one after another, each with what its template put before
+    the document. Rotated codes are rounded again, to the same number of bits. Raises UsageError
+    where the model's RoPE cannot be rotated, or the model keeps states or has too few positions.
     """
     first, *others = contexts
     if not others:
@@ -52,7 +52,7 @@ def join(contexts: Sequence[Context]) -> Context:
         else:
             tails = [_dense(part) for part in parts]
             keys, values = (torch.cat(x, dim=1) for x in zip(*tails, strict=True))
-            # A tail that is shorter than the window is all of its context, so nothing is missing.
+            # A tail shorter than the window is its whole context, so nothing is missing.
             reach = min(layer.window - 1, T, keys.shape[1])
             cache.set_live(i, keys[:, -reach:], values[:, -reach:], T)
     return Context(
@@ -124,10 +124,10 @@ def _turned(entries: Entries, rotary: Rotary, layer: int, tokens: int) -> Entrie
 
 
 def _moved(keys: torch.Tensor, rotary: Rotary, layer: int, tokens: int) -> torch.Tensor:
-    """`keys [N, d]`, each at a position of its own, `tokens` later; float32.
+    """`keys [N, d]`, each moved `tokens` positions later from wherever it is; float32.
 
-    Rotations add up, so that where a key was plays no part. Turning back from position 0 takes
-    out what some kinds of RoPE scale a rotation by.
+    Rotations add up, so it does not matter where a key was. Rotating back from position 0 takes
+    out the factor by which some kinds of RoPE scale.
     """
     there = torch.full((keys.shape[0],), tokens)
     return rotary.unrotate(layer, rotary.rotate(layer, keys, there), torch.zeros_like(there))

@@ -1,4 +1,4 @@
-"""Contexts of artifacts: which model they want, whether it fits, and their entries in its cache."""
+"""Contexts from artifacts: the model they need, whether it fits, their entries in its cache."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from amcli.system.progress import SILENT, Progress
 
 
 def model_of(artifact: Artifact) -> str:
-    """The name that loads the model of an artifact again, its revision pinned."""
+    """The name that loads an artifact's model again, with its revision pinned."""
     model = artifact.manifest["model"]
     return model["id"] if model["revision"] is None else f"{model['id']}@{model['revision']}"
 
 
 def misfits(artifact: Artifact, loaded: LoadedModel) -> list[str]:
-    """Why an artifact does not fit a model, in words; empty when it does. Reads no tensor."""
+    """Why an artifact does not fit a model, in words; empty if it does. Reads no tensor."""
     found = loaded.differences(artifact.manifest["model"], artifact.manifest["tokenizer"])
-    # Without this a state that is absent would be taken for that of an empty text.
+    # Without this, an absent state would be taken for that of an empty text.
     return found + state_differences(artifact.state_shapes(), loaded.geometry.kept)
 
 
@@ -56,7 +56,7 @@ def restore(artifact: Artifact, loaded: LoadedModel) -> Context:
         heads = loaded.shard.mine(artifact.heads(i, place)).to(place, loaded.dtype)
         if layer.type == "full" and artifact.kind == "compact":
             cache.set_prefix(i, heads, T)
-        else:  # numbers, whatever the store: a reader of files refuses codes here
+        else:  # always plain numbers: the file reader refuses codes here
             shape = (layer.kv_heads, heads.lengths[0], -1)
             keys, values = heads.keys.unpack(), heads.values.unpack()
             cache.set_live(i, keys.view(shape), values.view(shape), T)
@@ -78,11 +78,11 @@ def restore(artifact: Artifact, loaded: LoadedModel) -> Context:
 
 
 Look = Callable[[Preview], None]
-"""Shown a model before its weights are read; what it raises ends the loading."""
+"""Called with a model's preview before its weights are read; an exception stops the loading."""
 
 
 def unseen(preview: Preview) -> None:
-    """A `Look` that tells nobody."""
+    """A `Look` that does nothing."""
 
 
 def load_model(
@@ -94,7 +94,7 @@ def load_model(
     look: Look = unseen,
     progress: Progress = SILENT,
 ) -> LoadedModel:
-    """`models.loading.load`, as a stage of work."""
+    """`models.loading.load`, shown as a stage of work."""
     progress.start("load the model", 0)
     return load(spec, device=device, dtype=dtype, trust_remote_code=trust, look=look)
 
@@ -109,10 +109,10 @@ def open_contexts(
     look: Look = unseen,
     progress: Progress = SILENT,
 ) -> Context:
-    """The contexts of artifacts, one after another, in the first one's model or the one named.
+    """The contexts of artifacts joined in order, for the first one's model or the one named.
 
     Raises UsageError and ArtifactError for what cannot be opened, ModelMismatchError for what was
-    made for another model, and what `load_model` and `joining.join` raise.
+    made for another model, and whatever `load_model` and `joining.join` raise.
     """
     found: list[Context] = []
     for path in paths:

@@ -1,6 +1,6 @@
-"""Text out of files: plain text and markdown as they are, HTML and PDF as the text they show.
+"""Text from files: plain text and markdown as they are, HTML and PDF as the text they show.
 
-By what a file begins with and how its name ends. Nothing is fetched, run or guessed at.
+A file's first bytes and the end of its name decide. Nothing is fetched, run or guessed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from amcli.errors import UsageError
 _HTML_ENDINGS = (".html", ".htm", ".xhtml")
 _HTML_STARTS = (b"<!doctype html", b"<html")
 
-# What programs write that is not text, and how to make text of it.
+# Document formats that are not text, and how to convert them.
 _CONVERTED = {
     ".docx": "pandoc {name} -o {stem}.md",
     ".odt": "pandoc {name} -o {stem}.md",
@@ -29,17 +29,17 @@ _CONVERTED = {
 
 
 class Reading(NamedTuple):
-    """What a file says, and how many pages it has where it has pages."""
+    """A file's text, and its number of pages if it has pages."""
 
     text: str
     pages: int | None = None
 
 
 def read(name: str, data: bytes) -> Reading:
-    """The text of a file; `name` is for its ending and for messages.
+    """The text of a file; `name` is used for its ending and in messages.
 
-    Raises UsageError for binary data, other encodings than UTF-8 (HTML may declare its own), a PDF
-    that is locked, damaged or has no text, and where the reader of PDFs is not installed.
+    Raises UsageError for binary data, encodings other than UTF-8 (HTML may declare its own), a PDF
+    that is locked, damaged or without text, and where the PDF reader is not installed.
     """
     if data.startswith(b"%PDF-") or Path(name).suffix.lower() == ".pdf":
         return _pdf(name, data)
@@ -51,7 +51,7 @@ def read(name: str, data: bytes) -> Reading:
 
 def _decode(name: str, data: bytes, declared: str | None = None) -> str:
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        declared = "utf-16"  # the mark says so
+        declared = "utf-16"  # by its byte order mark
     elif b"\0" in data:
         path = Path(name)
         advice = _CONVERTED.get(path.suffix.lower())
@@ -101,7 +101,7 @@ def _pdf(name: str, data: bytes) -> Reading:
             package="pypdf",
             path=name,
         ) from error
-    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it warns of what it then mends
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it warns of faults that it then repairs
     try:
         reader = pypdf.PdfReader(io.BytesIO(data))
         locked = reader.is_encrypted and not reader.decrypt("")
@@ -143,7 +143,7 @@ def _pdf(name: str, data: bytes) -> Reading:
             field="path",
             path=name,
         )
-    # What cannot be written in UTF-8 comes out of fonts without a proper table.
+    # Fonts without a proper table give characters that UTF-8 cannot encode.
     return Reading(text.encode("utf-8", "replace").decode(), len(pages))
 
 
@@ -153,7 +153,7 @@ _DECLARED = re.compile(rb"<meta[^>]+charset\s*=\s*[\"']?\s*([\w.:-]+)", re.IGNOR
 _SILENT = frozenset({"script", "style", "template", "noscript", "svg", "math", "iframe", "object"})
 _MARKS = {"li": "- ", **{f"h{n}": "#" * n + " " for n in range(1, 7)}}
 _LINES = frozenset({"dd", "div", "dt", "li", "summary", "tbody", "tfoot", "thead", "tr"})
-"""Elements that have lines of their own."""
+"""Elements that start on a new line."""
 
 _BLOCKS = frozenset(
     {"address", "article", "aside", "blockquote", "body", "details", "dialog", "dl", "fieldset",
@@ -164,15 +164,15 @@ _BLOCKS = frozenset(
 
 
 def _declared(data: bytes) -> str | None:
-    """The encoding that a page says it has, in its first 2,048 bytes."""
+    """The encoding that a page declares in its first 2,048 bytes."""
     found = _DECLARED.search(data[:2048])
     return None if found is None else found[1].decode("ascii")
 
 
 def html_text(page: str) -> str:
-    """The text that a page shows, in lines as a browser has them.
+    """The text that a page shows, in lines as a browser breaks them.
 
-    Headings get their `#`, items of lists a dash, cells of a table a bar between them.
+    Headings get their `#`, list items a dash, table cells a bar between them.
     """
     parser = _Page()
     parser.feed(page)
@@ -191,7 +191,7 @@ class _Page(HTMLParser):
         self._silent: list[str] = []
         self._as_it_is = 0
         self._fresh = True  # whether the next word begins a line
-        self._marked = False  # whether a mark waits for its text
+        self._marked = False  # whether a list or heading mark waits for its text
         self._row_begun = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:

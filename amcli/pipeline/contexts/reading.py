@@ -1,4 +1,4 @@
-"""Documents read by a model: into a cache, again, and into an artifact of kind `prefill`."""
+"""Documents read by a model: into a cache, a second time, and into a `prefill` artifact."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from amcli.storage.artifacts import write_artifact
 from amcli.system.progress import Progress, Silent
 
 POSITIONS_FOR_ANSWERS = 64
-"""Positions that a document has to leave free for a question and its answer."""
+"""Positions that a document must leave free for a question and its answer."""
 
 
 def prefill(
@@ -30,8 +30,8 @@ def prefill(
 ) -> Context:
     """Runs a document through the model in chunks; no logits are computed.
 
-    Raises UsageError when the model has no positions for so long a document; where it has them,
-    but was not made for them, `models.lengths.past_training` says so.
+    Raises UsageError when the model has no positions for so long a document; where it has them
+    but was not trained on them, `models.lengths.past_training` says so.
     """
     progress = progress or Silent()
     opened = loaded.chat.open_document(source.text, system)
@@ -70,7 +70,7 @@ def reread(context: Context, *, progress: Progress) -> Context:
 
 
 def for_length(loaded: LoadedModel, tokens: int) -> LoadedModel:
-    """The same model, with the positions that a context of so many tokens has."""
+    """The same model, with its positions set up for a context of `tokens`."""
     geometry = lengths.for_context(loaded.geometry, tokens, POSITIONS_FOR_ANSWERS)
     return replace(loaded, geometry=geometry)
 
@@ -80,7 +80,7 @@ def save_prefill(context: Context, path: Path, overwrite: bool) -> dict[str, Any
     shard, layers = context.loaded.shard, []
     for i in range(len(context.loaded.geometry.layers)):
         heads = shard.whole(dense(context.cache, i))
-        layers.append(heads if shard.size == 1 else heads.to("cpu"))  # not all twice on a GPU
+        layers.append(heads if shard.size == 1 else heads.to("cpu"))  # a GPU never holds all twice
     manifest = {
         **context.manifest(),
         "kind": "prefill",

@@ -14,7 +14,7 @@ from amcli.pipeline.contexts import readers
 
 STDIN = "-"
 
-# What file names may hold and a manifest may not: separators, control and surrogate characters.
+# Allowed in file names but not in manifests: separators, control and surrogate characters.
 _UNFIT = re.compile(r"[/\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 _LONGEST_NAME = 100
@@ -43,7 +43,7 @@ class Source:
 
     @property
     def stem(self) -> str:
-        """The first file's name without its last ending: outputs are named after it."""
+        """The first file's name without its last suffix: outputs are named after it."""
         name = self.files[0].name if self.files else self.name
         return Path(name).stem or name
 

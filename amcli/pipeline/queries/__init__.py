@@ -1,1 +1,1 @@
-"""Reference queries: what a context is asked so that its entries can be chosen and fitted."""
+"""Reference queries: what a context is asked so that entries can be selected and fitted."""

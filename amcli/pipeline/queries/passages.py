@@ -1,4 +1,4 @@
-"""What is fed to the model for reference queries, by source.
+"""The passages fed to the model for reference queries, by source.
 
 `repeat` makes the model say the document again, part by part (KVzip, arXiv 2505.23416; Attention
 Matching, arXiv 2602.16284, section 3). `self-study` has it ask itself questions and answer them
@@ -22,19 +22,19 @@ PART = 2048
 """Document tokens repeated at a time: bounds the positions the pass needs beyond the document's."""
 
 OWN_PART = 512
-"""Document tokens repeated at a time where each part scores its own keys only."""
+"""Document tokens repeated at a time where each part scores only its own keys."""
 
-_HEAD = 12  # tokens by which a part is named
+_HEAD = 12  # tokens that identify a part
 
 
 @dataclass(frozen=True)
 class Passage:
-    """Tokens fed from position `start` on; the queries of `ids[first:]` are references.
+    """Tokens fed from position `start` on; the queries of `ids[first:]` are reference queries.
 
-    start   the context's length, or earlier: the context's own tokens, read once more
+    start   the context's length, or less: the context's own tokens, read once more
     part    positions of the context that the passage is about
-    own     its queries score the keys of that part alone
-    asked   questions in it that the model asked itself
+    own     whether its queries score only the keys of that part
+    asked   number of questions in it that the model asked itself
     """
 
     ids: list[int]
@@ -49,7 +49,7 @@ def repeat_passages(context: Context, part: int = PART) -> list[Passage]:
     """The document in parts of at most `part` tokens, each after its instruction.
 
     Parts are shortened where the model's positions end. Raises UsageError when not even a short
-    part fits behind the document.
+    part fits after the document.
     """
     document = context.ids[context.document_start : context.document_end]
     tokenizer = context.loaded.tokenizer
@@ -74,7 +74,7 @@ def repeat_passages(context: Context, part: int = PART) -> list[Passage]:
             head = str(tokenizer.decode(piece[:_HEAD], skip_special_tokens=True))
             instruction = REPEAT_FROM.format(start=head.strip())
         lead = context.lead(instruction)
-        # What stands before and after the document belongs to its first and last part.
+        # Tokens before and after the document belong to its first and last part.
         begin = 0 if start == 0 else context.document_start + start
         end = context.document_start + start + len(piece)
         part_of = slice(begin, context.T if end == context.document_end else end)
@@ -83,16 +83,16 @@ def repeat_passages(context: Context, part: int = PART) -> list[Passage]:
 
 
 def own_passages(context: Context) -> list[Passage]:
-    """The document in short parts, each of which scores its own keys only.
+    """The document in short parts, each of which scores only its own keys.
 
     KVzip's saving (arXiv 2505.23416, section 3.3): scoring costs T times the length of a part
-    instead of T². What a part's tokens would find in the rest of the document goes unseen.
+    instead of T². What a part's tokens would attend to in the rest of the document goes unseen.
     """
     return [replace(passage, own=True) for passage in repeat_passages(context, OWN_PART)]
 
 
 def context_passages(context: Context, last: int | None = None) -> list[Passage]:
-    """The context itself, as it was read; its last tokens only, where that many are enough."""
+    """The context itself, as it was read; only its `last` tokens, if given."""
     start = 0 if last is None else max(0, context.T - last)
     return [Passage(context.ids[start:], 0, start, slice(0, context.T))]
 
@@ -100,7 +100,7 @@ def context_passages(context: Context, last: int | None = None) -> list[Passage]
 def study_passages(context: Context, seed: int, progress: Progress) -> list[Passage]:
     """Questions that the model asked itself and its answers, several to a conversation.
 
-    Questions are references as well as answers: what they mention is looked up on the way.
+    Both questions and answers give reference queries: what they mention is looked up on the way.
     """
     document = context.document_end - context.document_start
     exchanges = study(context, question_count(document), seed=seed, progress=progress)
@@ -118,8 +118,8 @@ class QuerySource:
     """A way to make reference queries: `passages(context, seed, progress)`, and the `statistic` of
     their attention that says which keys matter.
 
-    A repetition comes to each token once, so that one look is all that a key can get; questions
-    come to what matters more often, and to what does not by chance.
+    A repetition reaches each token once, so one look is all that a key can get; questions reach
+    what matters more often, and what does not only by chance.
     """
 
     passages: Callable[[Context, int, Progress], list[Passage]]
@@ -132,11 +132,11 @@ SOURCES: dict[str, QuerySource] = {
     "repeat-parts": QuerySource(lambda context, seed, progress: own_passages(context)),
     "context": QuerySource(lambda context, seed, progress: context_passages(context)),
 }
-"""Ways to make reference queries, by the names of the catalogue."""
+"""Ways to make reference queries, by their catalogue names."""
 
 
 def sources(name: str) -> tuple[str, ...]:
-    """The sources of a mixture such as `repeat+self-study`. Raises UsageError for others."""
+    """The sources of a mixture such as `repeat+self-study`. Raises UsageError for unknown ones."""
     found = tuple(dict.fromkeys(part.strip() for part in name.split("+")))
     for part in found:
         if part not in SOURCES:

@@ -1,4 +1,4 @@
-"""Reference passes over one context: which a method asks for, each run once."""
+"""Reference passes over one context: those a method asks for, each run once."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Made = TypeVar("Made")
 class QueryPlan:
     """Which reference queries a method gets.
 
-    sources      names of `passages.SOURCES`, of which a mixture has several; () where a method
-                 wants none
+    sources      names of `passages.SOURCES`, several for a mixture; () where a method uses no
+                 queries
     max_queries  reference queries per KV head that the fits may use at most
-    window       most recent tokens that are looked from, as the user set it; None: the method's own
+    window       most recent tokens to look from, as the user set it; None: the method's own
     """
 
     sources: tuple[str, ...]
@@ -45,8 +45,8 @@ class Passes:
     """Reference passes over one context, kept for further methods and ratios.
 
     A pass does not depend on the ratio, so a table of many cells needs few of them. `shared`
-    says that several methods will come, so that every kind of score is kept at once; `search`,
-    that one method will come at several ratios, for which keys are then selected once.
+    means that several methods will follow, so every kind of score is kept at once; `search`, that
+    one method will follow at several ratios, for which keys are then selected once.
     """
 
     def __init__(self, context: Context, shared: bool = True, search: bool = False) -> None:
@@ -56,7 +56,7 @@ class Passes:
         self.done: dict[Hashable, tuple[Any, float]] = {}
 
     def get(self, key: Hashable, make: Callable[[], Made]) -> tuple[Made, float]:
-        """What `make` gave for that key, and the seconds that it took when it ran."""
+        """What `make` returned for that key, and the seconds it took when it ran."""
         if key not in self.done:
             device = self.context.loaded.device
             began = stopwatch(device)
@@ -106,7 +106,7 @@ def references(
 
     parts: list[dict[int, LayerReference]] = []
     seconds: dict[str, float] = {}
-    for name in plan.sources:  # one by one: a source serves alone and in mixtures
+    for name in plan.sources:  # one by one: a source is used alone and in mixtures
         passages, asking = passes.get(("passages", name, plan.seed, window), partial(ask, name))
         if name == "self-study":
             seconds["self-study"] = asking
@@ -116,14 +116,14 @@ def references(
         found, reading = passes.get((name, method.watch, window, kinds, sample), read)
         seconds["reference"] = seconds.get("reference", 0.0) + reading
         parts.append(found)
-    alone = method.score is not None or method.fit is not None  # looks at the sample, not at scores
+    alone = method.score is not None or method.fit is not None  # uses the sample, not the scores
     if alone and len(parts) > 1:
         return pooled(parts), seconds
     return mixed(parts), seconds
 
 
 def _kinds(method: Method, statistic: ScoreKind, passes: Passes) -> tuple[ScoreKind, ...]:
-    """The scores that are kept: those this method asks for, or any that comes after it."""
+    """The scores to keep: those that this method, or any that may follow it, asks for."""
     if passes.shared and method.watch is None:
         others = (other.score_kind for other in methods.loaded())
         wanted = {statistic, *(kind for kind in others if kind is not None)}

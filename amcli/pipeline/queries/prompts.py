@@ -1,6 +1,6 @@
-"""The instructions that reference passes give to a model, word for word.
+"""The instructions that reference passes give a model, word for word.
 
-They stand here alone because pocket is trained on the same words.
+They have a module of their own because pocket is trained on the same words.
 """
 
 REPEAT = "Repeat the previous context."

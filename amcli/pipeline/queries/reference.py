@@ -1,8 +1,8 @@
 """Reference queries: queries that stand for those of future questions about a document.
 
-The model is fed passages (see `passages`), and the queries of every layer are looked at on the
-way. One pass gives the scores of all keys from all queries; for the fits a seeded sample is kept.
-Several sources make a mixture, see `mixed`.
+The model is fed passages (see `passages`), and the queries of every layer are watched on the way.
+One pass scores all keys by all queries; a seeded sample of the queries is kept for the fits.
+Several sources make a mixture; see `mixed`.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ from amcli.pipeline.queries.passages import Passage
 from amcli.system.progress import Progress
 
 MAX_QUERIES = 4096
-"""Reference queries per KV head that the fits may use, all query heads of its group together."""
+"""Reference queries per KV head for the fits at most, over all query heads of its group."""
 
 
 @dataclass(frozen=True)
 class LayerReference:
-    """What one layer's reference queries say.
+    """What one layer's reference queries found.
 
-    scores   what all queries, sampled or not, paid to each key; statistic: the one to rank by
-    sample   those that the fits use, and what the document gives them; W is each query's share of
-             softmax mass on the document (1 minus what falls on the tokens fed since)
+    scores   attention that all queries, sampled or not, paid to each key; `statistic` is the one
+             to rank by
+    sample   the queries that the fits use, with their attention to the document; W is each query's
+             share of softmax mass on the document (1 minus what falls on the tokens fed since)
     others   further sources, whose scores count as well
     asked    questions that the model asked itself
-    watched  a method's own view of the queries; then the sample is empty and there is no score
+    watched  a method's own view of the queries; the sample is then empty and there are no scores
     rows     queries per KV head that were watched
     """
 
@@ -51,7 +52,7 @@ class LayerReference:
     rows: int = 0
 
     def ranked(self, kind: ScoreKind | None = None) -> torch.Tensor:
-        """`[H, T]`: scores by `kind`, or by each source's own statistic; the geometric mean of
+        """`[H, T]`: scores by `kind`, or by each source's own statistic: the geometric mean over
         all sources."""
         sources = (*self.others, self)
         found = [source.scores.scores(kind or source.statistic) for source in sources]
@@ -64,12 +65,12 @@ class LayerReference:
 
 
 def mixed(parts: Sequence[dict[int, LayerReference]]) -> dict[int, LayerReference]:
-    """Several sources together: keys count by the geometric mean of what each makes of them, and
-    the fits have the queries of the source named last.
+    """Several sources together: keys rank by the geometric mean of their scores, and the fits use
+    the queries of the source named last.
 
-    A key that only one source looks at is mostly one that serves that source's own form. The
-    largest score of all sources together (that is, one pass over all) keeps those keys too, and
-    needs far more entries for as many answers (docs/methods.md).
+    A key that only one source looks at mostly serves that source's own form. The largest score
+    over all sources (that is, one pass over all) keeps those keys too, and needs far more entries
+    for as many correct answers (docs/methods.md).
     """
     *others, last = parts
     return {
@@ -83,8 +84,8 @@ def mixed(parts: Sequence[dict[int, LayerReference]]) -> dict[int, LayerReferenc
 
 
 def pooled(parts: Sequence[dict[int, LayerReference]]) -> dict[int, LayerReference]:
-    """Several sources together for methods that rank and fit by the sample alone: the samples of
-    all of them, one after another."""
+    """Several sources together, for methods that rank and fit by the sample alone: their samples,
+    one after another."""
     return {
         layer: replace(found, sample=Sample.joined([part[layer].sample for part in parts]))
         for layer, found in mixed(parts).items()
@@ -103,13 +104,13 @@ def collect(
     rotary: Rotary | None = None,
     progress: Progress,
 ) -> dict[int, LayerReference]:
-    """Feeds each passage and gathers the queries of every full layer.
+    """Feeds each passage and collects the queries of every full layer.
 
-    Each passage sees the context before it and itself, not the others. The context's cache is
-    left as it was, but a passage that reads the whole context again needs a second one of its
-    size. `kinds` are the scores that will be asked for, `statistic` the one to rank by. `watch`
-    makes what is shown all queries instead, before RoPE too where a `rotary` is given. Returns one
-    `LayerReference` for each index in `full_layers`.
+    Each passage sees itself and the context before it, not the others. The context's cache does
+    not change, but a passage that reads the whole context again needs a second cache of its size.
+    `kinds` are the scores that will be asked for, `statistic` the one to rank by. `watch` makes a
+    watcher that is shown all queries instead, also before RoPE if a `rotary` is given. Returns
+    one `LayerReference` for each index in `full_layers`.
     """
     recorder = _Recorder(context, passages, max_queries, seed, kinds, watch, rotary)
     progress.start("reference pass", sum(len(p.ids) for p in passages))
@@ -128,14 +129,14 @@ def collect(
 
 
 def _cache_at(context: Context, position: int) -> CompactCache:
-    """A cache of the context's tokens before `position`, to be written to."""
+    """A cache of the context's tokens before `position`, ready to be extended."""
     if context.before + position > 0:
         fork = context.cache.fork()
         try:
             fork.truncate(context.before + position)
             return fork
-        except ValueError:  # a sliding layer has forgotten what it saw then
-            if context.before:  # and what came before cannot be read again
+        except ValueError:  # a sliding layer has forgotten that far back
+            if context.before:  # the prefix cannot be read again
                 raise
     cache = CompactCache.empty(context.loaded.geometry)
     if position > 0:
@@ -150,11 +151,11 @@ def _chunks(ids: Sequence[int]) -> Iterator[Sequence[int]]:
 
 @dataclass
 class _Growing:
-    """What one layer's queries have said so far.
+    """What one layer's queries have found so far.
 
-    parts   `[H, m, d]`, the sample's queries, chunk by chunk, and of each chunk `shares [H, m]`,
-            their W, and `totals [H, m]`, the log of their mass on all they see, where W waits for
-            what the document gives them
+    parts   `[H, m, d]`, the sample's queries of each chunk, with `shares [H, m]`, their W, and
+            `totals [H, m]`, the log of their mass on all they see, where W has to wait for their
+            mass on the document
     rows    queries per KV head that were watched
     """
 
@@ -167,7 +168,7 @@ class _Growing:
     totals: list[torch.Tensor | None] = field(default_factory=list)
 
     def finished(self, K: torch.Tensor, V: torch.Tensor) -> LayerReference:
-        """With what the document `K [H, T, d]`, `V [H, T, dv]` gives the sample."""
+        """The layer's reference, with the sample's attention to `K [H, T, d]`, `V [H, T, dv]`."""
         sample = Sample(K[:, :0], None, self.logits)
         if self.watched is None and self.parts:
             found = Queries.over(torch.cat(self.parts, dim=1), None, K, V, self.logits)
@@ -181,7 +182,7 @@ class _Growing:
 
 
 class _Recorder:
-    """Watches the queries of a pass; each layer's scores and sample grow as it goes."""
+    """Watches the queries of a pass; each layer's scores and sample grow along the way."""
 
     def __init__(
         self,
@@ -214,9 +215,9 @@ class _Recorder:
         self.passage = passage
 
     def finish(self) -> dict[int, LayerReference]:
-        """What the pass has found, of each full layer."""
+        """What the pass found for each full layer."""
         found = {}
-        for index in list(self.layers):  # one at a time: the chunks of each go with it
+        for index in list(self.layers):  # one at a time, so that its chunks are freed
             found[index] = self.layers.pop(index).finished(*live_keys(self.context, index))
         return found
 
@@ -237,7 +238,7 @@ class _Recorder:
         logits = Logits(d**-0.5 if scaling is None else scaling, softcap)
         growing = self.layers.get(index)
         if growing is None:
-            # With a watcher there is nothing to score, but the sample's fields stay in place.
+            # With a watcher there is nothing to score; the empty sample still has its fields.
             state = ScoreState(H, self.T, device=keys.device, kinds=self.kinds)
             watched = None if self.watch is None else self.watch()
             growing = self.layers[index] = _Growing(state, logits, watched)
@@ -253,7 +254,7 @@ class _Recorder:
         seen, m = keys.shape[1], Q.shape[2]
         position = torch.arange(seen - m, seen, device=Q.device)  # [m]
         after = self.passage.start >= self.T
-        # A pass over the context's own tokens has seen only some of the keys it is to score.
+        # A pass over the context's own tokens has seen only some of the keys to be scored.
         K = keys[:, : self.T] if after else live_keys(self.context, index)[0]
         unrotated = None
         if self.rotary is not None:
@@ -271,9 +272,9 @@ class _Recorder:
         )
 
     def _record(self, growing: _Growing, look: Look, mass: torch.Tensor | None) -> None:
-        """Scores the reference queries among the chunk's, and keeps those of the sample.
+        """Scores keys by the chunk's reference queries, and keeps those of the sample.
 
-        mass  `[1, Hq, m]`, the log of what they gave to all that they saw, where that is known
+        mass  `[1, Hq, m]`, the log of the queries' mass on all they saw, if known
         """
         m = look.Q.shape[2]
         before = look.first - self.passage.start  # tokens of the passage fed in earlier chunks
@@ -286,7 +287,7 @@ class _Recorder:
             limit=look.limit[skip:],
             fed_limit=None if look.fed_limit is None else look.fed_limit[skip:],
         )
-        Q, limit, fed_limit = look.rows()  # over the group's query heads, then over tokens
+        Q, limit, fed_limit = look.rows()  # by query head of the group, then by token
         part = self.passage.part if self.passage.own else slice(0, self.T)
         total = None
         if mass is not None and not self.passage.own:
@@ -311,7 +312,7 @@ class _Recorder:
 
 
 def _sample(passages: Sequence[Passage], count: int, seed: int) -> list[torch.Tensor]:
-    """For each passage a mask over its tokens: a seeded sample of `count` reference tokens."""
+    """For each passage, a mask over its tokens: a seeded sample of `count` reference tokens."""
     masks = [torch.zeros(len(p.ids), dtype=torch.bool) for p in passages]
     generator = torch.Generator().manual_seed(seed)
     places = [(i, j) for i, p in enumerate(passages) for j in range(p.first, len(p.ids))]

@@ -1,10 +1,10 @@
 """Self-study: the model asks itself questions about the context, and answers them.
 
-Repeating a document exercises the way from what stands before to what comes next. Questions also
-go other ways (from a value back to its subject, from one fact to another), and answers name what
-questions are about: their queries are those that later conversations will have (Eyuboglu et al.,
-arXiv 2506.06266; Zweiger et al., arXiv 2602.16284). Questions come from the model and the context
-alone. Everything is sampled from one seed.
+Repeating a document only leads from each text to what comes next. Questions also lead other ways
+(from a value back to its subject, from one fact to another), and answers name what the questions
+are about: their queries are those that later conversations will have (Eyuboglu et al., arXiv
+2506.06266; Zweiger et al., arXiv 2602.16284). Questions come from the model and the context alone.
+Everything is sampled from one seed.
 """
 
 from __future__ import annotations
@@ -22,44 +22,45 @@ from amcli.pipeline.queries.prompts import ASK, ASK_FROM
 from amcli.system.progress import Progress, Silent
 
 TOKENS_PER_QUESTION = 4
-"""One question for this many tokens of the document, within LEAST and MOST."""
+"""Tokens of the document per question, within LEAST and MOST questions."""
 LEAST, MOST = 32, 1024
 
 SEEN = 1 << 23
-"""Tokens that all questions together may see of the document: from 8k tokens on, the longer the
-document, the fewer questions, down to FEWEST. Each of them looks at all of it, so that otherwise
-asking would grow with the square of its length, and soon take many times what reading it took."""
+"""Document tokens that all questions together may see: from 8k tokens on, the longer the document,
+the fewer the questions, down to FEWEST. Each question looks at the whole document, so without this
+limit asking would grow with the square of its length and soon take many times as long as reading
+it."""
 FEWEST = 256
 
 TEMPERATURE = 1.0
-"""Of the questions; answers are greedy."""
+"""For the questions; answers are greedy."""
 
 QUESTION_TOKENS = 64
 ANSWER_TOKENS = 64
 
 ROUND = 64
-"""Questions in the first round, after which the model may be told to look elsewhere."""
+"""Questions in the first round; after it the model may be told to look elsewhere."""
 
 ROWS_ON_GPU = 512
-"""Replies written at a time, later questions included, as far as a tenth of a GPU's memory holds
-what they say: it hardly notices more rows, while a CPU is busy with ROUND of them. Of all of its
-memory, not of what is free: questions that are sampled depend on the rows, and one seed is to give
-the same ones every time."""
+"""Replies written at a time, later questions included, as far as their cache fits in a tenth of a
+GPU's memory: a GPU hardly notices more rows, while ROUND of them keep a CPU busy. A tenth of all
+memory, not of what is free: sampled questions depend on the number of rows, and one seed must
+always give the same questions."""
 
-_VARIED = 0.5  # a round with fewer new questions than this makes the model look elsewhere
-_START = 12  # tokens by which a part of the document is named
+_VARIED = 0.5  # a round with a smaller share of new questions makes the model look elsewhere
+_START = 12  # tokens that identify a part of the document
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """A question that the model asked, and its answer to it."""
+    """A question that the model asked itself, and its answer."""
 
     question: str
     answer: str
 
 
 def question_count(document_tokens: int) -> int:
-    """How many questions are asked about a document of that length."""
+    """How many questions to ask about a document of that length."""
     seen = max(FEWEST, SEEN // max(1, document_tokens))
     return max(LEAST, min(MOST, seen, document_tokens // TOKENS_PER_QUESTION))
 
@@ -67,12 +68,12 @@ def question_count(document_tokens: int) -> int:
 def study(
     context: Context, count: int, *, seed: int = 0, progress: Progress | None = None
 ) -> list[Exchange]:
-    """Different questions about a context, `count` at most, with the answers to them.
+    """Different questions about a context, `count` at most, with their answers.
 
-    The instruction is the same for all, so that what is asked is up to the model; should it ask
-    the same again and again, it is pointed to one part of the document after another. Raises
-    UsageError for a model without a chat template, which does not follow instructions, and for one
-    that asks nothing or answers nothing.
+    The instruction is the same for all, so what is asked is up to the model; if it keeps repeating
+    itself, it is pointed to one part of the document after another. Raises UsageError for a model
+    without a chat template, which does not follow instructions, and for one that asks nothing or
+    answers nothing.
     """
     loaded = context.loaded
     if loaded.chat.raw:
@@ -131,7 +132,7 @@ def _questions(
 
 
 def _rows(context: Context) -> int:
-    """Replies that are written at a time."""
+    """How many replies are written at a time."""
     loaded = context.loaded
     if loaded.device.type != "cuda":
         return ROUND
@@ -152,7 +153,7 @@ def _pointing(context: Context, size: int, start: int, count: int) -> list[str]:
 
 
 def _room(context: Context, prompt: int) -> int:
-    """Tokens that fit behind a prompt; UsageError when hardly any do."""
+    """Tokens that fit after a prompt; UsageError when hardly any do."""
     limit = context.loaded.geometry.max_positions
     room = QUESTION_TOKENS if limit is None else limit - context.T - prompt
     if room < 8:

@@ -1,9 +1,9 @@
-"""Lets a context grow: a conversation about it is compacted, and becomes a part of it.
+"""Lets a context grow: a conversation about it is compacted and becomes part of it.
 
-The entries that the context holds already stay as they are. The tokens of the conversation since
-then are compacted by the same machine as a document, as the live part of a cache with a prefix,
-and their entries are put behind the others. Positions are kept: what was compacted still counts
-for every token of it.
+The entries that the context already holds stay as they are. The tokens of the conversation since
+then are compacted just as a document is, as the live part of a cache with a prefix, and their
+entries are appended to the others. Positions are kept: what was compacted still counts for every
+one of its tokens.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from amcli.storage.artifacts import write_artifact
 from amcli.system.progress import Progress
 
 RATIO = DEFAULT_RATIO
-"""Of a conversation, where none is asked for: facts told in one survive 50 as well
+"""Default ratio for a conversation: facts told in one survive even a ratio of 50
 (docs/benchmarks/dialogue.json)."""
 
 LEAST = 8
-"""Mean entries of a head below which no conversation is compacted, whatever the ratio."""
+"""Mean entries per head that a compacted conversation keeps at least, whatever the ratio."""
 
 
 @dataclass(frozen=True)
 class Growth:
     """What one compaction of a conversation did.
 
-    tokens  of the conversation that are in the context now
+    tokens        tokens of the conversation that are now in the context
     full, stored  their bytes, before and after
     """
 
@@ -60,8 +60,8 @@ def grow(
 ) -> Growth:
     """Compacts what was said since the last time into the session's context.
 
-    Nothing is changed when it fails or is interrupted. Raises UsageError when nothing was said,
-    where no positions are left to repeat it, and what `compaction.compact` raises.
+    Nothing changes if it fails or is interrupted. Raises UsageError when nothing was said or no
+    positions are left to repeat it, and whatever `compaction.compact` raises.
     """
     n = len(session.ids)
     if not n:
@@ -70,7 +70,7 @@ def grow(
             "ask a question",
             code="nothing-said",
         )
-    # All of a document that is not compact stays, as entries.
+    # A document that is not compact stays whole, as entries.
     prefix = {i: _held(session.context, i) for i in full_layers(session.context)}
     cache = session.cache.fork()
     for layer, entries in prefix.items():
@@ -89,10 +89,10 @@ def grow(
 
 
 def save(session: Session, path: Path, overwrite: bool) -> dict[str, Any]:
-    """Writes the context with all that it took in as an artifact of kind `compact`.
+    """Writes the context with all that was compacted into it as an artifact of kind `compact`.
 
-    Returns its manifest. What was said since the last `grow` is not in it. Raises UsageError for
-    a model whose RoPE changes with the length, and what `write_artifact` raises.
+    Returns its manifest. What was said since the last `grow` is left out. Raises UsageError for a
+    model whose RoPE changes with the length, and whatever `write_artifact` raises.
     """
     context = session.context
     loaded = context.loaded
@@ -125,12 +125,12 @@ def save(session: Session, path: Path, overwrite: bool) -> dict[str, Any]:
 
 
 def _held(context: Context, layer: int) -> Entries:
-    """All that a layer holds, as one."""
+    """All that a layer holds, as one set of entries."""
     return appended(held(context.cache, layer), context.loaded.dtype)
 
 
 def _store(entries: Sequence[Entries]) -> str:
-    """How entries are stored, by what they are."""
+    """The store that these entries are in."""
     return entries[0].store if entries else NATIVE
 
 

@@ -16,16 +16,16 @@ from amcli.system.files import read_text
 
 @dataclass(frozen=True)
 class Asked:
-    """A question; `given` is the object of the file that it comes from."""
+    """A question; `given` is the object in the file that it comes from."""
 
     text: str
     given: dict[str, Any] | None = None
 
 
 def from_file(path: Path) -> list[Asked]:
-    """The questions of a JSONL file, or of standard input for `-`, all of them checked.
+    """The questions in a JSONL file, or standard input for `-`, all checked.
 
-    Raises UsageError that names the first line which is neither a string nor an object with a
+    Raises UsageError that names the first line that is neither a string nor an object with a
     `question`, and for a file that cannot be read.
     """
     name = "standard input" if str(path) == STDIN else str(path)
@@ -39,9 +39,9 @@ def from_file(path: Path) -> list[Asked]:
 
 
 def json_lines(text: str, name: str, form: str) -> Iterator[tuple[str, Any]]:
-    """The values of JSON lines, each with its place in words; empty lines are left out.
+    """The values of JSON lines, each with its place in words; empty lines are skipped.
 
-    Raises UsageError for a line that is no JSON, with the `form` it should have.
+    Raises UsageError for a line that is not JSON, with the `form` it should have.
     """
     for number, row in enumerate(text.split("\n"), 1):
         where, shown = f"line {number} of {name}", row.strip()
@@ -73,7 +73,7 @@ _FORM = 'one JSON object a line: {"question": "Who wrote this?"}'
 
 
 def asked(where: str, value: Any) -> Asked:
-    """A question, from a string or an object with a `question`; UsageError names its place."""
+    """A question from a string or an object with a `question`; UsageError names its place."""
     question = value.get("question") if isinstance(value, dict) else value
     if not isinstance(question, str) or not question.strip():
         raise UsageError(

@@ -18,12 +18,12 @@ DEFAULT_MAX_TOKENS = 1024
 
 @dataclass
 class Turn:
-    """A question and what became of it.
+    """A question and its outcome.
 
     start    logical length of the cache before it
-    tokens   of the answer; seconds from the question to its end
-    system   the instructions that hold from here on, or did before
-    ended    why the answer ends: `stop` (the model's own end), `max-tokens`, `positions`, or
+    tokens   tokens of the answer; `seconds` run from the question to the answer's end
+    system   the instructions in force, given now or before
+    ended    why the answer ended: `stop` (the model's own end), `max-tokens`, `positions`, or
              `broken-off`
     """
 
@@ -38,7 +38,7 @@ class Turn:
 
     @property
     def speed(self) -> float:
-        """Tokens a second, the reading of the question included."""
+        """Tokens per second, including the time to read the question."""
         return self.tokens / self.seconds if self.seconds > 0 else 0.0
 
 
@@ -46,13 +46,13 @@ class Turn:
 class Session:
     """Asks one question after another; each sees the context and the turns before it.
 
-    The context's cache is forked, never changed, so many sessions may share one context.
+    The context's cache is forked, never changed, so many sessions can share one context.
 
-    system   instructions, put in front of the next question where they are new
-    think    lets a model think first whose template has a switch for it
-    thought  called with pieces of what is thought, which are no part of the answer
+    system   instructions, put before the next question if they are new
+    think    lets the model think first, if its template has a switch for it
+    thought  called with pieces of the thoughts, which are not part of the answer
     ids      tokens in the cache after the context
-    history  the turns so far, the first `settled` of which are in the context by now
+    history  the turns so far; the first `settled` of them are already part of the context
     """
 
     context: Context
@@ -73,7 +73,7 @@ class Session:
 
     @property
     def turns(self) -> int:
-        """Questions asked so far, less those that were taken back."""
+        """Questions asked so far, without those taken back."""
         return len(self.history)
 
     @property
@@ -83,28 +83,28 @@ class Session:
 
     @property
     def length(self) -> int:
-        """Positions taken: tokens of the context and of the conversation."""
+        """Positions in use: tokens of the context and the conversation."""
         return self.context.T + len(self.ids)
 
     @property
     def positions(self) -> int | None:
-        """Positions that the model has; None where they have no end."""
+        """Positions that the model has; None: no limit."""
         return self.context.loaded.geometry.max_positions
 
     def reset(self) -> None:
-        """Forgets the conversation, also what of it was compacted, not the context."""
+        """Forgets the conversation, including what was compacted, but not the original context."""
         self.adopt(self.origin, [])
         self.history, self.settled, self._asked = [], 0, 0
 
     def adopt(self, context: Context, ids: list[int]) -> None:
-        """Goes on from a context, reading `ids` after it."""
+        """Continues from a context, reading `ids` after it."""
         cache = context.cache.fork()
         if ids:
             absorb(context.loaded.model, cache, ids)
         self.context, self.cache, self.ids = context, cache, ids
 
     def undo(self) -> Turn:
-        """Takes the last turn back. Raises UsageError when none is left to be taken back."""
+        """Takes the last turn back. Raises UsageError when there is none to take back."""
         if len(self.history) == self.settled:
             why = "the turns before were compacted" if self.settled else "nothing was asked yet"
             raise UsageError(
@@ -114,13 +114,13 @@ class Session:
         ids = self.ids[: turn.start - self.context.T]
         try:
             self.cache.truncate(turn.start)
-        except ValueError:  # a sliding layer or a state has moved on: what came before is read anew
+        except ValueError:  # a sliding layer or a state has moved on: read the rest again
             self.adopt(self.context, ids)
         self.ids = ids
         return self.history.pop()
 
     def prompt_ids(self, question: str) -> list[int]:
-        """What is fed for a question: it leads from where the cache ends to the answer."""
+        """What is fed for a question: everything from the end of the cache to the answer."""
         told = self.history[-1].system if self.history else None
         if self.system is not None and self.system != told:
             question = f"{self.system}\n\n{question}"
@@ -129,11 +129,11 @@ class Session:
         return self.context.lead(question, self.think)
 
     def ask(self, question: str) -> Generator[str, None, None]:
-        """Yields the answer piece by piece, each piece complete characters.
+        """Yields the answer piece by piece, in complete characters.
 
-        Raises UsageError for an empty question, or one that the model's positions cannot take.
-        A conversation goes on after an answer that was broken off; one that was broken off
-        before its first word leaves no trace.
+        Raises UsageError for an empty question, or one too long for the model's positions. The
+        conversation continues after an answer that is broken off; one broken off before its
+        first word leaves no trace.
         """
         question = question.strip()
         if not question:
@@ -183,7 +183,7 @@ class Session:
                 self._take_back(mark)
 
     def _answered(self, turn: Turn, parts: list[Part]) -> Iterator[str]:
-        """What of these parts is answer; thoughts go elsewhere."""
+        """The parts that belong to the answer; thoughts go to `thought`."""
         for part in parts:
             if part.thought:
                 turn.thoughts += part.text
@@ -193,10 +193,10 @@ class Session:
                 yield part.text
 
     def _take_back(self, mark: Mark) -> None:
-        """Forgets the part of a question that was read before the reading was broken off."""
+        """Forgets the part of a question read before the reading was broken off."""
         try:
             self.cache.rewind(mark)
-        except ValueError:  # a sliding layer has moved on: what came before is read anew
+        except ValueError:  # a sliding layer has moved on: read the rest again
             self.adopt(self.context, self.ids)
 
     def _room(self, prompt: int) -> int | None:
