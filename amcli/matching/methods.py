@@ -258,6 +258,13 @@ def register(method: Method) -> Method:
     return method
 
 
+def unregister(name: str) -> Method:
+    """Take a method out of the registry again, and return it. Raises UsageError as `get`."""
+    method = get(name)
+    del _REGISTRY[name]
+    return method
+
+
 def names() -> list[str]:
     """Names of all methods, in the order of registration (the default first)."""
     return list(_REGISTRY)

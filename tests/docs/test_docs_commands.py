@@ -65,10 +65,12 @@ def test_the_method_of_contributing_works(folder: Path, monkeypatch: pytest.Monk
     """As one would write it: the page's own lines, run as a module."""
     (_, source, _), *others = fences("docs/contributing.md", "python")
     assert not others
-    monkeypatch.setattr(methods, "_REGISTRY", dict(methods._REGISTRY))
     exec(compile(source, "value_norm.py", "exec"), {"__name__": "value_norm"})
-    for command in to_run(METHOD):
-        run(command, monkeypatch)
+    try:
+        for command in to_run(METHOD):
+            run(command, monkeypatch)
+    finally:
+        methods.unregister("value-norm")
 
 
 @pytest.mark.slow

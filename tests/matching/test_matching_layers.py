@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from synthetic_heads import Heads, heads
 
 from amcli.errors import UsageError
-from amcli.matching import methods
 from amcli.matching.layers import compact_layer, compact_layers
 from amcli.matching.methods import (
     LayerInput,
@@ -24,6 +23,7 @@ from amcli.matching.methods import (
     get,
     names,
     register,
+    unregister,
 )
 from amcli.matching.recipes import DEFAULT
 from amcli.matching.sample import Sample
@@ -233,7 +233,7 @@ def knorm() -> Iterator[Method]:
             selection="top", mass="none", values="original",
         )
     )  # fmt: skip
-    del methods._REGISTRY["knorm-for-a-test"]
+    unregister("knorm-for-a-test")
 
 
 def test_a_method_of_one_declaration_runs_without_queries(knorm: Method) -> None:
