@@ -264,6 +264,13 @@ def register(method: Method) -> Method:
     return method
 
 
+def unregister(name: str) -> Method:
+    """Take a method out of the registry again, and return it. Raises UsageError as `get`."""
+    method = get(name)
+    del REGISTRY[name]
+    return method
+
+
 def names() -> list[str]:
     """Names of all methods: built-in ones (the default first), registered ones, plug-ins."""
     return list(dict.fromkeys([*METHODS, *REGISTRY, *plugins.names()]))

@@ -77,8 +77,8 @@ class Queries:
 
     @property
     def weights(self) -> torch.Tensor:
-        """W, or ones, `[H, n]`."""
-        return torch.ones_like(self.lse) if self.W is None else self.W
+        """W, or ones, `[H, n]`; contiguous ones, so that no sum depends on the layout of lse."""
+        return self.lse.new_ones(self.lse.shape) if self.W is None else self.W
 
     def of(self, heads: list[int]) -> Queries:
         """The queries of some heads."""

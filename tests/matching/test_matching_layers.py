@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from synthetic_heads import Heads, heads
 
 from amcli.errors import UsageError
-from amcli.matching import methods
 from amcli.matching.catalogue import DEFAULT
 from amcli.matching.layers import compact_layer, compact_layers
 from amcli.matching.methods import (
@@ -25,6 +24,7 @@ from amcli.matching.methods import (
     get,
     names,
     register,
+    unregister,
 )
 from amcli.matching.sample import Sample
 from amcli.matching.scores import ScoreState
@@ -237,7 +237,7 @@ def knorm() -> Iterator[Method]:
             selection="top", mass="none", values="original",
         )
     )  # fmt: skip
-    del methods.REGISTRY["knorm-for-a-test"]
+    unregister("knorm-for-a-test")
 
 
 def test_a_method_of_one_declaration_runs_without_queries(knorm: Method) -> None:

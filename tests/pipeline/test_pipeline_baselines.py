@@ -279,7 +279,7 @@ def test_expected_attention_looks_at_the_positions_to_come() -> None:
     try:
         compact(of, Request(method=name, ratio=4, budget="adakv"))
     finally:
-        methods.REGISTRY.pop(name)
+        methods.unregister(name)
     turn = Rotary(of.loaded.model, of.loaded.geometry)
     q = torch.randn(8, generator=torch.Generator().manual_seed(0))
     want = turn.rotate(0, q.expand(512, -1), torch.arange(of.T, of.T + 512)).mean(0)
