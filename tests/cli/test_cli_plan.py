@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from helptext import documented
 from transformers import AutoModelForCausalLM
 
 from amcli.pocket import folder
@@ -23,6 +24,7 @@ def prefill(amkv: Amkv) -> Path:
 def test_bytes_are_those_of_the_compaction(amkv: Amkv, prefill: Path) -> None:
     asked = (str(prefill), "--ratio", "4", "--store", "int8", "--budget", "uniform", "--json")
     plan = json.loads(amkv("compact", *asked, "--plan").out)
+    assert set(plan) == documented("compact --plan")
     done = json.loads(amkv("compact", *asked, "-o", "small.amkv").out)
     for field in ("method", "budget", "requested", "store", "seed", "full_bytes", "tokens"):
         assert plan[field] == done[field], field
