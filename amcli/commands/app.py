@@ -42,9 +42,6 @@ from amcli.system.stopping import StoppedError, stoppable
 
 INTERRUPTED = 130
 
-_KERNELS = r"the \w+ kernels cannot run here"
-"""The start of one of our own warnings: whoever is waiting for answers should know why."""
-
 _SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
 
 _INSTEAD = ("ratio", "tokens", "fidelity")
@@ -158,7 +155,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.switches = Switches()
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # those of the libraries; -W brings them back
-        warnings.filterwarnings("always", message=_KERNELS)
         warnings.filterwarnings("always", category=AmkvWarning)
         warnings.showwarning = _show_warning
     try:

@@ -22,11 +22,10 @@ import torch
 from amcli.evaluation.results import today
 from amcli.evaluation.runner import hardware
 from amcli.generator.documents import generate
-from amcli.matching.bucket import FIT_LIMIT, PLENTY
-from amcli.matching.selection import PURSUIT, screened
 from amcli.models.geometry import decoder_of
 from amcli.models.loading import LoadedModel
 from amcli.pipeline.compaction.compacting import compact
+from amcli.pipeline.compaction.estimate import fit_flop, product
 from amcli.pipeline.compaction.request import Request
 from amcli.pipeline.compaction.result import Compaction
 from amcli.pipeline.contexts.context import Context, full_layers
@@ -209,37 +208,24 @@ def _flop(context: Context, found: Compaction, totals: _Totals) -> dict[str, flo
 
 
 def _fit_flop(context: Context, found: Compaction) -> float:
-    """Floating-point operations of the fits: the true outputs of the reference queries, pursuit in
-    the heads that lose most keys, value fits."""
-    n, T, total = found.query_count, context.T, 0.0
-    for i in full_layers(context):
-        layer = context.loaded.geometry.layers[i]
-        d, dv = layer.key_dim, layer.value_dim
-        for t in found.layers[i].lengths:
-            f = min(t, FIT_LIMIT)
-            total += 2.0 * n * T * (d + dv) + 2.0 * n * t * (d + dv)
-            total += n * f * f + 2.0 * n * f * dv + 8 * f**3 / 3
-            if found.plan.method.selection == "omp" and t * PLENTY < T:
-                steps = min(t, PURSUIT)
-                M = min(T, screened(found.plan.method.candidates, steps))
-                total += 2.0 * n * M * (d + steps) + 2.0 * steps * steps * M
-    return total
+    """Floating-point operations of the fits of all heads; see `estimate.fit_flop`."""
+    method, n = found.plan.method, found.query_count
+    return sum(
+        fit_flop(method, context.T, layer.key_dim, layer.value_dim, t, n)
+        for i, layer in enumerate(context.loaded.geometry.layers)
+        if layer.type == "full"
+        for t in found.layers[i].lengths
+    )
 
 
 def ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     """Measured FLOP/s of a product in the model's dtype (`product`) and in float32 (`float32`), and
     bytes/s of a copy, reads plus writes (`copy`)."""
-    side = 8192 if device.type == "cuda" else 1024
-
-    def product(kind: torch.dtype) -> float:
-        a = torch.randn((side, side), device=device).to(kind)
-        return 2.0 * side**3 / _best(device, lambda: a @ a)
-
     x = torch.zeros((1 << 28) if device.type == "cuda" else (1 << 24), device=device)
     y = torch.empty_like(x)
     return {
-        "product": product(dtype),
-        "float32": product(torch.float32),
+        "product": product(device, dtype, repeats=10),
+        "float32": product(device, torch.float32, repeats=10),
         "copy": 2.0 * x.nbytes / _best(device, lambda: y.copy_(x)),
     }
 

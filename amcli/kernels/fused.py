@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from amcli.errors import AmkvWarning
+
 
 class Fused:
     """The kernels of one module, which may be given by its name: then it is imported when they are
@@ -58,7 +60,7 @@ class Fused:
             self.broken.append(f"{type(error).__name__}: {error}")
             warnings.warn(
                 f"the {self.what} kernels cannot run here, so it takes longer: {self.broken[0]}",
-                RuntimeWarning,
+                AmkvWarning,
                 stacklevel=2,
             )
             return None

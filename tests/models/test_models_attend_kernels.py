@@ -17,10 +17,12 @@ import torch
 from amcli.entries.prefix import Prefix
 from amcli.entries.ragged import Entries
 from amcli.entries.stores import quantizer_of
+from amcli.errors import AmkvWarning
 from amcli.kernels.attention.plan import make_plan, tile_size
 from amcli.kernels.fused import Fused
 from amcli.models import attend as module
 from amcli.models.attend import attend
+from amcli.models.failures import quiet
 from amcli.serving.batching import BatchedPrefix
 
 TOLERANCE = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
@@ -318,6 +320,12 @@ def test_where_kernels_do_not_compile_the_plain_path_takes_over_with_one_warning
         "the attention kernels cannot run here, so it takes longer: "
         "RuntimeError: Failed to find C compiler"
     ]
+
+
+def test_the_warning_is_heard_where_libraries_are_silenced() -> None:
+    failing = given(kernels_that(RuntimeError("no compiler")))
+    with pytest.warns(AmkvWarning, match="kernels cannot run here"), quiet():
+        failing.run(torch.zeros(1), lambda kernels: kernels.attend_prefix(torch.zeros(1)))
 
 
 def test_the_processor_keeps_to_plain_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,30 +1,52 @@
 """What carrying out a plan will take: memory, and seconds, before anything is loaded.
 
-Seconds are arithmetic divided by speed. The arithmetic is counted from the shapes: the model's
-passes over the document, the scores of all keys, the matrices of the fits. The speed is that of
-one matrix product on the device, measured on the spot; each stage reaches its SHARE of it.
+Seconds are counted operations over measured speed. The operations follow from the shapes: the
+model's passes over the document, the scores of all keys, the products of the fits. The speed is
+that of one product of matrices on the device, measured in a moment. A stage reaches a share of it,
+and pays for each layer however little there is to compute: see `PACE`.
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from amcli.matching.bucket import FIT_LIMIT, PLENTY
+from amcli.matching.methods import Method
 from amcli.matching.selection import PURSUIT, screened
 from amcli.matching.tiles import room_on
 from amcli.models.memory import Preview
-from amcli.pipeline.compaction.plan import LayerPlan, Plan
+from amcli.pipeline.compaction.plan import Plan
 from amcli.pipeline.queries.passages import PART
 from amcli.system.clock import stopwatch
 
-SHARE = {"prefill": 0.4, "reference": 0.35, "compact": 0.4}
-"""Fraction of a matrix product's speed that each stage reaches."""
 
-_SIDE = {"cpu": 1024}  # of the matrices multiplied to measure speed; other devices:
+class Pace(NamedTuple):
+    """What a stage reaches of the speed of a product, and the seconds it takes for each layer
+    besides."""
+
+    share: float
+    layer: float
+
+
+PACE: dict[str, dict[str, Pace]] = {
+    "cuda": {
+        "prefill": Pace(0.4, 0.002),
+        "reference": Pace(0.44, 0.005),
+        "compact": Pace(0.9, 0.006),
+    },
+    "cpu": {
+        "prefill": Pace(0.6, 0.0),
+        "reference": Pace(0.7, 0.0),
+        "compact": Pace(0.5, 0.0),
+    },
+}
+"""Of an H200 as in docs/benchmarks/speed.json and real/seconds-*.json, and of two cores. The fits
+compute in float32, and go by the speed of that."""
+
+_SIDE = {"cpu": 1024}  # of the matrices that are multiplied; elsewhere:
 _SIDE_ELSEWHERE = 8192
 
 
@@ -67,8 +89,15 @@ def estimate(plan: Plan, preview: Preview | None, prefilled: bool) -> Estimate:
     work = _work(plan, preview.need.parameters, preview.queries)
     if prefilled:
         del work["prefill"]
-    speed = _speed(device, preview.dtype)
-    seconds = {stage: flops / (speed * SHARE[stage]) for stage, flops in work.items()}
+    pace = PACE.get(device.type, PACE["cuda"])
+    speed = {dtype: product(device, dtype) for dtype in {preview.dtype, torch.float32}}
+    seconds = {}
+    for stage, flop in work.items():
+        steps = _steps(plan.method) if stage == "compact" else 1.0
+        reached = speed[torch.float32 if stage == "compact" else preview.dtype] * pace[stage].share
+        seconds[stage] = flop / reached + (
+            pace[stage].layer * steps * len(plan.layers) if flop else 0.0
+        )
     return Estimate(preview.need.weights, cache, fits, seconds)
 
 
@@ -81,35 +110,43 @@ def _work(plan: Plan, parameters: int, queries: int) -> dict[str, float]:
     if plan.queries.sources:
         # Every token once more, with the whole document before it; then its scores of every key.
         work["reference"] = len(plan.queries.sources) * (read + 1.5 * attention)
-    n = plan.queries.max_queries
-    work["compact"] = sum(_fits(plan, layer, n) for layer in plan.layers)
+    method, n = plan.method, plan.queries.max_queries
+    fitted = method.selection != "all" and bool(plan.queries.sources)
+    work["compact"] = sum(
+        x.shape.heads * fit_flop(method, T, x.shape.key_dim, x.shape.value_dim, x.entries, n)
+        for x in plan.layers
+        if fitted
+    )
     return work
 
 
-def _fits(plan: Plan, layer: LayerPlan, n: int) -> float:
-    """The fastest-growing terms of one layer's fits with `n` queries per head."""
-    T, t, method = layer.shape.tokens, layer.entries, plan.method
-    dims = layer.shape.key_dim + layer.shape.value_dim
-    if method.selection == "all" or not plan.queries.sources:
-        return 0.0
-    fitted = min(t, FIT_LIMIT)
-    one = 2.0 * n * T * dims  # attention of the queries to the document
+def _steps(method: Method) -> float:
+    """How many short steps the fits take, in units of those of the values: on a GPU it is these,
+    and not their arithmetic, that a short document waits for."""
+    return 1.0 + 2.5 * (method.selection == "omp") + 3.0 * method.has_beta
+
+
+def fit_flop(method: Method, T: int, d: int, dv: int, t: int, n: int) -> float:
+    """Floating-point operations of fitting one head: from `T` keys of `d` and values of `dv` to `t`
+    entries, on `n` queries. The true outputs of the queries, pursuit if the head loses most of its
+    keys, the value fit."""
+    f = min(t, FIT_LIMIT)
+    total = 2.0 * n * T * (d + dv) + 2.0 * n * t * (d + dv)
+    total += n * f * f + 2.0 * n * f * dv + 8 * f**3 / 3
     if method.selection == "omp" and t * PLENTY < T:
         steps = min(t, PURSUIT)
-        candidates = min(T, screened(method.candidates, steps))
-        one += 2.0 * n * candidates * (dims + candidates) + 2.0 * candidates * steps**2
-    if method.mass != "none" or method.values != "original":
-        one += 6.0 * n * fitted**2 + 8.0 * fitted**3
-    return layer.shape.heads * one
+        M = min(T, screened(method.candidates, steps))
+        total += 2.0 * n * M * (d + steps) + 2.0 * steps * steps * M
+    return total
 
 
-def _speed(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second in one large matrix product, in `dtype`."""
+def product(device: torch.device, dtype: torch.dtype, repeats: int = 3) -> float:
+    """Floating-point operations a second of one large product, in `dtype`: the fastest of some."""
     side = _SIDE.get(device.type, _SIDE_ELSEWHERE)
-    x = torch.ones(side, side, device=device, dtype=dtype)
-    took = []
-    for _ in range(3):
+    x = torch.randn((side, side), device=device).to(dtype)
+    times = []
+    for _ in range(repeats):
         began = stopwatch(device)
         torch.mm(x, x)
-        took.append(stopwatch(device) - began)
-    return 2.0 * side**3 / max(min(took), time.get_clock_info("perf_counter").resolution)
+        times.append(stopwatch(device) - began)
+    return 2.0 * side**3 / min(times)
