@@ -22,7 +22,7 @@ from amcli.entries.ragged import Entries
 from amcli.errors import UsageError
 from amcli.storage.artifacts import Artifact
 from amcli.system.files import output_errors, require_new_folder
-from amcli.system.progress import Progress, Silent
+from amcli.system.progress import SILENT, Progress
 
 CACHE, ABOUT, LOADER = "cache.safetensors", "context.json", "loader.py"
 
@@ -43,14 +43,13 @@ class Exported:
     padded_bytes: int
 
 
-def export(artifact: Artifact, folder: Path, progress: Progress | None = None) -> Exported:
+def export(artifact: Artifact, folder: Path, progress: Progress = SILENT) -> Exported:
     """Writes `folder`, which must not exist, whole or not at all.
 
     Keys and values get the model's dtype, whatever the artifact's store. Raises UsageError for a
     context that plain transformers cannot hold, and whatever `files.output_errors` raises.
     """
     require_exportable(artifact)
-    progress = progress or Silent()
     dtype = _DTYPES[artifact.manifest["model"]["dtype"]]
     tensors = {"ids": torch.tensor([artifact.token_ids()], dtype=torch.int64)}
     entries = slots = stored = 0

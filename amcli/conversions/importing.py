@@ -26,6 +26,7 @@ from amcli.models.loading import LoadedModel
 from amcli.pipeline.contexts.context import Context
 from amcli.pipeline.contexts.reading import POSITIONS_FOR_ANSWERS
 from amcli.pipeline.contexts.source import Source
+from amcli.system.files import input_errors
 
 CHECKED = 32
 """Number of first tokens run through the model for comparison."""
@@ -57,26 +58,21 @@ class SavedCache:
     @classmethod
     def read(cls, path: Path) -> SavedCache:
         """Reads a safetensors file; raises UsageError if it is not a cache of one sequence."""
-        try:
-            with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                metadata = file.metadata() or {}
-        except FileNotFoundError as error:
-            raise UsageError(
-                f"no such file: {path}",
-                "check the path",
-                code="file-missing",
-                field="path",
-                path=path,
-            ) from error
-        except (SafetensorError, OSError) as error:
-            raise UsageError(
-                f"{path} is not a safetensors file: {error}",
-                _ELSE,
-                code="not-a-cache",
-                field="path",
-                path=path,
-            ) from error
+        with input_errors(path):
+            try:
+                with safe_open(path, framework="pt") as file:
+                    tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
+                    metadata = file.metadata() or {}
+            except FileNotFoundError:
+                raise
+            except (SafetensorError, OSError) as error:
+                raise UsageError(
+                    f"{path} is not a safetensors file: {error}",
+                    _ELSE,
+                    code="not-a-cache",
+                    field="path",
+                    path=path,
+                ) from error
         # mlx_lm files name the cache class of each layer.
         kinds = {value for name, value in metadata.items() if re.fullmatch(r"2\.\d+", name)}
         if other := sorted(kinds - {"KVCache"}):
@@ -92,20 +88,19 @@ class SavedCache:
 
 def read_ids(path: Path) -> list[int]:
     """Token ids from a file with one JSON array; raises UsageError for anything else."""
-    try:
-        ids = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UsageError(
-            f"no such file: {path}", "check the path", code="file-missing", field="path", path=path
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(
-            f"{path} is not JSON",
-            "write the token ids as [1, 2, 3]",
-            code="not-token-ids",
-            field="path",
-            path=path,
-        ) from error
+    with input_errors(path):
+        try:
+            ids = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError, RecursionError) as error:
+            raise UsageError(
+                f"{path} is not JSON",
+                "write the token ids as [1, 2, 3]",
+                code="not-token-ids",
+                field="path",
+                path=path,
+            ) from error
     if not isinstance(ids, list) or not ids or not all(type(x) is int and x >= 0 for x in ids):
         raise UsageError(
             f"{path} is not an array of token ids",

@@ -33,7 +33,7 @@ from amcli.pipeline.contexts.opening import restore
 from amcli.pipeline.contexts.reading import prefill
 from amcli.pipeline.contexts.source import Source
 from amcli.storage.artifacts import Artifact
-from amcli.system.clock import stopwatch
+from amcli.system.clock import fastest, stopwatch
 from amcli.system.progress import Progress
 from amcli.system.versions import tools
 
@@ -226,18 +226,8 @@ def ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     return {
         "product": product(device, dtype, repeats=10),
         "float32": product(device, torch.float32, repeats=10),
-        "copy": 2.0 * x.nbytes / _best(device, lambda: y.copy_(x)),
+        "copy": 2.0 * x.nbytes / fastest(device, lambda: y.copy_(x), repeats=10),
     }
-
-
-def _best(device: torch.device, call: Callable[[], object], repeats: int = 10) -> float:
-    """Seconds of the fastest of some calls."""
-    times = []
-    for _ in range(repeats):
-        began = stopwatch(device)
-        call()
-        times.append(stopwatch(device) - began)
-    return min(times)
 
 
 def table(record: dict[str, Any], bytes_text: Callable[[float], str]) -> Sequence[Sequence[str]]:

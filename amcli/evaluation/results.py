@@ -18,7 +18,7 @@ from typing import Any
 from amcli.errors import UsageError
 from amcli.evaluation.makers import FULL, NONE
 from amcli.evaluation.metrics import METRICS, RESAMPLES, Record, estimates
-from amcli.system.files import write_json
+from amcli.system.files import input_errors, write_json
 
 VERSION = 1
 
@@ -238,20 +238,13 @@ def _means(seconds: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise UsageError(
-            f"cannot read {path}: {error.strerror}",
-            "check the path",
-            code="file-unreadable",
-            field="path",
-            path=path,
-        ) from error
-    except ValueError:
-        found = None
+    with input_errors(path):
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            found = None
     if not isinstance(found, dict) or found.get("amkv_eval") != VERSION:
         raise UsageError(
             f"{path} already exists and is not the result of an evaluation",

@@ -34,33 +34,45 @@ def open_artifact(path: str | os.PathLike[str]) -> AmkvFile:
     Raises UsageError when it cannot be read, ArtifactError when it is not a valid artifact.
     """
     path = Path(path)
-    try:
-        file = AmkvFile.open(path)
+    with input_errors(path):
         try:
-            file.check_manifest_hash()
-            file.check_beta()
-        except BaseException:
-            file.close()
-            raise
-    except FormatError as error:
-        if path.is_file() and not looks_like_artifact(path):
+            file = AmkvFile.open(path)
+            try:
+                file.check_manifest_hash()
+                file.check_beta()
+            except BaseException:
+                file.close()
+                raise
+            return file
+        except FormatError as error:
+            if path.is_file() and not looks_like_artifact(path):
+                raise ArtifactError(
+                    f"{path} is not an .amkv file",
+                    "give a file that a compaction or a prefill wrote",
+                    code="not-an-artifact",
+                    field="path",
+                    path=path,
+                ) from error
             raise ArtifactError(
-                f"{path} is not an .amkv file",
-                "give a file that a compaction or a prefill wrote",
-                code="not-an-artifact",
+                f"{path} is not a valid .amkv file: {error}",
+                "make it again",
+                code="artifact-invalid",
                 field="path",
                 path=path,
             ) from error
-        raise ArtifactError(
-            f"{path} is not a valid .amkv file: {error}",
-            "make it again",
-            code="artifact-invalid",
-            field="path",
-            path=path,
-        ) from error
+
+
+@contextmanager
+def input_errors(path: Path, missing: str = "check the path") -> Iterator[None]:
+    """Turns the system's errors in reading `path` into one line and a hint: UsageError.
+
+    missing  what to do if there is no such file
+    """
+    try:
+        yield
     except FileNotFoundError as error:
         raise UsageError(
-            f"no such file: {path}", "check the path", code="file-missing", field="path", path=path
+            f"no such file: {path}", missing, code="file-missing", field="path", path=path
         ) from error
     except OSError as error:
         raise UsageError(
@@ -70,7 +82,6 @@ def open_artifact(path: str | os.PathLike[str]) -> AmkvFile:
             field="path",
             path=path,
         ) from error
-    return file
 
 
 def read_ahead(path: str | os.PathLike[str]) -> None:
@@ -222,21 +233,10 @@ def output_errors(path: str | os.PathLike[str]) -> Iterator[None]:
 def read_text(path: Path, instead: str) -> str:
     """The text of a UTF-8 file that a user named; UsageError if it is not one, with what to do
     `instead`, or cannot be read."""
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise UsageError(
-            f"no such file: {path}", "check the path", code="file-missing", field="path", path=path
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{path} is not UTF-8 text", instead, code="not-text", field="path", path=path
-        ) from error
-    except OSError as error:
-        raise UsageError(
-            f"cannot read {path}: {error.strerror}",
-            "check the path",
-            code="file-unreadable",
-            field="path",
-            path=path,
-        ) from error
+    with input_errors(path):
+        try:
+            return path.read_bytes().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise UsageError(
+                f"{path} is not UTF-8 text", instead, code="not-text", field="path", path=path
+            ) from error

@@ -42,7 +42,12 @@ def compact(
     Raises UsageError for a ratio, budget or method that does not fit, and for a method that needs
     the model's RoPE where it cannot be found.
     """
-    passes = Passes(context, shared=False) if passes is None else passes
+    check(request, context.T)  # before anything is looked at
+    require_finite(context)
+    if passes is None:
+        passes = Passes(context, shared=False)
+    elif passes.context is not context:
+        raise ValueError("the reference passes are those of another context")
     began = stopwatch(context.loaded.device)
     plan = planned(context, request, passes, progress)
     planning = stopwatch(context.loaded.device) - began
@@ -61,8 +66,6 @@ def planned(context: Context, request: Request, passes: Passes, progress: Progre
         found, _ = passes.get(("store", request.seed), lambda: store_by_error(context, held))
         return found
 
-    check(request, context.T)  # before anything is looked at
-    require_finite(context)
     return decide(Target.of(context), request, auto)
 
 
@@ -75,8 +78,6 @@ def carry_out(
     into: NewArtifact | None = None,
 ) -> Compaction:
     """Carries out a plan, without measuring errors. See `compact`."""
-    if passes.context is not context:
-        raise ValueError("the reference passes are those of another context")
     method, rotary = plan.method, None
     if method.rope or method.rerotate:
         rotary = Rotary(context.loaded.model, context.loaded.geometry)

@@ -20,7 +20,7 @@ from amcli.matching.tiles import room_on
 from amcli.models.memory import Preview
 from amcli.pipeline.compaction.plan import Plan
 from amcli.pipeline.queries.passages import PART
-from amcli.system.clock import stopwatch
+from amcli.system.clock import fastest
 
 
 class Pace(NamedTuple):
@@ -144,9 +144,4 @@ def product(device: torch.device, dtype: torch.dtype, repeats: int = 3) -> float
     """Floating-point operations a second of one large product, in `dtype`: the fastest of some."""
     side = _SIDE.get(device.type, _SIDE_ELSEWHERE)
     x = torch.randn((side, side), device=device).to(dtype)
-    times = []
-    for _ in range(repeats):
-        began = stopwatch(device)
-        torch.mm(x, x)
-        times.append(stopwatch(device) - began)
-    return 2.0 * side**3 / min(times)
+    return 2.0 * side**3 / fastest(device, lambda: x @ x, repeats)

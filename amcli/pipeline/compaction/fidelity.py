@@ -19,9 +19,9 @@ from amcli.matching import methods
 from amcli.pipeline.compaction import heldout
 from amcli.pipeline.compaction.compacting import carry_out, measure, planned
 from amcli.pipeline.compaction.plan import Plan
-from amcli.pipeline.compaction.request import Request
+from amcli.pipeline.compaction.request import Request, check
 from amcli.pipeline.compaction.result import Compaction, Probe, Reached
-from amcli.pipeline.contexts.context import Context, shared
+from amcli.pipeline.contexts.context import Context, require_finite, shared
 from amcli.pipeline.queries.passages import Passage
 from amcli.pipeline.queries.passes import Passes
 from amcli.system.progress import SILENT, Progress
@@ -89,6 +89,8 @@ def search(
     `compact` raises.
     """
     require(fidelity, request)
+    check(request, context.T)
+    require_finite(context)
     passes = Passes(context, shared=False, search=True)
     # All ratios use the same store.
     first = planned(context, request, passes, progress)

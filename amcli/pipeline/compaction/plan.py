@@ -123,6 +123,10 @@ class LayerPlan:
     store: str
     entries: int
 
+    def nbytes(self, beta: bool) -> int:
+        """Bytes of these entries, with their biases or without."""
+        return self.shape.heads * self.entries * self.shape.entry_bytes(beta)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -168,8 +172,7 @@ class Plan:
     @property
     def stored_bytes(self) -> int:
         """Bytes that will be stored, by the entries that layers are expected to get."""
-        has_beta = self.method.has_beta
-        return sum(x.shape.heads * x.entries * x.shape.entry_bytes(has_beta) for x in self.layers)
+        return sum(x.nbytes(self.method.has_beta) for x in self.layers)
 
     def allocate(self, scores: Sequence[torch.Tensor]) -> Lengths:
         """Entries per layer and head, by the scores `[H, T]` of each layer's keys."""
@@ -205,7 +208,7 @@ class Plan:
                     "heads": x.shape.heads,
                     "store": x.store,
                     "entries": x.entries,
-                    "bytes": x.shape.heads * x.entries * x.shape.entry_bytes(self.method.has_beta),
+                    "bytes": x.nbytes(self.method.has_beta),
                 }
                 for x in self.layers
             ],

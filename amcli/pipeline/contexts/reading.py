@@ -14,7 +14,7 @@ from amcli.models.loading import LoadedModel
 from amcli.pipeline.contexts.context import Context, dense
 from amcli.pipeline.contexts.source import Source
 from amcli.storage.artifacts import write_artifact
-from amcli.system.progress import Progress, Silent
+from amcli.system.progress import SILENT, Progress
 
 POSITIONS_FOR_ANSWERS = 64
 """Positions that a document must leave free for a question and its answer."""
@@ -26,14 +26,13 @@ def prefill(
     *,
     system: str | None = None,
     chunk: int = CHUNK,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> Context:
     """Runs a document through the model in chunks; no logits are computed.
 
     Raises UsageError when the model has no positions for so long a document; where it has them
     but was not trained on them, `models.lengths.past_training` says so.
     """
-    progress = progress or Silent()
     opened = loaded.chat.open_document(source.text, system)
     loaded = for_length(loaded, len(opened.ids))
     limit = loaded.geometry.max_positions

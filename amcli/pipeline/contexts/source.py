@@ -11,6 +11,7 @@ from typing import Any
 
 from amcli.errors import UsageError
 from amcli.pipeline.contexts import readers
+from amcli.system.files import input_errors
 
 STDIN = "-"
 
@@ -109,29 +110,14 @@ def _read(path: str) -> tuple[File, str]:
 
 
 def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise UsageError(
-            f"no such file: {path}",
-            "check the path, or use - for a pipe",
-            code="file-missing",
-            field="path",
-            path=path,
-        ) from error
-    except IsADirectoryError as error:
-        raise UsageError(
-            f"{path} is a folder, not a text file",
-            "name one file in it",
-            code="not-a-file",
-            field="path",
-            path=path,
-        ) from error
-    except OSError as error:
-        raise UsageError(
-            f"cannot read {path}: {error.strerror}",
-            "check the path",
-            code="file-unreadable",
-            field="path",
-            path=path,
-        ) from error
+    with input_errors(path, "check the path, or use - for a pipe"):
+        try:
+            return path.read_bytes()
+        except IsADirectoryError as error:
+            raise UsageError(
+                f"{path} is a folder, not a text file",
+                "name one file in it",
+                code="not-a-file",
+                field="path",
+                path=path,
+            ) from error

@@ -19,7 +19,7 @@ from amcli.models.cache import CompactCache
 from amcli.models.replies import answers
 from amcli.pipeline.contexts.context import Context, shared
 from amcli.pipeline.queries.prompts import ASK, ASK_FROM
-from amcli.system.progress import Progress, Silent
+from amcli.system.progress import SILENT, Progress
 
 TOKENS_PER_QUESTION = 4
 """Tokens of the document per question, within LEAST and MOST questions."""
@@ -66,7 +66,7 @@ def question_count(document_tokens: int) -> int:
 
 
 def study(
-    context: Context, count: int, *, seed: int = 0, progress: Progress | None = None
+    context: Context, count: int, *, seed: int = 0, progress: Progress = SILENT
 ) -> list[Exchange]:
     """Different questions about a context, `count` at most, with their answers.
 
@@ -84,7 +84,6 @@ def study(
             field="queries",
             model=loaded.id,
         )
-    progress = progress or Silent()
     cache = shared(context)
     progress.start("questions about it", 2 * count)
     questions = _questions(context, cache, count, seed, progress)
