@@ -188,7 +188,7 @@ def value_codes(y: np.ndarray, scale: float, L: int) -> list[int]:
 # ---- both ------------------------------------------------------------------------------------
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     store=st.sampled_from(EVERY),
     times=st.sampled_from([1, 2, 3, 5, 8, 10, 16]),
@@ -212,7 +212,7 @@ def test_packing_what_was_unpacked_changes_nothing(
     x[:, seed % d] *= outlier
     x[seed % len(x)] *= 10 * outlier
     x[:, (seed // 3) % d] = offset
-    x = x.clamp(-60000, 60000).to(dtype)
+    x = x.clamp(-9000, 9000).to(dtype)
     quantizer = quantizer_of(store)
     once = quantizer.pack(Entries.of(x + offset, x, None, HEADS))
     same(quantizer.pack(once.unpack()), once)
