@@ -82,9 +82,9 @@ class Quantizer(ABC):
         The error of a number that cannot be stored gets its `head`.
         """
         H, n, d = keys.shape
-        t = torch.tensor(list(lengths), device=keys.device)
-        real = torch.arange(n, device=keys.device) < t.unsqueeze(1)
-        rows = real.reshape(-1).nonzero().squeeze(1)
+        # On the CPU, which knows the lengths.
+        real = torch.arange(n) < torch.tensor(list(lengths)).unsqueeze(1)
+        rows = real.reshape(-1).nonzero().squeeze(1).to(keys.device)
         read = keys.float().reshape(H * n, d)
         with _in_head(list(accumulate(lengths))):
             rounded = self.keys(keys.reshape(H * n, d)[rows], tuple(lengths)).unpack()
