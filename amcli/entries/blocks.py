@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from amcli.entries.matrix import Matrix, hadamard
+from amcli.entries.matrix import Matrix, UnstorableError, divisor, hadamard
 from amcli.entries.stores import Quantizer
 
 BLOCK = 32
@@ -35,7 +35,7 @@ _LARGEST = 65504.0
 
 def block_size(d: int) -> int:
     """How many numbers of a row of `d` share a scale: the largest divisor of `d` up to BLOCK."""
-    return next(b for b in range(min(d, BLOCK), 0, -1) if d % b == 0)
+    return divisor(d, BLOCK)
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,9 @@ class BlockQuantizer(Quantizer):
     rotate: bool
 
     @property
-    def multiple(self) -> int:
+    def multiples(self) -> tuple[int, int]:
         """2 for 4 bits, as two codes make a byte; else 1."""
-        return 8 // self.bits
+        return 8 // self.bits, 8 // self.bits
 
     def keys(self, x: torch.Tensor, lengths: tuple[int, ...]) -> Blocks:
         """Keys as codes."""
@@ -134,8 +134,9 @@ class BlockQuantizer(Quantizer):
         N, d = x.shape
         if self.bits == 4 and d % 2:
             raise ValueError(f"{self.name} wants an even head dimension, not {d}")
-        if not bool(x.isfinite().all()):
-            raise ValueError(f"NaN or infinity cannot be stored as {self.name}")
+        bad = ~x.isfinite().all(-1)
+        if bool(bad.any()):
+            raise UnstorableError("NaN or infinity", self.name, int(bad.int().argmax()))
         levels = 2 ** (self.bits - 1) - 1
         y = x.detach().float().clamp(-levels * _LARGEST, levels * _LARGEST)
         y = hadamard(y) if rotate else y

@@ -36,12 +36,38 @@ def hadamard(x: torch.Tensor) -> torch.Tensor:
     return y.mul_(n**-0.5) if n > 1 else y
 
 
+def divisor(d: int, most: int) -> int:
+    """The largest divisor of `d` up to `most`."""
+    return next(b for b in range(min(d, most), 0, -1) if d % b == 0)
+
+
+def taken(x: torch.Tensor, which: Sequence[slice]) -> torch.Tensor:
+    """Some rows of a tensor, one slice after another: a view if there is one slice."""
+    first, *others = [x[rows] for rows in which]
+    return torch.cat([first, *others]) if others else first
+
+
+class UnstorableError(ValueError):
+    """Numbers that a store cannot hold: NaN, infinity, or too large for its scales.
+
+    row    the first row, or the first of a group, that holds such a number
+    head   the head it is in, of those that were rounded together, once known
+    layer  the layer, of those that were compacted together, once known
+    """
+
+    def __init__(self, what: str, store: str, row: int):
+        super().__init__(f"{what} cannot be stored as {store}")
+        self.row = row
+        self.head: int | None = None
+        self.layer: int | None = None
+
+
 class Matrix(ABC):
     """`[N, d]`, in one form; forms are frozen dataclasses of tensors.
 
     A form says which tensors it keeps (`parts`), how to make the same form from other tensors
     (`with_parts`), and which numbers they mean (`stored`). The rest is implemented here, for
-    tensors with one row per row of the matrix; other forms override `rows` and `cat`.
+    tensors with one row per row of the matrix; other forms override `rows`, `cat` and `fits`.
     """
 
     @property
@@ -92,9 +118,15 @@ class Matrix(ABC):
         dtypes = tuple(x.dtype for x in self.parts().values())
         return type(self), self.store, self.rotated, self.shape[1], dtypes, self.device
 
-    def rows(self, which: slice | torch.Tensor) -> Self:
-        """Some rows: views of a slice, copies of those at given indices."""
-        return self.with_parts([x[which] for x in self.parts().values()])
+    def fits(self, lengths: Sequence[int]) -> bool:
+        """Whether the tensors alone, with heads of these lengths, say what the matrix is: False
+        where several rows share something and do so across the heads in another way."""
+        return True
+
+    def rows(self, which: Sequence[slice]) -> Self:
+        """The rows of at least one slice, one after another, each of whole heads: forms may keep
+        what several rows of a head share. Views if it is one slice."""
+        return self.with_parts([taken(x, which) for x in self.parts().values()])
 
     @classmethod
     def cat(cls, matrices: Sequence[Self]) -> Self:

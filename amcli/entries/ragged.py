@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 
-from amcli.entries.matrix import Matrix, Numbers
+from amcli.entries.matrix import Matrix, Numbers, taken
 
 # Numbers dequantised at a time in attention: a CPU is fastest within its caches, a GPU in one go.
 _UNPACK_ELEMENTS = {"cpu": 1 << 20}
@@ -146,23 +146,26 @@ class Entries:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor by its name in a file: `keys`, `keys.scale`, ..., `beta`, in that order;
-        `stores.read` turns them back into entries."""
+        `stores.read` turns them back into entries. Raises ValueError for entries that were joined
+        and could not be read back; see `stores.settled`."""
+        if not self.keys.fits(self.lengths) or not self.values.fits(self.lengths):
+            raise ValueError("joined entries share scales in another way than those of a file")
         found = {f"keys{part}": x for part, x in self.keys.parts().items()}
         found |= {f"values{part}": x for part, x in self.values.parts().items()}
         return found if self.beta is None else {**found, "beta": self.beta}
 
     # ---- other entries made of them ----------------------------------------------------------
 
-    def rows(self, which: slice | torch.Tensor, lengths: tuple[int, ...]) -> Entries:
-        """Some rows of all tensors, forming heads of these `lengths`: views for a slice, copies for
-        indices."""
-        beta = None if self.beta is None else self.beta[which]
+    def rows(self, which: Sequence[slice], lengths: tuple[int, ...]) -> Entries:
+        """The rows of slices, each of whole heads, forming heads of these `lengths`; views if it is
+        one slice."""
+        beta = None if self.beta is None else taken(self.beta, which)
         return Entries(self.keys.rows(which), self.values.rows(which), beta, lengths)
 
     def of_heads(self, first: int, last: int) -> Entries:
         """Views of the heads from `first` to before `last`."""
         rows = slice(self.offsets[first], self.offsets[last])
-        return self.rows(rows, self.lengths[first:last])
+        return self.rows([rows], self.lengths[first:last])
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Entries:
         """The same on another device: numbers in `dtype`, codes as they are, beta in float32."""
@@ -181,8 +184,8 @@ class Entries:
         codes as float32.
 
         Keys are as stored: if `rotated`, multiply them with `hadamard(q)` instead of `q`, since
-        there are far fewer queries than keys. A few heads at a time are dequantised: few steps for
-        short heads, bounded memory for long ones.
+        there are far fewer queries than keys. Values are never left transformed. A few heads at a
+        time are dequantised: few steps for short heads, bounded memory for long ones.
         """
         room = _UNPACK_ELEMENTS.get(self.device.type, _UNPACK_ELEMENTS_ELSEWHERE)
         room //= max(1, self.key_dim + self.value_dim)
@@ -192,7 +195,7 @@ class Entries:
             while last < len(self.lengths) and sum(self.lengths[first : last + 1]) <= room:
                 last += 1
             few = self.of_heads(first, last)
-            keys, values = few.keys.stored(), few.values.stored()
+            keys, values = few.keys.stored(), few.values.unpack()
             for start, t in zip(few.offsets, few.lengths, strict=False):
                 rows = slice(start, start + t)
                 yield keys[rows], values[rows], None if few.beta is None else few.beta[rows]
@@ -243,11 +246,6 @@ def appended(parts: Sequence[Entries], dtype: torch.dtype) -> Entries:
     if len({part.kind for part in parts}) != 1:
         parts = [part.unpack().to(part.device, dtype) for part in parts]
     flat, H = Entries.cat(parts), len(parts[0].lengths)
-    order = torch.cat(
-        [
-            torch.arange(flat.offsets[h + p * H], flat.offsets[h + p * H + 1])
-            for h in range(H)
-            for p in range(len(parts))
-        ]
-    ).to(flat.device)
+    rows = [slice(*ends) for ends in pairwise(flat.offsets)]
+    order = [rows[h + p * H] for h in range(H) for p in range(len(parts))]
     return flat.rows(order, tuple(sum(flat.lengths[h::H]) for h in range(H)))

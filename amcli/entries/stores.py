@@ -1,39 +1,46 @@
 """Ways to store entries: what a store has to define, and how it is found by name.
 
-A store is one module in this folder, named like the store, that registers a `Quantizer`; its name
-and a line of help are in `catalogue`. See `blocks` for an example.
+A store is a `Quantizer` that a module in this folder registers; its name and a line of help are in
+`catalogue`. See `blocks` for an example.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
+from itertools import accumulate
 
 import torch
 
-from amcli.entries.catalogue import NATIVE, STORES
-from amcli.entries.matrix import Matrix, Numbers
+from amcli.entries.catalogue import NATIVE, PACKED, STORES
+from amcli.entries.matrix import Matrix, Numbers, UnstorableError
 from amcli.entries.ragged import Entries
 
 
 class Quantizer(ABC):
     """A way to store entries in fewer bits than the model's dtype.
 
-    Keys and values are given as `[N, d]` in any float dtype, head after head in `lengths`. NaN,
-    infinity and head dimensions that are not a multiple of `multiple` raise a ValueError. Packing
-    what was unpacked changes nothing further.
+    Keys and values are given as `[N, d]` in any float dtype, head after head in `lengths`. NaN and
+    infinity, and numbers too large for the store, raise UnstorableError, a ValueError; so do head
+    dimensions that are not a multiple of `multiples`. Packing what was unpacked changes nothing
+    further.
 
-    name  name of the store
+    name   name of the store
+    group  if not 0, that many consecutive keys of a head share something that is stored with them,
+           counted from its first; see `group_bytes`
     """
 
     name: str
+    group: int = 0
 
     @property
-    def multiple(self) -> int:
-        """Head dimensions have to be a multiple of this."""
-        return 1
+    def multiples(self) -> tuple[int, int]:
+        """Dimensions of keys and of values have to be a multiple of these."""
+        return 1, 1
 
     @abstractmethod
     def keys(self, x: torch.Tensor, lengths: tuple[int, ...]) -> Matrix:
@@ -53,27 +60,54 @@ class Quantizer(ABC):
 
     @abstractmethod
     def entry_bytes(self, key_dim: int, value_dim: int) -> int:
-        """Bytes of one key and one value."""
+        """Bytes of one key and one value, without what a group shares."""
+
+    def group_bytes(self, key_dim: int) -> int:
+        """Bytes that every begun group of a head costs besides."""
+        return 0
+
+    def tensor_rows(self, name: str, lengths: Sequence[int]) -> int:
+        """Rows of the tensor of that name, as in `Entries.tensors`, for heads of these lengths."""
+        return sum(lengths)
 
     def pack(self, entries: Entries) -> Entries:
         """Entries given as numbers, as codes."""
         keys, values, t = entries.keys.unpack(), entries.values.unpack(), entries.lengths
         return Entries(self.keys(keys, t), self.values(values, t), entries.beta, t)
 
-    def round_keys(self, keys: torch.Tensor) -> torch.Tensor:
-        """Keys `[..., n, d]` as they will be read back, float32: each `[n, d]` is a head."""
-        flat = keys.reshape(-1, keys.shape[-1])
-        return self.keys(flat, _heads_of(keys)).unpack().reshape(keys.shape)
+    def round_keys(self, keys: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        """Keys `[H, n, d]` as they will be read back, float32: the first `lengths[h]` rows of head
+        `h`, in the order in which they will be stored. The rest is padding and stays as it is.
+
+        The error of a number that cannot be stored gets its `head`.
+        """
+        H, n, d = keys.shape
+        # On the CPU, which knows the lengths.
+        real = torch.arange(n) < torch.tensor(list(lengths)).unsqueeze(1)
+        rows = real.reshape(-1).nonzero().squeeze(1).to(keys.device)
+        read = keys.float().reshape(H * n, d)
+        with _in_head(list(accumulate(lengths))):
+            rounded = self.keys(keys.reshape(H * n, d)[rows], tuple(lengths)).unpack()
+        return read.index_copy(0, rows, rounded).view(H, n, d)
 
     def round_values(self, values: torch.Tensor) -> torch.Tensor:
-        """Values as they will be read back, as `round_keys`."""
-        flat = values.reshape(-1, values.shape[-1])
-        return self.values(flat, _heads_of(values)).unpack().reshape(values.shape)
+        """Values `[H, n, dv]` as they will be read back, float32; rows do not influence each other.
+
+        The error of a number that cannot be stored gets its `head`.
+        """
+        H, n, dv = values.shape
+        with _in_head([n * (h + 1) for h in range(H)]):
+            return self.values(values.reshape(H * n, dv), (n,) * H).unpack().view(H, n, dv)
 
 
-def _heads_of(x: torch.Tensor) -> tuple[int, ...]:
-    n = x.shape[-2] if x.ndim > 1 else 1
-    return (n,) * (x.shape[:-1].numel() // max(1, n))
+@contextmanager
+def _in_head(ends: Sequence[int]) -> Iterator[None]:
+    """Says in which head a number is that cannot be stored; `ends`: the row after each head."""
+    try:
+        yield
+    except UnstorableError as error:
+        error.head = bisect_right(ends, error.row)
+        raise
 
 
 QUANTIZERS: dict[str, Quantizer] = {}
@@ -90,7 +124,7 @@ def quantizer_of(store: str) -> Quantizer | None:
     if store == NATIVE:
         return None
     if store not in QUANTIZERS and store in STORES:
-        import_module(f"amcli.entries.{store}")
+        import_module(f"amcli.entries.{'packed' if store in PACKED else store}")
     if store not in QUANTIZERS:
         raise ValueError(f"unknown store {store!r}")
     return QUANTIZERS[store]
@@ -119,3 +153,11 @@ def with_keys(entries: Entries, keys: torch.Tensor, dtype: torch.dtype) -> Entri
     if quantizer is None:
         return replace(entries, keys=Numbers(keys.to(dtype)))
     return replace(entries, keys=quantizer.keys(keys, entries.lengths))
+
+
+def settled(entries: Entries) -> Entries:
+    """The entries as a file can hold them: keys that were joined in groups of their own are rounded
+    again, in groups that begin with the head; all others as they are."""
+    if entries.keys.fits(entries.lengths):
+        return entries
+    return with_keys(entries, entries.keys.unpack(), torch.float32)

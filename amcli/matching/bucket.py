@@ -5,6 +5,7 @@ All heads of a bucket go through every step together, padded to the longest one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -89,14 +90,15 @@ def compact_bucket(method: Method, b: Bucket, s: Settings) -> list[Head]:
         chosen = top(b.scores, b.lengths)
         keys, values = gather_rows(K, chosen.index), gather_rows(V, chosen.index)
         if s.rounding is not None:
-            keys, values = s.rounding.round_keys(keys), s.rounding.round_values(values)
+            keys = _rounded(s.rounding, keys, chosen, b.lengths)
+            values = s.rounding.round_values(values)
         return _split(chosen, keys, values, None, FitErrors(unknown, unknown))
     order = _select(method, b, s)
     keys, values = gather_rows(K, order.index), gather_rows(V, order.index)  # [B, t_max, d]
     t = min(s.fit_limit, keys.shape[1])
     if s.rounding is not None:
         # Values in float32, otherwise a half-precision fit would be rounded twice.
-        keys, values = s.rounding.round_keys(keys), values.float()
+        keys, values = _rounded(s.rounding, keys, order, b.lengths), values.float()
         values[:, t:] = s.rounding.round_values(values[:, t:])
     rest = _rest(queries.Q, keys, values, order.mask, s)
     mask = order.mask[:, :t]
@@ -134,6 +136,22 @@ def _select(method: Method, b: Bucket, s: Settings) -> Selection:
     return Selection(torch.where(kept, by_score.index, index), by_score.mask)
 
 
+def _rounded(
+    rounding: Rounding, keys: torch.Tensor, order: Selection, lengths: Sequence[int]
+) -> torch.Tensor:
+    """Selected keys `[B, t, d]` as they will be read back, rounded in order of position."""
+    place = _by_position(order)
+    rounded = rounding.round_keys(gather_rows(keys, place), lengths)
+    return gather_rows(rounded, place.argsort(dim=1))
+
+
+def _by_position(order: Selection) -> torch.Tensor:
+    """`[B, t]`: where in the order of selection the entries are, by position; padding last."""
+    # Padding sorts after every real position.
+    index = order.index.masked_fill(~order.mask, torch.iinfo(torch.int64).max)
+    return index.argsort(dim=1, stable=True)
+
+
 def _rest(
     Q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, s: Settings
 ) -> Stats | None:
@@ -153,8 +171,7 @@ def _split(
     error: FitErrors,
 ) -> list[Head]:
     """Drop the padding and put each head's entries in order of position."""
-    # Padding sorts after every real position.
-    place = order.index.masked_fill(~order.mask, torch.iinfo(torch.int64).max).argsort(dim=1)
+    place = _by_position(order)
     index = order.index.gather(1, place).to(torch.int32)
     keys, values = gather_rows(keys, place), gather_rows(values, place)
     if beta is None:
@@ -186,7 +203,7 @@ def round_whole(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """`(keys [H, T, d], values [H, T, dv], mass error [H], output error [H])` of heads that keep
     every key and lose only what `rounding` loses; errors are nan with no queries."""
-    keys, values = rounding.round_keys(K), rounding.round_values(V)
+    keys, values = rounding.round_keys(K, [K.shape[1]] * K.shape[0]), rounding.round_values(V)
     if queries.count == 0:
         unknown = keys.new_full((K.shape[0],), torch.nan)
         return keys, values, unknown, unknown

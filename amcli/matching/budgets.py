@@ -6,8 +6,9 @@ in head count, tokens and dimensions.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -44,7 +45,9 @@ Lengths = list[list[int]]
 class LayerShape:
     """One compacted layer: KV heads, tokens `T`, dims of a key and a value, bytes per number.
 
-    packed  bytes of one entry's stored key and value, if not in the model's dtype
+    packed       bytes of one entry's stored key and value, if not in the model's dtype
+    group        entries of a head that share something stored besides; 0: none do
+    group_bytes  what each begun group of a head costs
     """
 
     heads: int
@@ -53,6 +56,8 @@ class LayerShape:
     value_dim: int
     itemsize: int
     packed: int | None = None
+    group: int = 0
+    group_bytes: int = 0
 
     @property
     def full_bytes(self) -> int:
@@ -60,9 +65,15 @@ class LayerShape:
         return self.heads * self.tokens * (self.key_dim + self.value_dim) * self.itemsize
 
     def entry_bytes(self, beta: bool = True) -> int:
-        """Bytes of one stored entry, with its bias unless the method has none."""
+        """Bytes that one more stored entry costs, with its bias unless the method has none, where
+        it begins no group."""
         numbers = (self.key_dim + self.value_dim) * self.itemsize
         return (numbers if self.packed is None else self.packed) + (BETA_BYTES if beta else 0)
+
+    def stored_bytes(self, lengths: Sequence[int], beta: bool = True) -> int:
+        """Bytes of heads with these numbers of entries, biases and groups included."""
+        groups = sum(-(-t // self.group) for t in lengths) if self.group else 0
+        return sum(lengths) * self.entry_bytes(beta) + groups * self.group_bytes
 
 
 def allocate(
@@ -200,9 +211,7 @@ def _round(shares: Sequence[float], total: int, ceilings: Sequence[int]) -> list
 
 def stored_bytes(lengths: Lengths, layers: Sequence[LayerShape], beta: bool = True) -> int:
     """Bytes that an allocation stores, biases included."""
-    return sum(
-        sum(heads) * layer.entry_bytes(beta) for heads, layer in zip(lengths, layers, strict=True)
-    )
+    return sum(layer.stored_bytes(t, beta) for t, layer in zip(lengths, layers, strict=True))
 
 
 def entries_for_ratio(
@@ -214,11 +223,12 @@ def entries_for_ratio(
 ) -> int:
     """The largest total of entries whose stored bytes still give a ratio of at least `ratio`.
 
-    If entries cost the same in all layers, a division is enough. Where costs differ, the bytes
-    depend on who gets the entries: `allocate(total)` says who, and the total is found by bisection
-    (it must be nested: more entries never cost less). Without `allocate`, every entry counts as
-    the most expensive one, so the ratio is still met. Raises UsageError for a ratio below 1 or one
-    that leaves no entry.
+    If all entries cost the same, a division is enough. Where costs differ, or entries form groups,
+    the bytes depend on who gets the entries: `allocate(total)` says who, and the total is found by
+    bisection. The ratio is met whatever the allocation; one more entry would break it, and where
+    the allocation is nested (no head loses by a larger total) so would any larger total. Without
+    `allocate`, every entry counts as the most expensive one, and groups as with as many entries in
+    every head. Raises UsageError for a ratio below 1 or one that leaves no entry.
     """
     if not ratio >= 1:
         raise UsageError(
@@ -229,19 +239,11 @@ def entries_for_ratio(
             ratio=ratio,
         )
     full = sum(layer.full_bytes for layer in layers)
-    costs = {layer.entry_bytes(beta) for layer in layers}
     capacity = sum(layer.heads * layer.tokens for layer in layers)
     limit = int(full / ratio * (1 + 1e-12))  # as floats, 1056 / 1.1 is a little less than 960
-    if not costs or capacity == 0:
+    if capacity == 0:
         raise UsageError("there is no key to compact", code="nothing-to-compact")
-    entries = min(capacity, limit // max(costs))
-    if len(costs) > 1 and allocate is not None:
-        low, high = entries, min(capacity, limit // min(costs))
-        while low < high:
-            middle = (low + high + 1) // 2
-            fits = stored_bytes(allocate(middle), layers, beta) <= limit
-            low, high = (middle, high) if fits else (low, middle - 1)
-        entries = low
+    entries = _entries_within(limit, capacity, layers, beta, allocate)
     if entries == 0:
         raise UsageError(
             f"a ratio of {ratio:g} leaves no entry of {capacity} keys",
@@ -252,6 +254,34 @@ def entries_for_ratio(
             keys=capacity,
         )
     return entries
+
+
+def _entries_within(
+    limit: int,
+    capacity: int,
+    layers: Sequence[LayerShape],
+    beta: bool,
+    allocate: Callable[[int], Lengths] | None,
+) -> int:
+    """The most entries, up to `capacity`, that take at most `limit` bytes."""
+    costs = [layer.entry_bytes(beta) for layer in layers]
+    shares = [x.group_bytes / x.group if x.group else 0.0 for x in layers]
+    if not any(shares) and (allocate is None or len(set(costs)) == 1):
+        return min(capacity, limit // max(costs))
+    if allocate is None:
+        dearest = [replace(x, packed=max(costs) - BETA_BYTES * beta) for x in layers]
+        return _entries_within(
+            limit, capacity, dearest, beta, lambda total: uniform(total, dearest)
+        )
+    # Between all groups being full and every head having begun one more.
+    per_entry = [cost + share for cost, share in zip(costs, shares, strict=True)]
+    begun = sum(x.heads * (x.group_bytes - s) for x, s in zip(layers, shares, strict=True))
+    low = min(capacity, max(0, int((limit - begun) / max(per_entry)) - 1))
+    high = min(capacity, int(limit / min(per_entry)) + 1)
+    totals = range(low + 1, high + 1)
+    return low + bisect_right(
+        totals, limit, key=lambda total: stored_bytes(allocate(total), layers, beta)
+    )
 
 
 def _check_total(total: int, capacity: int) -> None:

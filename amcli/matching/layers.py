@@ -8,10 +8,12 @@ needs few large steps, not many small ones.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 
+from amcli.entries.matrix import UnstorableError
 from amcli.entries.ragged import Entries
 from amcli.matching.bucket import (
     FIT_LIMIT,
@@ -40,7 +42,7 @@ def compact_layers(
     layers: Sequence[LayerInput],
     *,
     seed: int = 0,
-    rounding: Rounding | None = None,
+    roundings: Sequence[Rounding | None] | None = None,
     room: Room | None = None,
     fit_limit: int = FIT_LIMIT,
     advance: Callable[[int], None] = lambda heads: None,
@@ -53,11 +55,14 @@ def compact_layers(
     method without one). `room` bounds the memory used besides inputs and results. `advance` is
     called with the number of heads finished since the last call.
 
-    With `rounding`, all keys and values come back rounded, in float32: keys are rounded as soon as
-    they are selected, so the fits can make up for the loss; values are rounded at the end.
+    `roundings` has one for each layer, or None. With a rounding, all keys and values of the layer
+    come back rounded, in float32: keys are rounded as soon as they are selected, so the fits can
+    make up for the loss; values are rounded at the end.
 
-    Raises ValueError when shapes, lengths and method do not fit each other.
+    Raises ValueError when shapes, lengths and method do not fit each other, UnstorableError with
+    the `layer` for numbers that its rounding cannot take.
     """
+    roundings = [None] * len(layers) if roundings is None else roundings
     for layer in layers:
         _check(method, layer)
     done: dict[Place, Head] = {}
@@ -70,19 +75,21 @@ def compact_layers(
                 heads = [done.pop(place) for place in places]
                 yield i, _join(heads, layer.lengths, method.has_beta)
 
-    alike = [_alike(layer) for layer in layers]
+    alike = [(*_alike(layer), id(own)) for layer, own in zip(layers, roundings, strict=True)]
     for group in dict.fromkeys(alike):
         some = [i for i, other in enumerate(alike) if other == group]
         like = layers[some[0]]
         own = room_on(like.K.device) if room is None else room
-        s = Settings(like.sample.logits, seed, own.tile, fit_limit, rounding)
+        s = Settings(like.sample.logits, seed, own.tile, fit_limit, roundings[some[0]])
         for i in some:
-            trivial = _trivial(layers[i], i, s)
+            with _in_layer([i] * len(layers[i].lengths)):
+                trivial = _trivial(layers[i], i, s)
             done |= trivial
             advance(len(trivial))
             yield from finished([i])
         for places in _buckets(method, layers, some, own, fit_limit):
-            found = compact_bucket(method, _gather(layers, places, s), s)
+            with _in_layer([i for i, _ in places]):
+                found = compact_bucket(method, _gather(layers, places, s), s)
             done |= dict(zip(places, found, strict=True))
             advance(len(places))
             yield from finished(sorted({i for i, _ in places}))
@@ -99,9 +106,19 @@ def compact_layer(
 ) -> LayerResult:
     """One layer alone; see `compact_layers`."""
     found = compact_layers(
-        method, [layer], seed=seed, rounding=rounding, room=room, fit_limit=fit_limit
+        method, [layer], seed=seed, roundings=[rounding], room=room, fit_limit=fit_limit
     )
     return next(found)[1]
+
+
+@contextmanager
+def _in_layer(layers: Sequence[int]) -> Iterator[None]:
+    """Says in which layer a number is that cannot be stored; `layers` has that of each head."""
+    try:
+        yield
+    except UnstorableError as error:
+        error.layer = layers[error.head or 0]
+        raise
 
 
 def _alike(layer: LayerInput) -> tuple[object, ...]:

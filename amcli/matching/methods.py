@@ -145,17 +145,19 @@ SINKS = 4
 
 
 class Rounding(Protocol):
-    """Returns entries as they will be read back after being stored in few bits.
+    """Returns entries as they will be read back after being stored in few bits, in float32.
 
-    Both methods take and return `[..., dim]` and treat every row alike; they return float32.
-    Rounding twice gives the same as once.
+    Rounding twice gives the same as once. Numbers that cannot be stored raise UnstorableError, with
+    the head.
     """
 
-    def round_keys(self, keys: torch.Tensor) -> torch.Tensor:
-        """Keys as they will be read back."""
+    def round_keys(self, keys: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        """Keys `[H, n, d]` as they will be read back. Keys of a head may influence each other: head
+        `h` has its first `lengths[h]`, in the order in which they will be stored, which is that of
+        their positions. What follows is padding and may be anything."""
 
     def round_values(self, values: torch.Tensor) -> torch.Tensor:
-        """Values as they will be read back."""
+        """Values `[H, n, dv]` as they will be read back, each by itself."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Reader, writer and validator of `.amkv` files, version 1.3. Standard library only.
+"""Reader, writer and validator of `.amkv` files, version 1.4. Standard library only.
 
     with AmkvFile.open("doc.amkv") as file:
         file.verify()
@@ -19,20 +19,23 @@ from amkv_format.manifest import (
     FORMAT,
     KINDS,
     MODEL_DTYPES,
-    STORES,
     VERSION,
     Layer,
     manifest_schema,
 )
 from amkv_format.reader import AmkvFile
+from amkv_format.stores import GROUP, MIXED, PACKED, STORES
 from amkv_format.writer import Writer, write_file
 
 __all__ = [
     "BOUNDARIES",
     "FORMAT",
+    "GROUP",
     "ITEM_BYTES",
     "KINDS",
+    "MIXED",
     "MODEL_DTYPES",
+    "PACKED",
     "STORES",
     "TOKEN_IDS",
     "VERSION",

@@ -80,7 +80,7 @@ class Code(StrEnum):
     )
     TOKEN_ID = "token-id", "a token id is negative (verify)"
     POSITION = "position", "a position is neither -1 nor below the logical length (verify)"
-    NOT_FINITE = "not-finite", "a key, value, beta or state is NaN or infinite (verify)"
+    NOT_FINITE = "not-finite", "a key, value, zero, beta or state is NaN or infinite (verify)"
     SCALE = "scale", "a scale is negative, NaN or infinite (verify)"
     CODE = "code", "a code is outside its range (verify)"
 

@@ -56,12 +56,7 @@ class Fields:
 
     def text(self, key: str) -> str:
         """The field as a string of 1 to 256 characters, none of them a control character."""
-        value = self.raw(key)
-        if not isinstance(value, str):
-            raise _wrong_type(self.path(key), "a string", value)
-        if not 1 <= len(value) <= limits.MAX_NAME_CHARS or _CONTROL.search(value):
-            raise _wrong_value(self.path(key), "1 to 256 printable characters", value)
-        return value
+        return text(self.raw(key), self.path(key))
 
     def text_or_null(self, key: str) -> str | None:
         """Like `text`, null allowed."""
@@ -69,10 +64,7 @@ class Fields:
 
     def choice(self, key: str, allowed: Collection[str]) -> str:
         """The field as one of the strings `allowed`."""
-        value = self.text(key)
-        if value not in allowed:
-            raise _wrong_value(self.path(key), "one of " + ", ".join(allowed), value)
-        return value
+        return choice(self.raw(key), self.path(key), allowed)
 
     def integer(self, key: str, low: int, high: int) -> int:
         """The field as an integer from `low` to `high`."""
@@ -95,6 +87,22 @@ class Fields:
         if not value.startswith(prefix) or not _SHA256.fullmatch(value.removeprefix(prefix)):
             raise _wrong_value(self.path(key), f"`{prefix}` and 64 lowercase hex digits", value)
         return value
+
+
+def text(value: object, path: str) -> str:
+    """`value` as a string of 1 to 256 characters, none of them a control character."""
+    if not isinstance(value, str):
+        raise _wrong_type(path, "a string", value)
+    if not 1 <= len(value) <= limits.MAX_NAME_CHARS or _CONTROL.search(value):
+        raise _wrong_value(path, "1 to 256 printable characters", value)
+    return value
+
+
+def choice(value: object, path: str, allowed: Collection[str]) -> str:
+    """`value` as one of the strings `allowed`."""
+    if text(value, path) not in allowed:
+        raise _wrong_value(path, "one of " + ", ".join(allowed), value)
+    return str(value)
 
 
 def integer(value: object, path: str, low: int, high: int) -> int:

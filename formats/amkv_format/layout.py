@@ -11,10 +11,13 @@ from amkv_format import limits
 from amkv_format.errors import Code, FormatError
 from amkv_format.header import ITEM_BYTES, TensorInfo, TensorSpec
 from amkv_format.manifest import Layer, Outline
+from amkv_format.stores import NATIVE, code_tensors
 
 TOKEN_IDS: Final = "token_ids"
 STORAGE_DTYPES: Final = ("F32", "BF16", "F16")
-PARTS: Final = ("keys", "values", "keys.scale", "values.scale", "beta", "positions")
+PARTS: Final = (
+    "keys", "keys.scale", "keys.zero", "values", "values.scale", "beta", "positions",
+)  # fmt: skip
 """The parts of a layer, one tensor each."""
 
 STATE: Final = "states."
@@ -22,10 +25,6 @@ STATE: Final = "states."
 
 EXTENSION: Final = "ext."
 """Tensors under this prefix are hashed but otherwise ignored."""
-
-
-SCALE_BLOCK: Final = 32
-"""Most numbers of a row that share a scale."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,7 @@ class _Wanted:
 
 
 def layer_tensor(layer: int, part: str) -> str:
-    """The name of a layer's tensor; `part` is keys, values, keys.scale, values.scale, beta or
-    positions."""
+    """The name of a layer's tensor; `part` is one of PARTS."""
     return f"layers.{layer}.{part}"
 
 
@@ -92,19 +90,9 @@ def full_bytes(outline: Outline, tensors: Mapping[str, TensorSpec], index: int) 
     layer = outline.layers[index]
     rows = layer.rows if layer.window else outline.logical_length * layer.kv_heads
     size = ITEM_BYTES[tensors[layer_tensor(index, "keys")].dtype]
-    if coded(outline, layer):
+    if layer.store != NATIVE:
         size = outline.model_bytes
     return rows * (layer.key_dim + layer.value_dim) * size
-
-
-def coded(outline: Outline, layer: Layer) -> bool:
-    """Whether the keys and values of a layer are codes with scales."""
-    return outline.store != "native" and layer.type == "full"
-
-
-def scale_block(dim: int) -> int:
-    """How many numbers of a row of `dim` share a scale: the largest divisor up to SCALE_BLOCK."""
-    return next(b for b in range(min(dim, SCALE_BLOCK), 0, -1) if dim % b == 0)
 
 
 def payload_hash(tensors: Mapping[str, TensorSpec], digests: Mapping[str, str]) -> str:
@@ -131,13 +119,11 @@ def _wanted_of_layer(i: int, layer: Layer, outline: Outline) -> Iterator[tuple[s
     rows = layer.rows
     for part, dim in (("keys", layer.key_dim), ("values", layer.value_dim)):
         name = layer_tensor(i, part)
-        if not coded(outline, layer):
+        if layer.store == NATIVE:
             yield name, _Wanted((rows, dim), STORAGE_DTYPES, True)
             continue
-        packed = outline.store == "int4"
-        width, dtype = (dim // 2, "U8") if packed else (dim, "I8")
-        yield name, _Wanted((rows, width), (dtype,), True)
-        yield f"{name}.scale", _Wanted((rows, dim // scale_block(dim)), ("F16",), True)
+        for suffix, dtype, shape in code_tensors(layer.store, part, dim, layer.stored):
+            yield f"{name}{suffix}", _Wanted(shape, (dtype,), True)
     if outline.kind == "compact" and layer.type == "full":
         yield layer_tensor(i, "beta"), _Wanted((rows,), ("F32",), False)
         yield layer_tensor(i, "positions"), _Wanted((rows,), ("I32",), False)
@@ -164,7 +150,7 @@ def _check_one_dtype(outline: Outline, tensors: Mapping[str, TensorSpec]) -> Non
         tensors[layer_tensor(i, part)].dtype
         for i, layer in enumerate(outline.layers)
         for part in ("keys", "values")
-        if not coded(outline, layer)
+        if layer.store == NATIVE
     }
     if len(dtypes) > 1:
         raise FormatError(

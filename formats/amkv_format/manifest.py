@@ -9,25 +9,21 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Any, Final
 
 from amkv_format import limits
 from amkv_format.errors import Code, FormatError
-from amkv_format.fields import Fields, integer, items, number
+from amkv_format.fields import Fields, choice, integer, items, number
 from amkv_format.jsontext import canonical_json
+from amkv_format.stores import MIXED, NATIVE, STORE_MIXED, STORE_PACKED, STORES, row_multiple
 
 FORMAT: Final = "amkv"
-VERSION: Final = "1.3"
-STORES: Final[Mapping[str, str | None]] = {
-    "native": None,
-    "int8": "store-int8",
-    "int4": "store-int4",
-}
-"""How entries may be stored, each with the feature that it requires."""
+VERSION: Final = "1.4"
+"""The version that this package knows. A file states the first that has all it uses."""
 
 MANIFEST_HASH: Final = "manifest_hash"
 """The field with the hash of all others; files of version 1.3 and later have it."""
@@ -35,8 +31,16 @@ MANIFEST_HASH: Final = "manifest_hash"
 STATES: Final = "states"
 """The field that lists states, and the feature that it requires."""
 
-KNOWN_FEATURES: Final = frozenset({STATES, *(feature for feature in STORES.values() if feature)})
-"""What `features_required` may name."""
+FEATURES: Final[Mapping[str, int]] = {
+    "store-int8": 1,
+    "store-int4": 1,
+    STATES: 2,
+    STORE_PACKED: 4,
+    STORE_MIXED: 4,
+}
+"""What `features_required` may name, each with the minor version that it came with."""
+
+_OLDEST_WRITTEN: Final = 3  # the first with a hash of the manifest
 
 KINDS: Final = ("prefill", "compact")
 LAYER_TYPES: Final = ("full", "sliding")
@@ -55,6 +59,7 @@ class Layer:
 
     type    "full" or "sliding"
     window  number of keys that a query of a sliding layer sees, its own included; None if full
+    store   how its entries are stored: a key of STORES
     """
 
     type: str
@@ -63,6 +68,7 @@ class Layer:
     value_dim: int
     window: int | None
     stored: tuple[int, ...]
+    store: str = NATIVE
 
     @property
     def rows(self) -> int:
@@ -74,7 +80,7 @@ class Layer:
 class Outline:
     """What a checked manifest says about the tensors of its file.
 
-    store        how the entries of full layers are stored: a key of STORES
+    store        how the entries of full layers are stored: a key of STORES; MIXED: as each says
     model_bytes  bytes per number in the model's dtype
     states       number of states, of layers that keep a state instead of keys and values
     manifest_hash  as the manifest states it; None in files older than version 1.3
@@ -111,9 +117,10 @@ def check_manifest(manifest: object) -> Outline:
     for name in tools.keys():  # noqa: SIM118 - Fields is no mapping
         tools.text(name)
     ratio = root.number("ratio") if kind == "compact" else None
-    store = _store(root, kind, layers)
+    store, layers = _stores(root, kind, layers)
     states = _states(root)
-    _check_features(root, STORES[store], STATES if states else None)
+    names = {layer.store for layer in layers} if store == MIXED else {store}
+    _check_features(root, _features(store, names, bool(states)))
     number_bytes = MODEL_DTYPES[root.object("model").text("dtype")]
     hash_ = root.sha256("payload_hash")
     # A later version cannot be passed off as an earlier one: its hash would not match.
@@ -142,8 +149,13 @@ def _check_identity(root: Fields) -> int:
     for feature in root.array("features_required"):
         if not isinstance(feature, str):
             raise FormatError(Code.FIELD_TYPE, "features_required holds something but strings")
-        if feature not in KNOWN_FEATURES:
-            raise FormatError(Code.FEATURE, f"the feature {feature[:80]!r} is required")
+        if feature not in FEATURES:
+            # A file states the first version that has all it uses: that is the one to look for.
+            raise FormatError(
+                Code.FEATURE,
+                f"the file needs the feature {feature[:80]!r} and states amkv format {text}, "
+                f"this reader knows {VERSION}",
+            )
     return int(version[2])
 
 
@@ -298,16 +310,27 @@ def _check_fidelity(fidelity: Fields) -> None:
         probe.number("agreement", zero=True)
 
 
-def _store(root: Fields, kind: str, layers: tuple[Layer, ...]) -> str:
-    """How entries are stored."""
-    store = root.choice("store", STORES) if kind == "compact" and "store" in root else "native"
-    for i, layer in enumerate(layers):
-        odd = layer.key_dim % 2 or layer.value_dim % 2
-        if store == "int4" and layer.type == "full" and odd:
-            raise FormatError(
-                Code.FIELD_CONFLICT, f"model.layers[{i}] has an odd head dimension, store is int4"
-            )
-    return store
+def _stores(root: Fields, kind: str, layers: tuple[Layer, ...]) -> tuple[str, tuple[Layer, ...]]:
+    """What `store` says, and the layers with the store of each."""
+    if kind != "compact":
+        return NATIVE, layers
+    store = root.choice("store", (*STORES, MIXED)) if "store" in root else NATIVE
+    if store == MIXED:
+        names = items(root.raw("stores"), "stores", len(layers))
+        stores = [choice(name, f"stores[{i}]", STORES) for i, name in enumerate(names)]
+    elif "stores" in root:
+        raise FormatError(Code.FIELD_CONFLICT, f"stores is there, but store is {store}")
+    else:
+        stores = [store if layer.type == "full" else NATIVE for layer in layers]
+    for i, (layer, name) in enumerate(zip(layers, stores, strict=True)):
+        for part, dim in (("keys", layer.key_dim), ("values", layer.value_dim)):
+            if dim % (multiple := row_multiple(name, part)):
+                raise FormatError(
+                    Code.FIELD_CONFLICT,
+                    f"model.layers[{i}] has {part} of {dim} numbers, "
+                    f"{name} takes multiples of {multiple}",
+                )
+    return store, tuple(replace(x, store=name) for x, name in zip(layers, stores, strict=True))
 
 
 def _states(root: Fields) -> int:
@@ -324,9 +347,15 @@ def _states(root: Fields) -> int:
     return len(seen)
 
 
-def _check_features(root: Fields, *used: str | None) -> None:
+def _features(store: str, names: Iterable[str], states: bool) -> set[str]:
+    """The features that a file uses. names  the stores of its layers"""
+    used = {feature for name in names if (feature := STORES.get(name))}
+    return used | ({STORE_MIXED} if store == MIXED else set()) | ({STATES} if states else set())
+
+
+def _check_features(root: Fields, wanted: set[str]) -> None:
     """A feature must be required exactly when it is used."""
-    wanted, required = {name for name in used if name}, set(root.array("features_required"))
+    required = set(root.array("features_required"))
     if required != wanted:
         raise FormatError(
             Code.FIELD_CONFLICT,
@@ -346,17 +375,22 @@ def manifest_schema() -> dict[str, Any]:
 def complete(manifest: Mapping[str, Any], payload_hash: str, ratio: float | None) -> dict[str, Any]:
     """A copy of `manifest` with what a writer knows better than its caller.
 
-    `format`, `version` and the hashes are set; `features_required` (what `store` and `states`
-    require), `created` and, when given, `ratio` are filled in if absent.
+    `format`, `version` (the first that has all the file uses, so that older readers take what they
+    can) and the hashes are set; `features_required`, `created` and, when given, `ratio` are filled
+    in if absent.
     """
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    used = STORES.get(str(manifest.get("store", "native"))), STATES if STATES in manifest else None
+    store = str(manifest.get("store", NATIVE))
+    listed = manifest.get("stores")
+    names = map(str, listed) if store == MIXED and isinstance(listed, list | tuple) else [store]
+    used = _features(store, names, STATES in manifest)
+    minor = max([_OLDEST_WRITTEN, *(FEATURES[feature] for feature in used)])
     defaults: dict[str, Any] = {
-        "features_required": [feature for feature in used if feature],
+        "features_required": [feature for feature in FEATURES if feature in used],
         "created": now,
     }
     if ratio is not None:
         defaults["ratio"] = ratio
-    fixed = {"format": FORMAT, "version": VERSION, "payload_hash": payload_hash}
+    fixed = {"format": FORMAT, "version": f"1.{minor}", "payload_hash": payload_hash}
     whole = {**defaults, **manifest, **fixed}
     return whole | {MANIFEST_HASH: manifest_hash(whole)}

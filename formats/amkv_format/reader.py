@@ -31,6 +31,7 @@ from amkv_format.layout import (
     payload_hash,
 )
 from amkv_format.manifest import Layer, Outline, check_manifest, manifest_hash
+from amkv_format.stores import NATIVE, PACKED
 
 _HASH_CHUNK = 2**20
 
@@ -114,7 +115,8 @@ class AmkvFile:
 
     @property
     def store(self) -> str:
-        """How entries of full layers are stored: `native`, `int8` or `int4`."""
+        """How entries are stored: one store for all full layers (sliding ones are then `native`),
+        or `mixed`, where `layers` say the store of each."""
         return self._outline.store
 
     @property
@@ -172,8 +174,8 @@ class AmkvFile:
         """Checks what `open` did not look at; raises FormatError.
 
         Always checks that the manifest is canonical, and its hash, token ids, positions and beta.
-        With `deep`, also the payload hash, that every key, value, scale and state is finite, and
-        that codes are in range; this reads the whole file.
+        With `deep`, also the payload hash, that every key, value, scale, zero and state is finite,
+        and that codes are in range; this reads the whole file.
         """
         if self._text != canonical_json(self.manifest):
             raise FormatError(
@@ -198,12 +200,9 @@ class AmkvFile:
         for name in self.tensors:
             if name.startswith(STATE):
                 self._check_finite(name)
-        for part in ("keys", "values"):
-            for name in self._named(part):
-                if self.tensors[name].dtype in ("I8", "U8"):
-                    self._check_codes(name)
-                else:
-                    self._check_finite(name)
+        for i, layer in enumerate(self.layers):
+            for part in ("keys", "values"):
+                self._check_matrix(layer_tensor(i, part), layer.store)
 
     def close(self) -> None:
         """Releases the mapping; views still in use keep it alive."""
@@ -247,19 +246,29 @@ class AmkvFile:
                 info.offset + at * ITEM_BYTES[info.dtype],
             )
 
-    def _check_codes(self, name: str) -> None:
-        codes, scales = self.tensors[name], self.tensors[f"{name}.scale"]
-        at = contents.first_bad_code(self.read(name), codes.dtype)
-        if at is not None:
-            raise FormatError(
-                Code.CODE, f"{name} holds a code outside its range at byte {at}", codes.offset + at
-            )
+    def _check_matrix(self, name: str, store: str) -> None:
+        if store == NATIVE:
+            self._check_finite(name)
+            return
+        if store not in PACKED:  # which have no codes that are not allowed
+            self._check_codes(name)
+        scales = self.tensors[f"{name}.scale"]
         at = contents.first_bad_scale(self.read(scales.name))
         if at is not None:
             raise FormatError(
                 Code.SCALE,
                 f"{scales.name} is negative, NaN or infinite at element {at}",
                 scales.offset + at * ITEM_BYTES[scales.dtype],
+            )
+        if (zeros := f"{name}.zero") in self.tensors:
+            self._check_finite(zeros)
+
+    def _check_codes(self, name: str) -> None:
+        codes = self.tensors[name]
+        at = contents.first_bad_code(self.read(name), codes.dtype)
+        if at is not None:
+            raise FormatError(
+                Code.CODE, f"{name} holds a code outside its range at byte {at}", codes.offset + at
             )
 
     def _check_range(self, name: str, low: int, high: int, code: Code) -> None:

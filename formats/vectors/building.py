@@ -135,6 +135,11 @@ def example(
     return Example(manifest, words | halves)
 
 
+def aligned(tensors: Tensors) -> Tensors:
+    """Tensors of the largest elements first, so that each begins where its elements may."""
+    return dict(sorted(tensors.items(), key=lambda t: -ITEM_BYTES[t[1][0]]))
+
+
 def base_manifest(
     kind: str, stored: list[list[int]], layers: list[dict[str, Any]], T: int
 ) -> dict[str, Any]:
@@ -247,7 +252,7 @@ def hybrid(**changes: Any) -> Example:
     it.manifest |= {"version": "1.2", "states": states, "features_required": ["states"]}
     for n, (_, _, dtype, shape, count) in enumerate(kept):
         it.tensors[f"states.{n}"] = (dtype, shape, floats(dtype, count, seed=n))
-    it.tensors = dict(sorted(it.tensors.items(), key=lambda t: -ITEM_BYTES[t[1][0]]))
+    it.tensors = aligned(it.tensors)
     return it
 
 
@@ -259,26 +264,29 @@ def coded(store: str, kv: dict[str, Any] | None = None, **changes: Any) -> Examp
     )
     rows, nbytes = 4, 0
     for part in ("keys", "values"):
-        dim = full["key_dim" if part == "keys" else "value_dim"]
-        b = max(n for n in range(1, min(dim, 32) + 1) if dim % n == 0)
-        blocks = rows * dim // b
-        scales = struct.pack(f"<{blocks}e", *((1 + i % 5) / 16 for i in range(blocks)))
-        width = dim if store == "int8" else dim // 2
-        low = [1 + (3 * i + dim) % 15 for i in range(rows * width)]
-        high = [1 + (5 * i + 2) % 15 for i in range(rows * width)]
-        if store == "int8":
-            data = bytes((17 * i) % 255 - 127 & 255 for i in range(rows * width))
-        else:
-            data = bytes(a | b << 4 for a, b in zip(low, high, strict=True))
-        # Bytes last, behind everything that has to be aligned.
         del it.tensors[f"layers.0.{part}"]
-        it.tensors[f"layers.0.{part}.scale"] = ("F16", [rows, dim // b], scales)
-        codes = ("I8" if store == "int8" else "U8", [rows, width], data)
-        it.tensors[f"layers.0.{part}"] = codes
-        nbytes += len(data) + len(scales)
-    it.tensors = dict(sorted(it.tensors.items(), key=lambda t: -ITEM_BYTES[t[1][0]]))
+        made = integer_codes(f"layers.0.{part}", store, rows, full[f"{part[:-1]}_dim"])
+        it.tensors |= made
+        nbytes += sum(len(data) for _, _, data in made.values())
+    it.tensors = aligned(it.tensors)
     it.manifest |= {"version": "1.1", "store": store, "features_required": [f"store-{store}"]}
     it.manifest["model"]["dtype"] = "float16"
     whole = 6 * full["kv_heads"] * (full["key_dim"] + full["value_dim"]) * 2
     it.manifest["ratio"] = round(whole / (nbytes + 4 * rows), 4)
     return it
+
+
+def integer_codes(name: str, store: str, rows: int, dim: int) -> Tensors:
+    """A matrix in the store `int8` or `int4`, and its scales."""
+    b = max(n for n in range(1, min(dim, 32) + 1) if dim % n == 0)
+    blocks = rows * dim // b
+    scales = struct.pack(f"<{blocks}e", *((1 + i % 5) / 16 for i in range(blocks)))
+    width = dim if store == "int8" else dim // 2
+    low = [1 + (3 * i + dim) % 15 for i in range(rows * width)]
+    high = [1 + (5 * i + 2) % 15 for i in range(rows * width)]
+    if store == "int8":
+        data = bytes((17 * i) % 255 - 127 & 255 for i in range(rows * width))
+    else:
+        data = bytes(a | b << 4 for a, b in zip(low, high, strict=True))
+    codes = ("I8" if store == "int8" else "U8", [rows, width], data)
+    return {f"{name}.scale": ("F16", [rows, dim // b], scales), name: codes}

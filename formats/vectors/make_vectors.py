@@ -1,4 +1,4 @@
-"""Makes the example files of format version 1.2: `good/`, `bad/`, and their index `vectors.json`.
+"""Makes the example files of format version 1.4: `good/`, `bad/`, and their index `vectors.json`.
 
     python formats/vectors/make_vectors.py            rewrites them, and the example of `amkv-v1.md`
     python formats/vectors/make_vectors.py --check    fails if a byte differs
@@ -17,9 +17,12 @@ from typing import Any
 
 from bad_codes import bad_codes, bad_stores
 from bad_examples import bad_containers, bad_contents, bad_manifests, bad_tensors, bad_verify
+from bad_packed import bad_mixed, bad_packed, bad_scales
 from bad_states import bad_numbers, bad_states
 from building import canonical
+from decoding import entries
 from good_examples import good_examples
+from good_packed import good_packed
 
 HERE = Path(__file__).resolve().parent
 
@@ -28,7 +31,7 @@ def render() -> dict[str, bytes]:
     """Every file this program makes: relative path -> bytes."""
     files: dict[str, bytes] = {}
     index: dict[str, list[dict[str, Any]]] = {"good": [], "bad": []}
-    for name, reason, it in good_examples():
+    for name, reason, it in (*good_examples(), *good_packed()):
         data = files[f"good/{name}.amkv"] = it.file()
         index["good"].append(
             {
@@ -36,6 +39,7 @@ def render() -> dict[str, bytes]:
                 "reason": reason,
                 "sha256": hashlib.sha256(data).hexdigest(),
                 "manifest": it.manifest,
+                "entries": entries(it),
                 "tensors": {
                     key: {"dtype": dtype, "shape": shape, "sha256": hashlib.sha256(raw).hexdigest()}
                     for key, (dtype, shape, raw) in sorted(it.tensors.items())
@@ -45,9 +49,18 @@ def render() -> dict[str, bytes]:
     stages = (
         (
             "open",
-            (bad_containers, bad_tensors, bad_manifests, bad_contents, bad_stores, bad_states),
+            (
+                bad_containers,
+                bad_tensors,
+                bad_manifests,
+                bad_contents,
+                bad_stores,
+                bad_states,
+                bad_packed,
+                bad_mixed,
+            ),
         ),
-        ("verify", (bad_verify, bad_codes, bad_numbers)),
+        ("verify", (bad_verify, bad_codes, bad_numbers, bad_scales)),
     )
     for stage, makers in stages:
         for make in makers:

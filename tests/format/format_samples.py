@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,20 +70,26 @@ def tensors(
     stored: list[list[int]],
     dtype: str = "BF16",
     extras: bool = True,
-    store: str = "native",
+    store: str | Sequence[str] = "native",
 ) -> Tensors:
-    """Every tensor the manifest calls for; with `extras` also beta and positions."""
+    """Every tensor the manifest calls for; with `extras` also beta and positions.
+
+    store  that of all full layers, or one for each layer
+    """
     size = 4 if dtype == "F32" else 2
     result = [
         (TensorSpec("token_ids", "I32", (length,)), struct.pack(f"<{length}i", *range(length)))
     ]
     for i, (spec, counts) in enumerate(zip(layers, stored, strict=True)):
         rows = sum(counts)
+        own = store if spec["type"] == "full" else "native"
+        if not isinstance(store, str):
+            own = store[i]
         for part in ("key", "value"):
             dim = spec[f"{part}_dim"]
             shape = (rows, dim)
-            if store != "native" and spec["type"] == "full":
-                result += codes(layer_tensor(i, part + "s"), rows, dim, store)
+            if own != "native":
+                result += codes(layer_tensor(i, part + "s"), counts, dim, str(own))
                 continue
             data = bytes((i + 3 * j) % 100 // 2 for j in range(rows * dim * size))
             result.append((TensorSpec(layer_tensor(i, part + "s"), dtype, shape), data))
@@ -94,15 +101,27 @@ def tensors(
     return result
 
 
-def codes(name: str, rows: int, dim: int, store: str) -> Tensors:
-    """Keys or values as codes, and their scales; head dimensions up to 32."""
-    kind, width = ("I8", dim) if store == "int8" else ("U8", dim // 2)
+def codes(name: str, counts: Sequence[int], dim: int, store: str) -> Tensors:
+    """Keys or values as codes, and what belongs to them; head dimensions up to 32."""
+    rows = sum(counts)
+    if store.startswith("k"):
+        bits = int(store[1] if name.endswith("keys") else store[3])
+        kind, width = "U8", dim * bits // 8
+    else:
+        kind, width = ("I8", dim) if store == "int8" else ("U8", dim // 2)
     data = bytes(0x11 + (37 * j) % 15 for j in range(rows * width))
-    scales = struct.pack(f"<{rows}e", *(j % 5 / 4 for j in range(rows)))
-    return [
-        (TensorSpec(name, kind, (rows, width)), data),
-        (TensorSpec(f"{name}.scale", "F16", (rows, 1)), scales),
-    ]
+    result = [(TensorSpec(name, kind, (rows, width)), data)]
+    shape = (rows, 1)
+    if store.startswith("k") and name.endswith("keys"):
+        shape = (sum(-(-t // 64) for t in counts), dim)
+        result.append((TensorSpec(f"{name}.zero", "F16", shape), halves(shape, -2)))
+    return [*result, (TensorSpec(f"{name}.scale", "F16", shape), halves(shape, 0))]
+
+
+def halves(shape: tuple[int, int], low: int) -> bytes:
+    """F16 numbers from `low / 4` on."""
+    count = shape[0] * shape[1]
+    return struct.pack(f"<{count}e", *((low + j % 5) / 4 for j in range(count)))
 
 
 def sample(kind: str = "compact", dtype: str = "BF16") -> tuple[dict[str, Any], Tensors]:

@@ -70,7 +70,7 @@ def test_it_reads_the_good_examples() -> None:
             assert found["manifest"] == canonical_json(file.manifest)
         assert found["tensors"] == entry["tensors"]
         assert found["payload_hash"] == entry["manifest"]["payload_hash"]
-        assert found["entries"] == entries(path)
+        assert found["entries"] == entry["entries"]
 
 
 def test_it_refuses_the_bad_examples_for_the_same_reason() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amcli.entries.blocks import BlockQuantizer, Blocks, block_size
-from amcli.entries.matrix import hadamard
+from amcli.entries.matrix import UnstorableError, hadamard
 from amcli.entries.ragged import Entries
 from amcli.entries.stores import quantizer_of
 
@@ -112,8 +112,8 @@ def test_keys_as_stored_are_stored_as_they_are(
     for one, two in ((stored.keys, again.keys), (stored.values, again.values)):
         assert torch.equal(one.codes, two.codes)
         assert torch.equal(one.scale, two.scale)
-    assert torch.equal(quantizer.round_keys(x), stored.keys.unpack())
-    assert torch.equal(quantizer.round_values(x), stored.values.unpack())
+    assert torch.equal(quantizer.round_keys(x[None], [20])[0], stored.keys.unpack())
+    assert torch.equal(quantizer.round_values(x[None])[0], stored.values.unpack())
 
 
 @pytest.mark.parametrize("d", [1, 2, 3, 12, 64, 80, 128])
@@ -133,8 +133,8 @@ def test_a_turn_keeps_a_few_large_channels_from_spoiling_the_others() -> None:
     K = torch.randn(300, 128, generator=generator)
     q = torch.randn(50, 128, generator=generator)
     K[:, [5, 40, 77, 100]] += 12.0
-    plain = BlockQuantizer("plain", 4, rotate=False).round_keys(K)
-    turned = quantizer_of("int4").round_keys(K)
+    plain = BlockQuantizer("plain", 4, rotate=False).keys(K, (300,)).unpack()
+    turned = quantizer_of("int4").keys(K, (300,)).unpack()
 
     def off(rounded: torch.Tensor) -> float:
         # What all keys have in common changes no softmax.
@@ -147,20 +147,25 @@ def test_a_turn_keeps_a_few_large_channels_from_spoiling_the_others() -> None:
 @pytest.mark.parametrize("name", ["int8", "int4"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_is_refused(name: str, bad: float) -> None:
-    x = torch.ones(3, 32)
-    x[1, 7] = bad
-    with pytest.raises(ValueError, match="NaN or infinity"):
+    x = torch.ones(4, 3, 32)
+    x[2, 1, 7] = bad
+    with pytest.raises(UnstorableError, match="NaN or infinity") as values:
         quantizer_of(name).round_values(x)
+    with pytest.raises(UnstorableError, match="NaN or infinity") as keys:
+        quantizer_of(name).round_keys(x, [3, 0, 2, 1])
+    assert values.value.head == keys.value.head == 2
+    rounded = quantizer_of(name).round_keys(x, [3, 0, 1, 1])  # padding may be anything
+    assert torch.equal(rounded.isnan(), x.isnan())
 
 
 @pytest.mark.parametrize("name", ["int8", "int4"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_zeros_and_extremes_of_every_dtype(name: str, dtype: torch.dtype) -> None:
     quantizer = quantizer_of(name)
-    zero = torch.zeros(4, 64, dtype=dtype)
-    assert torch.equal(quantizer.round_keys(zero), torch.zeros(4, 64))
-    largest = torch.full((4, 64), torch.finfo(dtype).max, dtype=dtype)
-    for rounded in (quantizer.round_keys(largest), quantizer.round_values(-largest)):
+    zero = torch.zeros(1, 4, 64, dtype=dtype)
+    assert torch.equal(quantizer.round_keys(zero, [4]), torch.zeros(1, 4, 64))
+    largest = torch.full((1, 4, 64), torch.finfo(dtype).max, dtype=dtype)
+    for rounded in (quantizer.round_keys(largest, [4]), quantizer.round_values(-largest)):
         assert rounded.dtype == torch.float32
         assert bool(rounded.isfinite().all())
     assert float(quantizer.round_values(largest).max()) >= min(65000.0, torch.finfo(dtype).max)
@@ -204,8 +209,8 @@ def test_bytes_of_an_entry(d: int, int8: int, int4: int) -> None:
 
 def test_an_odd_dimension_and_an_unknown_name() -> None:
     with pytest.raises(ValueError, match="even head dimension, not 5"):
-        quantizer_of("int4").round_keys(torch.ones(2, 5))
-    assert quantizer_of("int8").round_keys(torch.ones(2, 5)).shape == (2, 5)
+        quantizer_of("int4").keys(torch.ones(2, 5), (2,))
+    assert quantizer_of("int8").keys(torch.ones(2, 5), (2,)).shape == (2, 5)
     assert quantizer_of("native") is None
     with pytest.raises(ValueError, match="unknown store 'int2'"):
         quantizer_of("int2")
@@ -217,7 +222,7 @@ def test_shapes_that_disagree_are_refused() -> None:
         {"lengths": (2,)},
         {"beta": torch.zeros(2)},
         {"beta": torch.zeros(3, dtype=torch.float16)},
-        {"values": good.values.rows(slice(0, 2))},
+        {"values": good.values.rows([slice(0, 2)])},
     ):
         with pytest.raises(ValueError, match=r"rows|float32"):
             replace(good, **change)

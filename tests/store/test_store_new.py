@@ -100,7 +100,7 @@ def test_what_is_written_once_for_all_stores_holds_for_it(ranges: Quantizer) -> 
     coded = ranges.pack(plain)
     assert (coded.store, coded.key_dim, coded.value_dim) == ("ranges", 8, 6)
     assert coded.nbytes == 8 * (ranges.entry_bytes(8, 6) + 4)
-    assert coded.rows(slice(0, 0), (0, 0, 0)).nbytes == 0
+    assert coded.rows([slice(0, 0)], (0, 0, 0)).nbytes == 0
     torch.testing.assert_close(coded.keys.unpack(), plain.keys.unpack(), atol=0.02, rtol=0)
     same(Entries.cat([coded.of_heads(0, 1), coded.of_heads(1, 3)]), coded)
     same(coded.to("cpu", torch.float16), coded)

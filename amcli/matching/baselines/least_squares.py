@@ -120,7 +120,8 @@ def _fitted(
     """`(keys, values, beta, index, mass error, output error)` with least-squares values."""
     keys, originals = gather_rows(K, index), gather_rows(V, index)
     if rounding is not None:
-        keys, originals = rounding.round_keys(keys), originals.float()
+        B, t = index.shape  # already in order of position
+        keys, originals = rounding.round_keys(keys, [t] * B), originals.float()
     # In the precision of the solve: without regularisation, rounding would become noise.
     exact = solve_dtype(K.device)
     alike = replace(queries, Q=queries.Q.to(exact), Y=queries.Y.to(exact), W=None)

@@ -6,7 +6,18 @@ const NAME_CHARS = 256;
 const LAYERS = 4096;
 const TOKENS = 2147483647n;
 const BIG = 9223372036854775807n;
-const FEATURES = new Map([["store-int8", 1], ["store-int4", 1], ["states", 1]]);
+const FEATURES = ["store-int8", "store-int4", "states", "store-packed", "store-mixed"];
+const PACKED = /^k([8432])v([8432])$/;
+const MULTIPLE = { 8: 1, 4: 2, 3: 8, 2: 4 };
+
+// The bits of codes of keys and of values in a store; null where it has no codes.
+export function bitsOf(store) {
+  if (store === "native") return null;
+  const packed = PACKED.exec(store);
+  if (packed !== null) return { keys: Number(packed[1]), values: Number(packed[2]), packed: true };
+  const bits = store === "int8" ? 8 : 4;
+  return { keys: bits, values: bits, packed: false };
+}
 
 const wrongType = (path) => new Refusal("field-type", path);
 const wrongValue = (path) => new Refusal("field-value", path);
@@ -97,18 +108,13 @@ export function check(manifest) {
   choice(field("boundary"), "boundary", ["raw", "in_user_turn", "turn_closed"]);
   const layers = layersOf(get(model, "layers", "model"), field("stored"), kind, T);
   const dtype = choice(get(model, "dtype", "model"), "dtype", ["float32", "bfloat16", "float16"]);
-  let store = "native";
   let ratio = null;
+  const used = new Set();
   if (kind === "compact") {
     ratio = compaction(root, field, layers);
-    const stores = ["native", "int8", "int4"];
-    store = optional(root, "store", "", (v, p) => choice(v, p, stores)) ?? "native";
+    storesOf(root, layers, used);
   }
-  const odd = layers.some((x) => x.type === "full" && (x.keyDim % 2 || x.valueDim % 2));
-  if (store === "int4" && odd) throw conflict("store");
   const states = root.has("states") ? statesOf(root.get("states")) : 0;
-  const used = new Set();
-  if (store !== "native") used.add(`store-${store}`);
   if (states) used.add("states");
   const required = new Set(field("features_required"));
   if (used.size !== required.size || [...used].some((x) => !required.has(x))) {
@@ -118,7 +124,7 @@ export function check(manifest) {
   const payloadHash = hash(field("payload_hash"), "payload_hash");
   if (minor >= 3) field("manifest_hash");
   const manifestHash = optional(root, "manifest_hash", "", hash) ?? null;
-  return { kind, T, layers, store, ratio, states, modelBytes, payloadHash, manifestHash };
+  return { kind, T, layers, ratio, states, modelBytes, payloadHash, manifestHash };
 }
 
 function identity(field) {
@@ -129,7 +135,7 @@ function identity(field) {
   if (parts[1] !== "1") throw new Refusal("version-unsupported", version);
   for (const feature of array(field("features_required"), "features_required")) {
     if (typeof feature !== "string") throw wrongType("features_required");
-    if (!FEATURES.has(feature)) throw new Refusal("feature-unsupported", feature);
+    if (!FEATURES.includes(feature)) throw new Refusal("feature-unsupported", feature);
   }
   return Number(parts[2]);
 }
@@ -186,7 +192,8 @@ function layersOf(described, stored, kind, T) {
       const allowed = [Math.min(T, window - 1), Math.min(T, window)];
       if (new Set(t).size !== 1 || !allowed.includes(t[0])) throw conflict(`stored[${l}]`);
     } else if (kind === "prefill" && t.some((n) => n !== T)) throw conflict(`stored[${l}]`);
-    return { type, heads, keyDim, valueDim, window, stored: t, rows: t.reduce((a, b) => a + b, 0) };
+    const rows = t.reduce((a, b) => a + b, 0);
+    return { type, heads, keyDim, valueDim, window, stored: t, rows, store: "native" };
   });
 }
 
@@ -219,6 +226,39 @@ function compaction(root, field, layers) {
   optional(root, "attention", "", perHead);
   optional(root, "fidelity", "", fidelity);
   return number(field("ratio"), "ratio");
+}
+
+// Gives every layer its store, and adds the features that stores require.
+function storesOf(root, layers, used) {
+  const known = (value, path) => {
+    if (!["native", "int8", "int4"].includes(text(value, path)) && !PACKED.test(value)) {
+      throw wrongValue(path);
+    }
+    return value;
+  };
+  const require = (store) => {
+    if (store !== "native") used.add(PACKED.test(store) ? "store-packed" : `store-${store}`);
+  };
+  if (root.get("store") === "mixed") {
+    used.add("store-mixed");
+    const listed = exactly(get(root, "stores", "manifest"), "stores", layers.length);
+    listed.forEach((store, l) => {
+      layers[l].store = known(store, `stores[${l}]`);
+      require(store);
+    });
+  } else {
+    const store = optional(root, "store", "", known) ?? "native";
+    if (root.has("stores")) throw conflict("stores");
+    for (const layer of layers) if (layer.type === "full") layer.store = store;
+    require(store);
+  }
+  layers.forEach(({ store, keyDim, valueDim }, l) => {
+    const bits = bitsOf(store);
+    if (bits === null) return;
+    if (keyDim % MULTIPLE[bits.keys] || valueDim % MULTIPLE[bits.values]) {
+      throw conflict(`model.layers[${l}]`);
+    }
+  });
 }
 
 function fidelity(value, path) {

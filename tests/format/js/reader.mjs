@@ -11,13 +11,13 @@ import { createHash } from "node:crypto";
 import { closeSync, constants, fstatSync, openSync, readFileSync } from "node:fs";
 
 import { Refusal, byCodePoint, canonical, parse } from "./json.mjs";
-import { check } from "./manifest.mjs";
+import { bitsOf, check } from "./manifest.mjs";
+import { GROUP, ITEM, block, decoded } from "./numbers.mjs";
 
 const MAX_HEADER = 16777216n;
 const MAX_MANIFEST = 8388608;
 const MAX_TENSORS = 65536;
 const MAX_DIMENSION = 281474976710655n;
-const ITEM = { F32: 4, I32: 4, BF16: 2, F16: 2, I8: 1, U8: 1 };
 const NAME = /^[A-Za-z0-9_]+([.-][A-Za-z0-9_]+)*$/;
 
 const sha256 = (data) => createHash("sha256").update(data).digest("hex");
@@ -104,10 +104,18 @@ function covered(tensors, bytes) {
 
 // ---- section 5: the tensors that a manifest calls for ----
 
-const block = (dim) => {
-  for (let g = Math.min(dim, 32); ; g--) if (dim % g === 0) return g;
-};
-const coded = (outline, layer) => outline.store !== "native" && layer.type === "full";
+// What is stored of a layer's keys or values: suffix of the name, dtypes, shape.
+function matrix(layer, part, dim, floats) {
+  const { store, rows, stored } = layer;
+  const bits = bitsOf(store);
+  if (bits === null) return [["", floats, [rows, dim]]];
+  const codes = ["", [store === "int8" ? "I8" : "U8"], [rows, (dim * bits[part]) / 8]];
+  if (bits.packed && part === "keys") {
+    const groups = stored.reduce((sum, t) => sum + Math.ceil(t / GROUP), 0);
+    return [codes, [".scale", ["F16"], [groups, dim]], [".zero", ["F16"], [groups, dim]]];
+  }
+  return [codes, [".scale", ["F16"], [rows, dim / block(dim, bits.packed ? 64 : 32)]]];
+}
 
 function wanted(outline) {
   const floats = ["F32", "BF16", "F16"];
@@ -115,15 +123,9 @@ function wanted(outline) {
   outline.layers.forEach((layer, l) => {
     for (const [part, dim] of [["keys", layer.keyDim], ["values", layer.valueDim]]) {
       const name = `layers.${l}.${part}`;
-      if (!coded(outline, layer)) {
-        found.set(name, { dtypes: floats, shape: [layer.rows, dim], must: true });
-        continue;
+      for (const [suffix, dtypes, shape] of matrix(layer, part, dim, floats)) {
+        found.set(name + suffix, { dtypes, shape, must: true });
       }
-      const packed = outline.store === "int4";
-      const shape = [layer.rows, packed ? dim / 2 : dim];
-      found.set(name, { dtypes: [packed ? "U8" : "I8"], shape, must: true });
-      const scales = [layer.rows, dim / block(dim)];
-      found.set(`${name}.scale`, { dtypes: ["F16"], shape: scales, must: true });
     }
     if (outline.kind === "compact" && layer.type === "full") {
       found.set(`layers.${l}.beta`, { dtypes: ["F32"], shape: [layer.rows] });
@@ -152,7 +154,7 @@ function compare(outline, tensors) {
   }
   const dtypes = new Set();
   outline.layers.forEach((layer, l) => {
-    if (coded(outline, layer)) return;
+    if (layer.store !== "native") return;
     for (const part of ["keys", "values"]) dtypes.add(tensors.get(`layers.${l}.${part}`).dtype);
   });
   if (dtypes.size > 1) throw new Refusal("tensor-mismatch", "keys and values of two dtypes");
@@ -164,11 +166,9 @@ function ratio(outline, tensors) {
   outline.layers.forEach((layer, l) => {
     if (layer.type !== "full") return;
     const own = ITEM[tensors.get(`layers.${l}.keys`).dtype];
-    const size = coded(outline, layer) ? outline.modelBytes : own;
+    const size = layer.store === "native" ? own : outline.modelBytes;
     full += outline.T * layer.heads * (layer.keyDim + layer.valueDim) * size;
-    for (const part of ["keys", "values", "keys.scale", "values.scale", "beta", "positions"]) {
-      stored += tensors.get(`layers.${l}.${part}`)?.data.length ?? 0;
-    }
+    for (const [name, t] of tensors) if (name.startsWith(`layers.${l}.`)) stored += t.data.length;
   });
   if (full && !stored) throw new Refusal("ratio-mismatch", "nothing is stored");
   const found = full ? full / stored : 1;
@@ -192,8 +192,8 @@ function verify(text, manifest, outline, tensors) {
     if (t.name === "token_ids") within(t, 0, 2147483647, "token-id");
     else if (t.name.endsWith(".positions")) within(t, -1, outline.T - 1, "position");
     else if (t.name.endsWith(".scale")) finite(t, "scale", true);
-    else if (t.dtype === "I8" || t.dtype === "U8") codes(t);
-    else finite(t, "not-finite", false);
+    else if (t.dtype !== "I8" && t.dtype !== "U8") finite(t, "not-finite", false);
+    else if (!bitsOf(outline.layers[Number(t.name.split(".")[1])].store).packed) codes(t);
   }
   const found = payloadHash(tensors);
   if (found !== outline.payloadHash) throw new Refusal("payload-hash", found);
@@ -231,60 +231,6 @@ function codes(t) {
   if (t.data.some(bad)) throw new Refusal("code", t.name);
 }
 
-// ---- section 5, codes: keys and values as 32-bit floats ----
-
-function numbers(t) {
-  const size = ITEM[t.dtype];
-  const found = new Float32Array(t.data.length / size);
-  const bytes = Buffer.alloc(4);
-  for (let i = 0; i < found.length; i++) {
-    if (t.dtype === "F16") found[i] = half(t.data.readUInt16LE(2 * i));
-    else if (t.dtype === "F32") found[i] = t.data.readFloatLE(4 * i);
-    else {
-      bytes.writeUInt16LE(t.data.readUInt16LE(2 * i), 2);
-      found[i] = bytes.readFloatLE(0);
-    }
-  }
-  return found;
-}
-
-function half(bits) {
-  const sign = bits & 0x8000 ? -1 : 1;
-  const [exponent, fraction] = [(bits >> 10) & 31, bits & 1023];
-  if (exponent === 0) return sign * fraction * 2 ** -24;
-  return sign * (1024 + fraction) * 2 ** (exponent - 25);
-}
-
-function decoded(outline, tensors, name, dim, isKeys) {
-  const t = tensors.get(name);
-  if (t.dtype !== "I8" && t.dtype !== "U8") return numbers(t);
-  const packed = t.dtype === "U8";
-  const scales = numbers(tensors.get(`${name}.scale`));
-  const found = new Float32Array(t.data.length * (packed ? 2 : 1));
-  for (let i = 0; i < found.length; i++) {
-    const byte = t.data[packed ? i >> 1 : i];
-    const code = packed ? (i % 2 ? byte >> 4 : byte & 15) - 8 : (byte << 24) >> 24;
-    found[i] = code * scales[Math.floor(i / block(dim))];
-  }
-  if (packed && isKeys) hadamard(found, dim & -dim);
-  return found;
-}
-
-function hadamard(x, n) {
-  const factor = Math.fround(1 / Math.sqrt(n));
-  for (let group = 0; group < x.length; group += n) {
-    for (let h = 1; h < n; h *= 2) {
-      for (let i = 0; i < n; i++) {
-        if (i & h) continue;
-        const [a, b] = [x[group + i], x[group + i + h]];
-        x[group + i] = a + b;
-        x[group + i + h] = a - b;
-      }
-    }
-    for (let i = group; i < group + n; i++) x[i] *= factor;
-  }
-}
-
 // ---- the program ----
 
 function read(path) {
@@ -301,7 +247,7 @@ function read(path) {
     outline.layers.forEach((layer, l) => {
       for (const [part, dim] of [["keys", layer.keyDim], ["values", layer.valueDim]]) {
         const name = `layers.${l}.${part}`;
-        const rows = decoded(outline, tensors, name, dim, part === "keys");
+        const rows = decoded(layer, tensors, name, dim, part);
         entries[name] = sha256(Buffer.from(rows.buffer));
       }
     });
