@@ -13,9 +13,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from amcli.entries import grouped
 from amcli.kernels.softmax import INF, LOG2E, logits, weigh
 
-GROUP = tl.constexpr(64)
+GROUP = tl.constexpr(grouped.GROUP)
 
 
 @triton.jit
@@ -85,10 +86,11 @@ def _channels(X, ok, UNIT: tl.constexpr):
 
 @triton.jit
 def _scales(S, row, ok, BLOCKS: tl.constexpr):
-    """Scales of values, for each block of columns."""
+    """Scales of values, for each block of columns; an even number are stored two by two."""
     found = ()
-    if BLOCKS == 1:
-        found = (tl.load(S + row, mask=ok, other=0.0),)
+    if BLOCKS % 2:
+        for block in tl.static_range(BLOCKS):
+            found = found + (tl.load(S + row * BLOCKS + block, mask=ok, other=0.0),)
     else:
         for pair in tl.static_range(BLOCKS // 2):
             found = found + _halves(S + row * (BLOCKS // 2) + pair, ok)
@@ -133,7 +135,7 @@ def packed_tile(
     """One block of the rows that see one tile of entries; its result is turned, as values are.
 
     A step reads keys of one group. Values are read in `VPARTS` parts, so that a piece lies within a
-    block of `VBLOCK` columns, which share a scale. `WIDE`, `VWIDE`: columns of a piece, padded."""
+    block of `VBLOCK` columns, which share a scale. `WIDE`, `VWIDE`: words of a part, padded."""
     entry = TILES + (pid // blocks) * 8
     first, count, h = tl.load(entry), tl.load(entry + 1), tl.load(entry + 2)
     slot, order, readers = tl.load(entry + 3), tl.load(entry + 4), tl.load(entry + 5)
@@ -209,7 +211,9 @@ def packed_tile(
                     PV, row, ok, VBITS, DV, VUNIT, part * (VPART // VUNIT), VPART // VUNIT, VWIDE
                 )
                 for piece in tl.static_range(VPIECES):
-                    v = _codes(low, high, VBITS, piece // VUNIT * VPLANE, piece % VUNIT == 1, LESS, DTYPE)
+                    v = _codes(
+                        low, high, VBITS, piece // VUNIT * VPLANE, piece % VUNIT == 1, LESS, DTYPE
+                    )
                     step = scales[(piece // VUNIT * VRANGE + part * VPART) // VBLOCK].to(DTYPE)
                     v = v * step[:, None] - (0.5 * step)[:, None]
                     old = acc[part * VPIECES + piece] * shrink
