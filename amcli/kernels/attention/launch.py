@@ -1,7 +1,7 @@
 """Attention over a prefix through the kernels: what they can do, their shapes, their memory.
 
-Importing this imports Triton. Two launches per call (three if the store transforms keys or values), no wait
-for the device, no Python loop over heads or entries.
+Importing this imports Triton. Two launches per call (one more if the store transforms keys, or
+values), no wait for the device, no Python loop over heads or entries.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The part of `device.partial` that reads the stores `k{K}v{V}`; see `entries.planes` for the bytes.
+"""The part of `device.partial` that reads the stores `k{K}v{V}`; their bytes: `entries.planes`.
 
 Codes are read as words of `UNIT` bytes, 1 or 2. The codes at one place of the words are a *piece*,
 of every `UNIT`th column of a range, and multiplied by itself.
@@ -6,7 +6,9 @@ of every `UNIT`th column of a range, and multiplied by itself.
 Arguments without an annotation are pointers, integers and tensors of Triton's own.
 """
 # mypy: ignore-errors
-# Triton compiles these functions from their source; Python's types say nothing about them.
+# ruff: noqa: RUF005
+# Triton compiles these functions from their source; Python's types say nothing about them, and it
+# does not know starred tuples.
 
 from __future__ import annotations
 
@@ -17,6 +19,7 @@ from amcli.entries import grouped
 from amcli.kernels.softmax import INF, LOG2E, logits, weigh
 
 GROUP = tl.constexpr(grouped.GROUP)
+UP = tl.constexpr(16.0)  # keeps values times their scales normal, and they still fit
 
 
 @triton.jit
@@ -46,25 +49,34 @@ def _words(
 
 
 @triton.jit
-def _codes(
-    low,
-    high,
-    BITS: tl.constexpr,
-    AT: tl.constexpr,
-    BYTE: tl.constexpr,
-    LESS: tl.constexpr,
-    DTYPE: tl.constexpr,
-):
-    """`code - LESS` for the codes at bit `AT` of one byte of the words, with an fp16 exponent put in
-    front by which their lowest bit is 1: conversions would take longer than reading the codes."""
+def _codes(low, high, BITS: tl.constexpr, AT: tl.constexpr, BYTE: tl.constexpr):
+    """The codes at bit `AT` of one byte of the words, where they are, and nothing else."""
     x = low >> 8 if BYTE else low
     if BITS == 3:
         y = high >> 6 if BYTE else high << 2
         x = (x & (3 << AT)) | (y & (4 << AT))
     else:
         x = x & (((1 << BITS) - 1) << AT)
-    x = (x | ((25 - AT) << 10)).to(tl.float16, bitcast=True)
-    return (x - tl.full((), (1 << 10) / (1 << AT) + LESS, tl.float16)).to(DTYPE)  # exact
+    return x
+
+
+# Codes become fp16 by their bits: conversions would take longer than reading them.
+
+
+@triton.jit
+def _steps(codes, AT: tl.constexpr):
+    """Codes at bit `AT` as numbers, in fp16: with an exponent in front by which bit `AT` is 1."""
+    x = (codes | ((25 - AT) << 10)).to(tl.float16, bitcast=True)
+    return x - tl.full((), 1 << (10 - AT), tl.float16)  # exact
+
+
+@triton.jit
+def _levels(codes, BITS: tl.constexpr, AT: tl.constexpr):
+    """`(code - (2^BITS - 1) / 2) * 2^(AT - 9)` in fp16, for codes at bit `AT`: as they are, they
+    are denormal numbers, and this is one operation, exact."""
+    half = ((1 << BITS) - 1) / 2 * (1 << AT) / (1 << 9)
+    x = codes.to(tl.float16, bitcast=True) * tl.full((), 1 << 15, tl.float16)
+    return x - tl.full((), half, tl.float16)
 
 
 @triton.jit
@@ -153,7 +165,6 @@ def packed_tile(
         VRANGE: tl.constexpr = DV * VPLANE // 8
         VPART: tl.constexpr = VRANGE // VPARTS
         VPIECES: tl.constexpr = VUNIT * 8 // VPLANE
-        LESS: tl.constexpr = (1 << (VBITS - 1)) - 1
 
         i = tl.arange(0, WIDE)
         exists = i < RANGE // UNIT
@@ -180,7 +191,7 @@ def packed_tile(
         top = tl.full((ROWS,), -INF, tl.float32)
         mass = tl.zeros((ROWS,), tl.float32)
         acc = ()
-        for piece in tl.static_range(VPARTS * VPIECES):
+        for _ in tl.static_range(VPARTS * VPIECES):
             acc = acc + (tl.zeros((ROWS, VWIDE), tl.float32),)
         for j in tl.range(0, count, KEYS, num_stages=STAGES):
             n = j + tl.arange(0, KEYS)
@@ -195,8 +206,8 @@ def packed_tile(
                 zeros = _channels(PKZ + at, exists, UNIT)
                 for byte in tl.static_range(UNIT):
                     step, zero = steps[byte].to(DTYPE), zeros[byte].to(DTYPE)
-                    k = _codes(low, high, BITS, over * PLANE, byte == 1, 0, DTYPE)
-                    k = k * step[None, :] + zero[None, :]
+                    codes = _codes(low, high, BITS, over * PLANE, byte == 1)
+                    k = _steps(codes, over * PLANE).to(DTYPE) * step[None, :] + zero[None, :]
                     dots = tl.dot(q[over * UNIT + byte], tl.trans(k), dots, input_precision="ieee")
             s = logits(dots, logit_scale[:, None], softcap, CAP)
             if HAS_BETA:
@@ -211,17 +222,16 @@ def packed_tile(
                     PV, row, ok, VBITS, DV, VUNIT, part * (VPART // VUNIT), VPART // VUNIT, VWIDE
                 )
                 for piece in tl.static_range(VPIECES):
-                    v = _codes(
-                        low, high, VBITS, piece // VUNIT * VPLANE, piece % VUNIT == 1, LESS, DTYPE
-                    )
-                    step = scales[(piece // VUNIT * VRANGE + part * VPART) // VBLOCK].to(DTYPE)
-                    v = v * step[:, None] - (0.5 * step)[:, None]
+                    codes = _codes(low, high, VBITS, piece // VUNIT * VPLANE, piece % VUNIT == 1)
+                    v = _levels(codes, VBITS, piece // VUNIT * VPLANE).to(DTYPE)
+                    step = scales[(piece // VUNIT * VRANGE + part * VPART) // VBLOCK]
+                    v = v * (step * tl.full((), UP, tl.float16)).to(DTYPE)[:, None]
                     old = acc[part * VPIECES + piece] * shrink
                     new = new + (tl.dot(p, v, old, input_precision="ieee"),)
             acc = new
 
         some = mass > 0.0
-        by = 2.0 / tl.where(some, mass, 1.0)  # values are in halves of their scales
+        by = (2 << 9) / UP / tl.where(some, mass, 1.0)
         lse = tl.where(some, top + tl.log2(tl.where(some, mass, 1.0)), -INF)
         out_row = slot.to(tl.int64) * gm + r
         tl.store(LSE + out_row, lse, mask=seen)
@@ -229,6 +239,6 @@ def packed_tile(
         for part in tl.static_range(VPARTS):
             for piece in tl.static_range(VPIECES):
                 c = piece // VUNIT * VRANGE + part * VPART + piece % VUNIT + VUNIT * i
-                x = acc[part * VPIECES + piece] * by[:, None]
+                x = acc[part * VPIECES + piece] * (by / (1 << (piece // VUNIT * VPLANE)))[:, None]
                 inside = seen[:, None] & (i < VPART // VUNIT)[None, :]
                 tl.store(OUT + out_row[:, None] * DV + c[None, :], x, mask=inside)
