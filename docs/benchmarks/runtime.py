@@ -3,9 +3,10 @@
 One GPU, a model of Qwen3-4B's shape with random weights in bf16, no file but what it writes to a
 temporary folder. A context of 60k tokens at 50 times fewer bytes, with a budget as skewed as real
 ones: log-normal over the heads, one head in every fourth layer with 12 times the mean. Parts, by
-default all: `kernel` (attention alone, and its bandwidth against a copy's), `question` (rivals
-for the prefill of a question), `decode` (tokens a second), `load` (artifact to GPU, first token,
-memory). `--json FILE` keeps what other parts wrote there.
+default all: `kernel` (attention alone, and its bandwidth against a copy's), `codes` (the same for
+stores of few bits, with as many entries in each as in `int4`), `question` (rivals for the prefill
+of a question), `decode` (tokens a second), `load` (artifact to GPU, first token, memory). `--json
+FILE` keeps what other parts wrote there.
 """
 
 from __future__ import annotations
@@ -57,7 +58,13 @@ from amcli.storage.artifacts import Artifact, write_artifact
 # ---- kernel ------------------------------------------------------------------------------------
 
 
-def measure_kernel(stores: Sequence[str] = ("native", "int8", "int4")) -> dict[str, Any]:
+CODES = ("int4", "k4v4", "k4v2", "k3v3", "k2v2", "k8v8")
+
+
+def measure_kernel(
+    stores: Sequence[str] = ("native", "int8", "int4", "k4v4", "k4v2"),
+    as_many_as: str | None = None,
+) -> dict[str, Any]:
     """One decode step's attention over all layers: microseconds a layer, and GB/s."""
     ceiling = copy_rate()
     rows = []
@@ -65,7 +72,7 @@ def measure_kernel(stores: Sequence[str] = ("native", "int8", "int4")) -> dict[s
         for batch, contexts in ((1, 1), (32, 1), (32, 32)):
             prefixes: list[Any] = []
             for layer in range(LAYERS):
-                parts = [entries(layer, store, seed) for seed in range(contexts)]
+                parts = [entries(layer, store, seed, as_many_as) for seed in range(contexts)]
                 prefixes.append(BatchedPrefix.join(parts) if contexts > 1 else parts[0])
                 del parts
             q = tokens(batch, 1, QUERY_HEADS)
@@ -79,6 +86,7 @@ def measure_kernel(stores: Sequence[str] = ("native", "int8", "int4")) -> dict[s
                     "store": store,
                     "batch": batch,
                     "contexts": contexts,
+                    "entries_a_layer": sum(sum(x.lengths) for x in prefixes) // LAYERS,
                     "megabytes_a_layer": round(moved / LAYERS / 1e6, 2),
                     "microseconds_a_layer": round(ms / LAYERS * 1e3, 2),
                     "gigabytes_a_second": round(rate),
@@ -94,7 +102,7 @@ def measure_kernel(stores: Sequence[str] = ("native", "int8", "int4")) -> dict[s
 def measure_question() -> list[dict[str, Any]]:
     """Milliseconds a layer to prefill `m` tokens over a layer's entries, by several ways."""
     rows = []
-    for store in ("native", "int4"):
+    for store in ("native", "int4", "k4v4"):
         prefix = entries(1, store)
         for m in (32, 128, 512, 2048):
             q, k, v = tokens(1, m, QUERY_HEADS), tokens(1, m), tokens(1, m)
@@ -224,7 +232,7 @@ def measure_decode(model: Any, geometry: ModelGeometry) -> list[dict[str, Any]]:
     for batch in (1, 8, 32):
         model.set_attn_implementation(NAME)
         runs = {"empty": Decoding(model, CompactCache.empty(geometry), batch)}
-        for store in ("native", "int4"):
+        for store in ("native", "int4", "k4v4", "k4v2"):
             runs[f"compact, {store}"] = Decoding(model, compact_cache(geometry, store), batch)
         for _ in range(6):
             for run in runs.values():
@@ -351,7 +359,9 @@ def measure_prefill_memory(model: Any, geometry: ModelGeometry) -> dict[str, flo
 def main() -> None:
     """Runs the parts asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", default=["kernel", "question", "decode", "load"])
+    parser.add_argument(
+        "parts", nargs="*", default=["kernel", "codes", "question", "decode", "load"]
+    )
     parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
     found: dict[str, Any] = json.loads(args.json.read_text()) if args.json.exists() else {}
@@ -364,6 +374,10 @@ def main() -> None:
 
     if "kernel" in args.parts:
         keep("kernel", measure_kernel())
+    if "codes" in args.parts:
+        keep("codes", measure_kernel(CODES, "int4"))
+        for row in found["codes"]["rows"]:
+            print(*row.values())
     if "question" in args.parts:
         keep("question", measure_question())
     if {"decode", "load"} & set(args.parts):

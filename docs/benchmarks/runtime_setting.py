@@ -11,7 +11,10 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from amcli.entries.blocks import Blocks
+from amcli.entries.catalogue import PACKED
+from amcli.entries.grouped import Grouped, groups
 from amcli.entries.ragged import Entries
+from amcli.entries.turned import Turned
 from amcli.models.attention import NAME, register
 from amcli.models.geometry import LayerGeometry, ModelGeometry
 
@@ -19,6 +22,8 @@ LAYERS, QUERY_HEADS, HEADS, DIM = 36, 32, 8, 128
 T, RATIO, LIVE = 60_000, 50, 64
 FULL_BYTES = 2 * DIM * 2  # a key and a value in bf16
 ENTRY_BYTES = {"native": FULL_BYTES, "int8": 272, "int4": 144}
+# Codes, scales of values, and the entry's share of its group's zeros and scales.
+ENTRY_BYTES |= {name: DIM * (k + v) // 8 + 4 + DIM * 4 // 64 for name, (k, v) in PACKED.items()}
 DTYPE, CUDA = torch.bfloat16, "cuda"
 SCALING = DIM**-0.5
 
@@ -26,7 +31,8 @@ SCALING = DIM**-0.5
 
 
 def lengths(layer: int, store: str, seed: int = 0) -> tuple[int, ...]:
-    """Entries of each head of a layer, `RATIO` times fewer bytes than `T` tokens over the model."""
+    """Entries of each head of a layer; with `RATIO` times fewer bytes in that store than `T` tokens
+    of the model."""
     mean = T * FULL_BYTES / (RATIO * ENTRY_BYTES[store])
     generator = torch.Generator().manual_seed(1000 * seed + layer)
     shares = torch.randn(HEADS, generator=generator).exp()
@@ -38,9 +44,9 @@ def lengths(layer: int, store: str, seed: int = 0) -> tuple[int, ...]:
     return tuple(int(x * mean) for x in t.roll(layer))
 
 
-def entries(layer: int, store: str, seed: int = 0) -> Entries:
-    """Random entries on the GPU, as they are loaded."""
-    t = lengths(layer, store, seed)
+def entries(layer: int, store: str, seed: int = 0, as_many_as: str | None = None) -> Entries:
+    """Random entries on the GPU, as they are loaded; as many as another store would have."""
+    t = lengths(layer, as_many_as or store, seed)
     N = sum(t)
     if store == "native":
         shape = (N, DIM)
@@ -50,7 +56,21 @@ def entries(layer: int, store: str, seed: int = 0) -> Entries:
             None,
             t,
         )
+    if store in PACKED:
+        keys, values = PACKED[store]
+        scale = torch.full((groups(t), DIM), 4 / 2**keys, device=CUDA).half()
+        value_scale = torch.full((N, DIM // 64), 2 / 2**values, device=CUDA).half()
+        return Entries(
+            Grouped(_bytes(N, keys), scale, -2 * torch.ones_like(scale), store, t),
+            Turned(_bytes(N, values), value_scale, store),
+            None,
+            t,
+        )
     return Entries(_codes(N, store, True), _codes(N, store, False), None, t)
+
+
+def _bytes(N: int, bits: int) -> torch.Tensor:
+    return torch.randint(0, 256, (N, DIM * bits // 8), device=CUDA, dtype=torch.uint8)
 
 
 def _codes(N: int, store: str, keys: bool) -> Blocks:

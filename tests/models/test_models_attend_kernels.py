@@ -6,7 +6,7 @@ Without a GPU the kernels run in Triton's interpreter, which cannot multiply bfl
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -67,12 +67,17 @@ def entries(
     return numbers if store == "native" else quantizer_of(store).pack(numbers)
 
 
-def random_case(seed: int, dtypes: list[torch.dtype], scale: int) -> Case:
+def random_case(
+    seed: int,
+    dtypes: list[torch.dtype],
+    scale: int,
+    stores: Sequence[str] = ("native", "int8", "int4"),
+) -> Case:
     """Anything the kernels take; `scale` sets how large."""
     dims = [16, 40, 64, 80] if scale == 1 else [64, 80, 96, 112, 128, 192, 256]
     pick = random.Random(seed)
     torch.manual_seed(seed)
-    dtype, store = pick.choice(dtypes), pick.choice(["native", "int8", "int4"])
+    dtype, store = pick.choice(dtypes), pick.choice(stores)
     d, dv = pick.choice(dims), pick.choice(dims)
     H, g, B = pick.choice([1, 2, 3]), pick.choice([1, 2, 4, 7]), pick.choice([1, 2, 3])
     m = pick.choice([1, 1, 1, 2, 5, 16, 14 * scale + 3])

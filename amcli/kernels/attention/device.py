@@ -17,7 +17,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from amcli.kernels.attention.stores import INT4, NATIVE, column, entries, exists, numbers
+from amcli.kernels.attention.packed import packed_tile
+from amcli.kernels.attention.stores import INT4, NATIVE, PACKED, column, entries, exists, numbers
 from amcli.kernels.softmax import INF, LOG2E, logits, weigh
 
 
@@ -226,6 +227,7 @@ def partial(
     ASK,
     PK,
     PKS,
+    PKZ,
     PV,
     PVS,
     BETA,
@@ -272,6 +274,10 @@ def partial(
     VBLOCK: tl.constexpr,
     VWIDE: tl.constexpr,
     VBLOCKS: tl.constexpr,
+    BITS: tl.constexpr,
+    UNIT: tl.constexpr,
+    VBITS: tl.constexpr,
+    VUNIT: tl.constexpr,
     LIVE_WIDE: tl.constexpr,
     LIVE_VWIDE: tl.constexpr,
 ):
@@ -279,11 +285,18 @@ def partial(
     pid = tl.program_id(0)
     LSE = OUT + parts.to(tl.int64) * DV  # behind the results
     if pid < prefix_programs:
-        _prefix_tile(
-            pid, prefix_blocks, ASK, PK, PKS, PV, PVS, BETA, TILES, ORDER, OUT, LSE,
-            ask_scale, softcap, gm, H, KIND, HAS_BETA, CAP, ROWS, KEYS, STAGES,
-            D, BLOCK, WIDE, BLOCKS, DV, VBLOCK, VWIDE, VBLOCKS,
-        )  # fmt: skip
+        if KIND == PACKED:
+            packed_tile(
+                pid, prefix_blocks, ASK, PK, PKS, PKZ, PV, PVS, BETA, TILES, ORDER, OUT, LSE,
+                ask_scale, softcap, gm, H, HAS_BETA, CAP, ROWS, KEYS, STAGES,
+                BITS, D, UNIT, WIDE, VBITS, DV, VUNIT, VWIDE, VBLOCK, VBLOCKS,
+            )  # fmt: skip
+        else:
+            _prefix_tile(
+                pid, prefix_blocks, ASK, PK, PKS, PV, PVS, BETA, TILES, ORDER, OUT, LSE,
+                ask_scale, softcap, gm, H, KIND, HAS_BETA, CAP, ROWS, KEYS, STAGES,
+                D, BLOCK, WIDE, BLOCKS, DV, VBLOCK, VWIDE, VBLOCKS,
+            )  # fmt: skip
     else:
         _live_tile(
             pid - prefix_programs, live_blocks, live_tiles, live_tile, base, Q, K, V, LIVE,
@@ -300,6 +313,7 @@ def reduce(
     ROWS,
     SINKS,
     OUT,
+    TURNED,
     live_tiles,
     base,
     m,
@@ -307,12 +321,14 @@ def reduce(
     H,
     Hq,
     HAS_SINKS: tl.constexpr,
+    APART: tl.constexpr,
     CHUNK: tl.constexpr,
     DV: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     """Join one query row's tiles, and its sink: `COLUMNS` columns of a row of
-    `OUT [B, m, Hq, dv]`."""
+    `OUT [B, m, Hq, dv]`. With `APART` the share of the prefix goes to `TURNED` instead, shaped the
+    same."""
     pid = tl.program_id(0)
     LSE = PART + parts.to(tl.int64) * DV
     bh, within = pid // gm, pid % gm
@@ -328,6 +344,7 @@ def reduce(
         top = tl.load(SINKS + hq).to(tl.float32) * LOG2E
     mass = tl.where(top == -INF, 0.0, 1.0)  # a sink takes mass and adds no value
     acc = tl.zeros((COLUMNS,), tl.float32)
+    turned = acc
     for start in range(0, tiles + live_tiles, CHUNK):
         k = start + tl.arange(0, CHUNK)
         ok = k < tiles + live_tiles
@@ -340,7 +357,15 @@ def reduce(
         p, shrink = tl.exp2(lse - safe), tl.exp2(top - safe)
         inside = ok[:, None] & (j < DV)[None, :]
         part = tl.load(PART + row[:, None] * DV + j[None, :], mask=inside, other=0.0)
-        acc = acc * shrink + tl.sum(part * p[:, None], 0)
+        if APART:
+            old = tl.where(k < tiles, p, 0.0)
+            turned = turned * shrink + tl.sum(part * old[:, None], 0)
+            p_out = p - old
+        else:
+            p_out = p
+        acc = acc * shrink + tl.sum(part * p_out[:, None], 0)
         top, mass = new, mass * shrink + tl.sum(p, 0)
-    out = OUT + ((b * m + within % m).to(tl.int64) * Hq + hq) * DV
-    tl.store(out + j, (acc / mass).to(OUT.dtype.element_ty), mask=j < DV)
+    out = ((b * m + within % m).to(tl.int64) * Hq + hq) * DV + j
+    tl.store(OUT + out, (acc / mass).to(OUT.dtype.element_ty), mask=j < DV)
+    if APART:
+        tl.store(TURNED + out, (turned / mass).to(OUT.dtype.element_ty), mask=j < DV)

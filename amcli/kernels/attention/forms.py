@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
+from math import gcd
 
 import torch
 
-from amcli.entries.blocks import block_size
-from amcli.entries.catalogue import NATIVE
+from amcli.entries import blocks, turned
+from amcli.entries.catalogue import NATIVE, PACKED
 from amcli.entries.matrix import Matrix
+from amcli.entries.planes import PLANES
 from amcli.entries.ragged import Entries
 from amcli.kernels.attention import stores
 
@@ -23,26 +26,56 @@ _OPERANDS = "operands of the attention kernels"
 class Form:
     """A store as the kernels see it.
 
-    kind      the branch of `stores.entries` that reads it
+    kind      the branch of `device.partial` that reads it
     block     how many numbers of a row of `d` share a scale and are loaded together
     multiple  a block has to be a multiple of this
-    operand   a matrix as the branch takes it: the codes or numbers, and any scales; views
+    keys      a matrix of keys as the branch takes it: codes or numbers, any scales and zeros; views
+    values    a matrix of values, likewise
+    bits      of a number of a key and of a value, for packed codes
     """
 
     kind: int
     block: Callable[[int], int]
     multiple: int
-    operand: Callable[[Matrix], tuple[torch.Tensor, torch.Tensor | None]]
+    keys: Callable[[Matrix], tuple[torch.Tensor | None, ...]]
+    values: Callable[[Matrix], tuple[torch.Tensor | None, ...]]
+    bits: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
 class Operands:
     """The tensors of some entries as the kernels take them."""
 
-    keys: torch.Tensor
+    keys: torch.Tensor | None
     key_scale: torch.Tensor | None
-    values: torch.Tensor
+    key_zero: torch.Tensor | None
+    values: torch.Tensor | None
     value_scale: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class Words:
+    """How rows of packed codes are read.
+
+    unit   bytes of a word
+    parts  parts of a row that are read by themselves
+    wide   words of a part, padded
+    """
+
+    unit: int
+    parts: int
+    wide: int
+
+
+@cache
+def words(d: int, bits: int, block: int) -> Words:
+    """For rows of `d` codes, so that the codes at one place of the words of a part, every `unit`th
+    column of a range, lie within `block` columns."""
+    columns = d * PLANES[bits][0] // 8
+    part = gcd(columns, block)
+    # Four warps share 32 columns or more of the values without doing anything twice.
+    unit = 2 if part >= 64 and d % 16 == 0 else 1
+    return Words(unit, columns // part, max(16, 1 << (part // unit - 1).bit_length()))
 
 
 def _numbers(matrix: Matrix) -> tuple[torch.Tensor, None]:
@@ -60,10 +93,37 @@ def _pairs(matrix: Matrix) -> tuple[torch.Tensor, torch.Tensor]:
     return parts[""].view(torch.uint16), parts[".scale"]
 
 
+def _packed_keys(bits: int, matrix: Matrix) -> tuple[torch.Tensor, ...]:
+    """Words, and what the channels of a word's codes have, in one number."""
+    codes, scale, zero = matrix.parts().values()
+    if words(matrix.shape[1], bits, matrix.shape[1]).unit == 1:
+        return codes, scale, zero
+    return codes.view(torch.uint16), scale.view(torch.int32), zero.view(torch.int32)
+
+
+def _packed_values(bits: int, matrix: Matrix) -> tuple[torch.Tensor, ...]:
+    """Words, and scales, an even number of them two by two."""
+    codes, scale = matrix.parts().values()
+    if words(matrix.shape[1], bits, turned.block_size(matrix.shape[1])).unit == 2:
+        codes = codes.view(torch.uint16)
+    return codes, scale if scale.shape[1] % 2 else scale.view(torch.int32)
+
+
 FORMS = {
-    NATIVE: Form(stores.NATIVE.value, lambda d: d, 1, _numbers),
-    "int8": Form(stores.INT8.value, block_size, 1, _codes),
-    "int4": Form(stores.INT4.value, block_size, 4, _pairs),
+    NATIVE: Form(stores.NATIVE.value, lambda d: d, 1, _numbers, _numbers),
+    "int8": Form(stores.INT8.value, blocks.block_size, 1, _codes, _codes),
+    "int4": Form(stores.INT4.value, blocks.block_size, 4, _pairs, _pairs),
+    **{
+        name: Form(
+            stores.PACKED.value,
+            turned.block_size,
+            1,
+            partial(_packed_keys, bits[0]),
+            partial(_packed_values, bits[1]),
+            bits,
+        )
+        for name, bits in PACKED.items()
+    },
 }
 """The stores that the kernels read."""
 
@@ -80,7 +140,8 @@ def operands(entries: Entries) -> Operands:
     """The tensors of entries that `takes` accepts, found once and kept with the entries."""
     found: Operands | None = entries.derived.get(_OPERANDS)
     if found is None:
-        operand = FORMS[entries.store].operand
-        found = Operands(*operand(entries.keys), *operand(entries.values))
+        form = FORMS[entries.store]
+        keys, key_scale, *zero = form.keys(entries.keys)
+        found = Operands(keys, key_scale, zero[0] if zero else None, *form.values(entries.values))
         entries.derived[_OPERANDS] = found
     return found

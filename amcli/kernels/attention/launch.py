@@ -1,7 +1,7 @@
 """Attention over a prefix through the kernels: what they can do, their shapes, their memory.
 
-Importing this imports Triton. Two launches per call (three if the store transforms keys), no wait
-for the device, no Python loop over heads or entries.
+Importing this imports Triton. Two launches per call (one more if the store transforms keys, or
+values), no wait for the device, no Python loop over heads or entries.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from amcli.entries.matrix import hadamard
 from amcli.entries.prefix import Prefix
 from amcli.entries.ragged import Entries
 from amcli.kernels.attention import device
-from amcli.kernels.attention.forms import FORMS, Form, operands, takes
+from amcli.kernels.attention.forms import FORMS, Form, operands, takes, words
 from amcli.kernels.attention.plan import Plan, plan_of, tile_size
 
 MAX_DIM = 256
@@ -158,6 +158,7 @@ def launch(
     form, stored = FORMS[entries.store], operands(entries)
     parts = query.new_empty(work.parts * (dv + 1), dtype=torch.float32)
     out = query.new_empty(B, m, Hq, dv)
+    turned = torch.empty_like(out) if entries.values.rotated else None
     prefix_programs = work.plan.tiles.shape[0] * work.blocks
     programs = prefix_programs + B * H * work.live_tiles * work.live_blocks
     shapes = _shapes(d, dv, form, query.element_size(), work.live_rows)
@@ -166,6 +167,7 @@ def launch(
         asking,
         stored.keys,
         stored.key_scale,
+        stored.key_zero,
         stored.values,
         stored.value_scale,
         entries.beta,
@@ -209,6 +211,7 @@ def launch(
         work.plan.rows,
         sinks,
         out,
+        turned,
         work.live_tiles,
         work.base,
         m,
@@ -216,12 +219,18 @@ def launch(
         H,
         Hq,
         sinks is not None,
+        turned is not None,
         CHUNK=64 if few else 16,
         DV=dv,
         COLUMNS=columns,
         num_warps=4,
     )
-    return out
+    if turned is None:
+        return out
+    # What all tiles of the prefix gave, in one product instead of one for each.
+    signs, factor = _turn(dv, out.dtype, out.device)
+    back = torch.addmm(out.view(-1, dv), turned.view(-1, dv), signs, alpha=factor)
+    return back.view(out.shape)
 
 
 def _rows(rows: int, dtype: torch.dtype) -> int:
@@ -249,6 +258,12 @@ def _shapes(d: int, dv: int, form: Form, itemsize: int, live_rows: int) -> dict[
         blocks = 1 << (dim // block - 1).bit_length()
         wide = max(1 << (block - 1).bit_length(), 64 // blocks)  # quarters of 16 columns at least
         found.update(zip(keys, (dim, block, wide, blocks), strict=True))
+    found.update(BITS=form.bits[0], VBITS=form.bits[1], UNIT=0, VUNIT=0)
+    if any(form.bits):
+        of_keys = words(d, form.bits[0], d)
+        of_values = words(dv, form.bits[1], form.block(dv))
+        found.update(UNIT=of_keys.unit, WIDE=of_keys.wide)
+        found.update(VUNIT=of_values.unit, VWIDE=of_values.wide, VBLOCKS=of_values.parts)
     a_key = (_power(d) + _power(dv)) * itemsize
     step = 64
     while step > 16 and step * a_key > _STEP_BYTES:

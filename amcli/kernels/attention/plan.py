@@ -1,6 +1,7 @@
 """The work list of a prefix: equal tiles of entries, so that uneven heads load a GPU evenly.
 
-A tile is up to `tile` consecutive entries of one KV head of one context. One program reads it
+A tile is up to `tile` consecutive entries of one KV head of one context; of keys in groups, it
+begins with a group. One program reads it
 once for a block of the query rows that see it, whichever sequences of the batch they come from,
 and writes their results to a *slot* for each batch row; `device.reduce` joins the slots of a row.
 Lists are made once on the CPU and kept with the prefix, so a decode step neither loops over heads
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from amcli.entries.grouped import GROUP, Grouped
 from amcli.entries.prefix import Prefix
 
 PROGRAMS = 132
@@ -28,7 +30,7 @@ class Plan:
     """Tables for one prefix, one batch size and one tile size; int32, on the device.
 
     tiles  `[tiles, 8]`: first flat entry, entries, KV head, first slot, where the rows of its
-           context start in `order`, how many there are, 0, 0
+           context start in `order`, how many there are, first group, 0
     order  `[B]`: batch rows, context after context
     heads  `[P * H, 2]`: first slot and number of tiles of head `p * H + h`
     rows   `[B, 4]`: context `p`, index among the rows of `p`, how many of those there are, 0
@@ -74,27 +76,38 @@ def make_plan(prefix: Prefix, batch: int, tile: int) -> Plan:
         raise ValueError(f"a prefix for {len(prefix.batch)} rows, queries of {batch}")
     seen = np.zeros(batch, dtype=np.int64) if prefix.batch is None else np.array(prefix.batch)
     lengths = np.array(entries.lengths)  # [P * H]
-    offsets = np.array(entries.offsets[:-1])
+    offsets = np.array(entries.offsets)
     readers = np.bincount(seen, minlength=len(lengths) // H)  # [P]
     order = seen.argsort(kind="stable")  # [B]
     order_start = readers.cumsum() - readers  # [P]
     index = np.empty_like(order)
     index[order] = np.arange(batch) - order_start[seen[order]]
 
+    # Pieces of heads in which groups begin anew: the heads, unless contexts were joined.
+    keys = entries.keys
+    runs = np.array(keys.runs) if isinstance(keys, Grouped) else lengths
+    starts = runs.cumsum() - runs
+    head_of = np.minimum(offsets[1:].searchsorted(starts, "right"), len(lengths) - 1)
+    groups = -(-runs // GROUP)
+
     # A context that no row sees gets no tiles.
-    per_head = -(-lengths // tile) * (readers > 0).repeat(H)  # [P * H]
+    per_run = -(-runs // tile) * (readers > 0)[head_of // H]
+    per_head = np.zeros_like(lengths)
+    np.add.at(per_head, head_of, per_run)  # [P * H]
     first_tile = per_head.cumsum() - per_head
-    head = np.arange(len(lengths)).repeat(per_head)  # [tiles]
-    done = (np.arange(len(head)) - first_tile[head]) * tile
+    run = np.arange(len(runs)).repeat(per_run)  # [tiles]
+    done = (np.arange(len(run)) - (per_run.cumsum() - per_run)[run]) * tile
+    head = head_of[run]
     context = head // H
     slots = readers[context]
     slot_ends = slots.cumsum()
     # The slots before a head's first tile; a head without tiles has no slot to begin with.
     head_slot = np.append(0, slot_ends)[first_tile]
 
-    first, count = offsets[head] + done, np.minimum(lengths[head] - done, tile)
+    first, count = starts[run] + done, np.minimum(runs[run] - done, tile)
+    group = (groups.cumsum() - groups)[run] + done // GROUP
     tables = (
-        (8, first, count, head % H, slot_ends - slots, order_start[context], slots),
+        (8, first, count, head % H, slot_ends - slots, order_start[context], slots, group),
         (1, order),
         (2, head_slot, per_head),
         (4, seen, index, readers[seen]),

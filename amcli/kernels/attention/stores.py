@@ -18,6 +18,7 @@ import triton.language as tl
 NATIVE = tl.constexpr(0)
 INT8 = tl.constexpr(1)
 INT4 = tl.constexpr(2)
+PACKED = tl.constexpr(3)
 
 
 @triton.jit
