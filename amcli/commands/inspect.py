@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
+from textwrap import wrap
 from typing import Annotated, Any
 
 import typer
@@ -17,8 +18,9 @@ from amcli.commands.heads import HeadMap, draw, kept_from, maps, strip
 from amcli.commands.screen import picture
 from amcli.commands.screen.console import Console
 from amcli.commands.screen.terminal import coloured, columns, printable
+from amcli.entries.catalogue import MIXED, NATIVE
 from amcli.errors import ArtifactError
-from amcli.storage.summary import fit_errors, stored_range
+from amcli.storage.summary import fit_errors, stored_range, stores_text
 from amcli.system.files import open_artifact
 from amcli.system.units import bytes_text
 from amkv_format import TOKEN_IDS, AmkvFile, FormatError, state_tensor
@@ -156,6 +158,7 @@ def _layer(artifact: AmkvFile, index: int) -> dict[str, Any]:
         "key_dim": layer.key_dim,
         "value_dim": layer.value_dim,
         "stored": list(layer.stored),
+        "store": layer.store,
         "fit_errors": known,
     }
 
@@ -181,8 +184,12 @@ def _facts(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "holds", f"every key and value, {bytes_text(record['stored_bytes'])}"
         return
     full, stored = bytes_text(record["full_bytes"]), bytes_text(record["stored_bytes"])
-    bits = "" if record["store"] == "native" else f", numbers in {record['store']}"
+    bits = "" if record["store"] in (NATIVE, MIXED) else f", numbers in {record['store']}"
     yield "size", f"{record['ratio']:.1f}× smaller: {full} → {stored}{bits}"
+    if record["store"] == MIXED:
+        said = wrap(stores_text([layer["store"] for layer in record["layers"]]), 68)
+        for label, line in zip_longest(["numbers"], said, fillvalue=""):
+            yield label, f"in {line}" if label else line
     per = record["stored_per_head"]
     yield "entries", f"{per['mean']:,.0f} a head ({per['min']:,} to {per['max']:,})"
     queries, asked = record["queries"], record["requested"]

@@ -9,7 +9,8 @@ from itertools import zip_longest
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from amcli.storage.summary import fit_errors
+from amcli.entries.catalogue import MIXED, NATIVE
+from amcli.storage.summary import fit_errors, stores_text
 from amcli.system.units import bytes_text, seconds_text
 
 if TYPE_CHECKING:
@@ -115,11 +116,14 @@ def lines(
         yield line.replace("\xa0", " ")
     if counts:
         store = result.plan.store
-        bits = "" if store == "native" else f", each number in {store}"
+        bits = "" if store in (NATIVE, MIXED) else f", each number in {store}"
         yield (
             f"{result.context.T:,} tokens are now {statistics.fmean(counts):,.0f} entries a head "
             f"({min(counts):,} to {max(counts):,}){bits}"
         )
+        if store == MIXED:
+            said = f"stored as {stores_text([x.store for x in result.plan.layers])}"
+            yield from wrap(said, 80, initial_indent="  ", subsequent_indent="  ")
     if result.fidelity is not None:
         reached = result.fidelity
         yield (

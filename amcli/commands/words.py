@@ -88,6 +88,7 @@ WORDS: dict[str, Words] = {
     "store-wants-even": Words(
         "--store {store} wants {wanted}, {model} has {dim}", "use --store int8"
     ),
+    "not-storable": Words(hint="use --store native"),
     "fidelity-no-share": Words(
         "--fidelity {fidelity:g} is not a share: above 0, and at most 1",
         "for example --fidelity 0.99",

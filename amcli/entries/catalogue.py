@@ -8,6 +8,9 @@ from __future__ import annotations
 
 NATIVE = "native"
 
+MIXED = "mixed"
+"""In place of a store's name: layers are stored in different ways."""
+
 BITS = (8, 4, 3, 2)
 
 PACKED = {f"k{k}v{v}": (k, v) for k in BITS for v in BITS}

@@ -184,8 +184,9 @@ class Entries:
         codes as float32.
 
         Keys are as stored: if `rotated`, multiply them with `hadamard(q)` instead of `q`, since
-        there are far fewer queries than keys. Values are never left transformed. A few heads at a
-        time are dequantised: few steps for short heads, bounded memory for long ones.
+        there are far fewer queries than keys. Values are as stored, too: if `values.rotated`, take
+        `hadamard` of what attention gives. A few heads at a time are dequantised: few steps for
+        short heads, bounded memory for long ones.
         """
         room = _UNPACK_ELEMENTS.get(self.device.type, _UNPACK_ELEMENTS_ELSEWHERE)
         room //= max(1, self.key_dim + self.value_dim)
@@ -195,7 +196,7 @@ class Entries:
             while last < len(self.lengths) and sum(self.lengths[first : last + 1]) <= room:
                 last += 1
             few = self.of_heads(first, last)
-            keys, values = few.keys.stored(), few.values.unpack()
+            keys, values = few.keys.stored(), few.values.stored()
             for start, t in zip(few.offsets, few.lengths, strict=False):
                 rows = slice(start, start + t)
                 yield keys[rows], values[rows], None if few.beta is None else few.beta[rows]

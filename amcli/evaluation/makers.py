@@ -6,12 +6,14 @@ that a hundred questions cost the memory of one document.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 
 from amcli.entries.catalogue import NATIVE
+from amcli.entries.matrix import Numbers
 from amcli.entries.ragged import Entries
 from amcli.entries.stores import quantizer_of
 from amcli.evaluation.catalogue import ALL
@@ -113,9 +115,12 @@ def summary(context: Context, request: Request, passes: Passes, progress: Progre
     began = stopwatch(loaded.device)
     target = Target.of(context)
     store = NATIVE if request.store in (None, AUTO) else str(request.store)
-    cost = sum(x.heads * x.entry_bytes(beta=False) for x in target.shapes(store))
-    bought = target.full_bytes / cost if cost else context.T  # bytes per token, no biases
-    tokens = min(context.T, int(bought / float(request.ratio or 1)))
+    shapes, afforded = target.shapes(store), target.full_bytes / float(request.ratio or 1)
+
+    def cost(tokens: int) -> int:  # no biases
+        return sum(x.stored_bytes([tokens] * x.heads, beta=False) for x in shapes)
+
+    tokens = bisect_right(range(1, context.T + 1), afforded, key=cost)
     opening = len(loaded.chat.open_document("").ids)
     room = max(0, tokens - opening)
     asked = loaded.chat.first_turn(SUMMARIZE.format(words=max(1, room * 3 // 4)))
@@ -169,7 +174,7 @@ def shuffled(context: Context, request: Request, passes: Passes, progress: Progr
                 for start, t in zip(heads.offsets, heads.lengths, strict=False)
             ]
         ).to(heads.device)
-        broken[i] = replace(heads, values=heads.values.rows(order))
+        broken[i] = replace(heads, values=Numbers(heads.values.stored()[order]))
     cache = shared(context, broken)
     return Made(cache, made.stored_bytes, made.full_bytes, made.budget, made.seconds)
 

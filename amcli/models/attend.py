@@ -316,7 +316,7 @@ def _explicit(
     out = q.new_empty(B, H, g, m, values.shape[-1])
     sinks = None if sinks is None else sinks.reshape(H, g)
     if prefix is None:
-        _softmax_heads(q, None, keys, values, None, scaling, softcap, sinks, seen, out)
+        _softmax_heads(q, None, keys, values, None, False, scaling, softcap, sinks, seen, out)
         return out
     exact = torch.promote_types(q.dtype, torch.float32)
     turned = _turned(q.to(exact)) if prefix.rotated else None
@@ -325,7 +325,8 @@ def _explicit(
         sink = None if sinks is None else sinks[head]
         asking = None if turned is None else turned[:, head]
         parts = (q[:, head], asking, keys[:, head], values[:, head])
-        _softmax_heads(*parts, entries, scaling, softcap, sink, seen, out[:, head])
+        back = prefix.values.rotated
+        _softmax_heads(*parts, entries, back, scaling, softcap, sink, seen, out[:, head])
     return out
 
 
@@ -335,6 +336,7 @@ def _softmax_heads(
     keys: torch.Tensor,
     values: torch.Tensor,
     entries: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None,
+    back: bool,
     scaling: float,
     softcap: float | None,
     sinks: torch.Tensor | None,
@@ -344,6 +346,7 @@ def _softmax_heads(
     """Fill `out [B, h, g, m, dv]` for `h` KV heads; `entries` are given only when `h` is 1.
 
     `turned`: queries for the entries' keys, shaped as `q`, where those need transformed queries.
+    `back`: whether the entries' values are transformed.
     """
     B, h, g, _, d = q.shape
     exact = torch.promote_types(q.dtype, torch.float32)
@@ -377,7 +380,8 @@ def _softmax_heads(
         if sinks is not None:
             total = total + (per_row - top).exp()
         part = now @ values[:, :, tile.columns]
-        part += (past.flatten(0, 2) @ C_v).view(part.shape)
+        of_past = past.flatten(0, 2) @ C_v
+        part += (_turned(of_past) if back else of_past).view(part.shape)
         part = part / total
         out[..., tile.rows, :] = part.view(B, h, g, -1, part.shape[-1]).to(out.dtype)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from amcli.entries import stores
-from amcli.entries.catalogue import NATIVE
+from amcli.entries.catalogue import MIXED, NATIVE
 from amcli.entries.ragged import Entries
 from amcli.errors import ArtifactError
 from amcli.system.files import open_artifact, output_errors
@@ -57,7 +57,7 @@ class Artifact:
         self.logical_length: int = file.logical_length
         self.layers = file.layers
         self.ratio: float = file.ratio
-        self.store: str = file.store
+        self.store: str = file.store  # "mixed" where `layers` say the store of each
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Artifact:
@@ -90,8 +90,7 @@ class Artifact:
             for name in self._file.tensors
             if name.startswith(start) and name != layer_tensor(layer, _POSITIONS)
         }
-        store = self.store if about.type == "full" else NATIVE
-        return stores.read(store, tensors, tuple(about.stored))
+        return stores.read(about.store, tensors, tuple(about.stored))
 
     def states(self) -> dict[tuple[int, str], torch.Tensor]:
         """The states of layers without keys and values, by the model's layer and a name."""
@@ -231,7 +230,7 @@ def complete(
     states     states of layers without keys and values, by the model's layer and a name
     positions  layer -> the token each entry was taken from, `[N]` int32
 
-    The manifest's `store` has to name the store of entries given as codes.
+    The manifest has to say how entries are stored, if not as numbers; see `stores_recorded`.
     """
     tensors = dict(named(token_ids, layers, states, positions))
     if states:
@@ -241,6 +240,18 @@ def complete(
     for name, tensor in tensors.items():
         new.put(name, tensor)
     return new.finish(manifest)
+
+
+def stores_recorded(layers: Sequence[Entries], full: Collection[int]) -> dict[str, Any]:
+    """The manifest's fields for how entries are stored: `store`, and `stores` if it is `mixed`.
+
+    full  indices of the layers that can be compacted
+    """
+    names = [entries.store for entries in layers]
+    alike = {names[i] for i in full} or {NATIVE}
+    if len(alike) > 1 or any(x != NATIVE for i, x in enumerate(names) if i not in full):
+        return {"store": MIXED, "stores": names}
+    return {"store": alike.pop()}
 
 
 def spec(name: str, tensor: torch.Tensor, rows: int | None = None) -> TensorSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,17 @@ def stored_range(
     counts = [n for layer, heads in pairs if layer["type"] == "full" for n in heads]
     counts = counts or [n for heads in stored for n in heads]
     return min(counts), round(statistics.fmean(counts), 2), max(counts)
+
+
+def stores_text(names: Sequence[str]) -> str:
+    """How layers are stored, for people: a name, or several with their layers: `k4v4 (12 layers),
+    int8 (3)`; those of most layers first."""
+    counts = Counter(names).most_common()
+    if len(counts) == 1:
+        return names[0]
+    said = [f"{name} ({count})" for name, count in counts]
+    said[0] = f"{counts[0][0]} ({counts[0][1]} layers)"
+    return ", ".join(said)
 
 
 def fit_errors(manifest: Mapping[str, Any]) -> dict[str, dict[str, float]]:

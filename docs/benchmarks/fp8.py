@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ class Floats:
         b = block_size(x.shape[-1])
         return rounded(x.float().reshape(*x.shape[:-1], -1, b), -1).reshape(x.shape)
 
-    def round_keys(self, keys: torch.Tensor) -> torch.Tensor:
+    def round_keys(self, keys: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         """Keys as they would be read back."""
         return self.in_blocks(keys) if self.blocks else rounded(keys.float(), -2)
 

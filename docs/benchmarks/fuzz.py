@@ -64,7 +64,7 @@ def files(folder: Path) -> list[bytes]:
             described = file.manifest
         write_file(path, described, contents, overwrite=True)
         found.append(path.read_bytes())
-    for store in ("native", "int8"):
+    for store in ("native", "int8", "k3v2"):
         layers = [layer("full", 4, 16, 16)] * 8
         stored = [[40 + 20 * i + h for h in range(4)] for i in range(8)]
         described = manifest("compact", 512, layers, stored) | {"store": store}

@@ -74,8 +74,12 @@ def main() -> None:
         for bits in (8, 4):
             for turned in (False, True):
                 quantizer = BlockQuantizer("", bits, rotate=turned)
-                keys = [error(head, quantizer.round_keys(head[1]), head[2]) for head in heads]
-                values = [error(head, head[1], quantizer.round_keys(head[2])) for head in heads]
+
+                def read(x: torch.Tensor, quantizer: BlockQuantizer = quantizer) -> torch.Tensor:
+                    return quantizer.keys(x, (x.shape[0],)).unpack()
+
+                keys = [error(head, read(head[1]), head[2]) for head in heads]
+                values = [error(head, head[1], read(head[2])) for head in heads]
                 for part, found in (("keys", keys), ("values", values)):
                     mean = round(sum(found) / len(found), 4)
                     row = {"heads": name, "count": len(found), "bits": bits, "part": part}

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from amcli.pipeline.compaction import compacting
 from amkv_format import AmkvFile
 from conftest import Amkv
 
 
-@pytest.mark.parametrize("store", ["int8", "int4"])
+@pytest.mark.parametrize("store", ["int8", "int4", "k4v4"])
 def test_a_context_in_few_bits(amkv: Amkv, full: Path, store: str) -> None:
     words = ("--ratio", "8", "--queries", "repeat", "--json")
     native = json.loads(amkv("compact", full, *words, "--store", "native", "-o", "n.amkv").out)
@@ -50,6 +51,29 @@ def test_left_out_it_is_decided(amkv: Amkv, full: Path) -> None:
         read = json.loads(amkv("inspect", "doc.amkv", "--json").out)
         assert made["store"] == read["store"] == store, words
         assert (made["stored_per_head"]["min"] == made["tokens"]) == (entries == "all"), words
+
+
+def test_layers_in_stores_of_their_own(
+    amkv: Amkv, full: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores = {i: "k4v4" if i % 3 else "k8v8" for i in range(9)}
+    monkeypatch.setattr(compacting, "store_by_error", lambda *_: stores)
+    done = amkv("compact", full, "--ratio", "8", "--json")
+    made = json.loads(done.out)
+    assert made["store"] == "mixed"
+    assert "  stored as k4v4 (6 layers), k8v8 (3)" in done.err
+    record = json.loads(amkv("inspect", "doc.amkv", "--json").out)
+    assert record["store"] == "mixed"
+    assert [layer["store"] for layer in record["layers"]] == list(stores.values())
+    text = amkv("inspect", "doc.amkv").out
+    assert "in k4v4 (6 layers), k8v8 (3)" in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert '"store": "mixed"' in amkv("list", ".", "--json").out
+    amkv("compact", full, "--ratio", "8", "--store", "k4v4", "-o", "alike.amkv")
+    differ = json.loads(amkv("diff", "doc.amkv", "alike.amkv", "--json").out)["differences"]
+    assert differ["store"] == ["mixed", "k4v4"]
+    assert amkv("verify", "doc.amkv").code == 0
+    assert amkv("chat", "-c", "doc.amkv", "-p", "Where is it?").out.strip()
 
 
 def test_a_store_that_there_is_not(amkv: Amkv, full: Path) -> None:

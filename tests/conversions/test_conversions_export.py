@@ -41,6 +41,8 @@ def loader(folder: Path) -> Any:
 CASES = {
     "biases, ragged heads": ("pocket", Request(ratio=6, method="omp", store="native")),
     "codes": ("pocket", Request(ratio=20, store="int4")),
+    "packed": ("pocket", Request(ratio=20, store="k4v3")),
+    "mixed": ("pocket", Request(ratio=20, store={0: "k8v8", 1: "int4", 2: "k3v2"})),
     "whole": ("llama", Request(method="keep")),
     "another family": ("qwen3", Request(ratio=4, method="omp", store="int8")),
 }

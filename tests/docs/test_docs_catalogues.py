@@ -8,7 +8,7 @@ import re
 import pytest
 from shown import ROOT, fences
 
-from amcli.entries.catalogue import STORES
+from amcli.entries.catalogue import PACKED, STORES
 from amcli.evaluation.catalogue import ALL, DEFAULT_ASKED, DEFAULT_SUITE, SPECIAL, SUITES
 from amcli.matching.catalogue import BUDGETS, METHODS, OWN, RIVALS, Listed
 from amcli.pipeline.queries.catalogue import DEFAULT, MIXTURE, SOURCES
@@ -38,8 +38,11 @@ def test_methods() -> None:
     assert [*rivals.items()] == listed(RIVALS)
 
 
+PLAIN = {name: brief for name, brief in STORES.items() if name not in PACKED}
+
+
 @pytest.mark.parametrize(
-    ("option", "names"), [("--budget", BUDGETS), ("--queries", SOURCES), ("--store", STORES)]
+    ("option", "names"), [("--budget", BUDGETS), ("--queries", SOURCES), ("--store", PLAIN)]
 )
 def test_budgets_sources_and_stores(option: str, names: dict[str, str]) -> None:
     [table] = tables(page("methods.md"), option)

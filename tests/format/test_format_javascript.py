@@ -5,7 +5,6 @@ It needs Node 20 or newer and nothing else.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,12 +15,14 @@ from random import Random
 from typing import Any
 
 import pytest
+from building import layer
+from decoding import entries
 from format_mutations import corpus, mutated
 from format_samples import VECTORS
+from good_packed import packed
 from test_format_reader import framed
 
-from amcli.storage.artifacts import Artifact
-from amkv_format import AmkvFile, FormatError, canonical_json, limits
+from amkv_format import PACKED, AmkvFile, FormatError, canonical_json, limits
 
 READER = Path(__file__).parent / "js" / "reader.mjs"
 INDEX = json.loads((VECTORS / "vectors.json").read_text(encoding="utf-8"))
@@ -49,18 +50,6 @@ def read(paths: Sequence[Path]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def entries(path: Path) -> dict[str, str]:
-    """SHA-256 of keys and values as 32-bit floats, as the Python side decodes them."""
-    found = {}
-    with Artifact.open(path) as artifact:
-        for layer in range(len(artifact.layers)):
-            heads = artifact.heads(layer)
-            for part, x in (("keys", heads.keys), ("values", heads.values)):
-                raw = x.unpack().float().contiguous().numpy().tobytes()
-                found[f"layers.{layer}.{part}"] = hashlib.sha256(raw).hexdigest()
-    return found
-
-
 def test_it_reads_the_good_examples() -> None:
     paths = [VECTORS / entry["file"] for entry in INDEX["good"]]
     for entry, path, found in zip(INDEX["good"], paths, read(paths), strict=True):
@@ -71,6 +60,20 @@ def test_it_reads_the_good_examples() -> None:
         assert found["tensors"] == entry["tensors"]
         assert found["payload_hash"] == entry["manifest"]["payload_hash"]
         assert found["entries"] == entry["entries"]
+
+
+def test_it_decodes_packed_stores_of_any_shape(tmp_path: Path) -> None:
+    random = Random(20261127)
+    paths, wanted = [], []
+    for n, store in enumerate([*PACKED] * 2):
+        heads, dims = random.randint(1, 3), [8 * random.randint(1, 20) for _ in "kv"]
+        stored = [random.choice((0, 1, 63, 64, 65, random.randint(2, 200))) for _ in range(heads)]
+        stored[0] += 1
+        it = packed(store, [stored], [layer("full", heads, *dims, None)], T=201)
+        paths.append(tmp_path / f"{n}.amkv")
+        paths[-1].write_bytes(it.file())
+        wanted.append(entries(it))
+    assert [found.get("entries", found) for found in read(paths)] == wanted
 
 
 def test_it_refuses_the_bad_examples_for_the_same_reason() -> None:

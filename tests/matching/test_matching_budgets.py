@@ -158,6 +158,67 @@ def test_layers_of_different_cost_are_searched() -> None:
     assert entries > careful
 
 
+grouped = st.builds(
+    LayerShape, st.integers(1, 4), st.integers(1, 200), st.just(8), st.just(8), st.just(2),
+    st.sampled_from([None, 9, 14]), st.sampled_from([0, 3, 64]), st.sampled_from([0, 32, 400]),
+)  # fmt: skip
+
+
+@given(shape=grouped, beta=st.booleans(), data=st.data())
+def test_every_begun_group_costs(shape: LayerShape, beta: bool, data: st.DataObject) -> None:
+    lengths = data.draw(st.lists(st.integers(0, 200), min_size=1, max_size=4))
+    each = (shape.packed or 32) + 4 * beta
+    want = 0
+    for t in lengths:
+        for i in range(t):
+            want += each + (shape.group_bytes if shape.group and i % shape.group == 0 else 0)
+    assert shape.stored_bytes(lengths, beta) == want
+    more = [t + 1 for t in lengths]
+    assert shape.stored_bytes(more, beta) > shape.stored_bytes(lengths, beta)
+
+
+@settings(max_examples=60)
+@given(
+    shape=st.lists(grouped, min_size=1, max_size=4),
+    name=st.sampled_from(["uniform", "adaptive", "global", "adakv", "pyramid"]),
+    ratio=st.floats(1, 40),
+    seed=st.integers(0, 99),
+)
+def test_with_groups_the_ratio_is_met_and_one_more_entry_would_break_it(
+    shape: list[LayerShape], name: str, ratio: float, seed: int
+) -> None:
+    g = torch.Generator().manual_seed(seed)
+    scores = [torch.rand(x.heads, x.tokens, generator=g) for x in shape]
+
+    def share(total: int) -> list[list[int]]:
+        return allocate(name, total, shape, scores)
+
+    full, capacity = sum(x.full_bytes for x in shape), sum(x.heads * x.tokens for x in shape)
+    try:
+        entries = entries_for_ratio(ratio, shape, allocate=share)
+    except UsageError:
+        assert full / stored_bytes(share(1), shape) < ratio
+        return
+    assert full / stored_bytes(share(entries), shape) >= ratio * (1 - 1e-12)
+    if entries < capacity:
+        assert full / stored_bytes(share(entries + 1), shape) < ratio
+    if name in ("uniform", "global"):  # nested: a few more entries never cost fewer bytes
+        costs = [stored_bytes(share(total), shape) for total in range(0, capacity + 1, 7)]
+        assert costs == sorted(costs)
+
+
+@given(shape=st.lists(grouped, min_size=1, max_size=4), ratio=st.floats(1, 40))
+def test_before_scores_are_known_the_ratio_is_met_by_equal_heads(
+    shape: list[LayerShape], ratio: float
+) -> None:
+    full = sum(x.full_bytes for x in shape)
+    try:
+        entries = entries_for_ratio(ratio, shape)
+    except UsageError:
+        return
+    assert full / stored_bytes(uniform(entries, shape), shape) >= ratio * (1 - 1e-12)
+
+
 def test_bias_bytes_count() -> None:
     assert LayerShape(1, 1, 128, 64, 2).entry_bytes() == 192 * 2 + 4
     assert LayerShape(1, 1, 128, 64, 2).entry_bytes(beta=False) == 192 * 2

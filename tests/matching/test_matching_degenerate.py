@@ -104,7 +104,7 @@ def test_equal_keys_give_the_mean_value(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("store", ["int8", "int4"])
+@pytest.mark.parametrize("store", ["int8", "int4", "k4v4", "k2v2"])
 def test_few_bits_on_degenerate_heads(name: str, store: str) -> None:
     for case in CASES:
         result = run(case(heads(T=96, n=80)), name, LENGTHS, rounding=quantizer_of(store))

@@ -189,7 +189,7 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
-@pytest.mark.parametrize("store", ["native", "int8", "int4"])
+@pytest.mark.parametrize("store", ["native", "int8", "int4", "k4v4", "k3v2"])
 def test_gradients_are_those_of_the_result(store: str, softcap: float | None) -> None:
     """Kernels decline where gradients are wanted: they are to be had here."""
     torch.manual_seed(0)

@@ -57,7 +57,7 @@ def test_gpu_and_cpu_agree_in_float32(options: Request) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("store", ["native", "int8", "int4"])
+@pytest.mark.parametrize("store", ["native", "int8", "int4", "k4v4", "k3v2"])
 def test_a_context_goes_to_the_gpu_as_it_is_in_the_file(store: str, tmp_path: Path) -> None:
     loaded, found = on("cuda", Request(ratio=8, method="highest-attention", store=store))
     found.save(tmp_path / "a.amkv", overwrite=False)

@@ -33,13 +33,17 @@ METHODS = ["omp", "omp-no-bias", "keep", "am-omp", "streaming", "kvzip"]
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("more", [{}, {"store": "native", "positions": True}], ids=["", "native"])
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"store": "native", "positions": True}, {"store": "k4v2"}],
+    ids=["", "native", "k4v2"],
+)
 def test_it_is_the_file_that_saving_makes(
     method: str, more: dict[str, object], context: Context, tmp_path: Path
 ) -> None:
     shared = {"ratio": 3.0, "method": method, "queries": None} | more
     if methods.get(method).selection == "all":
-        shared |= {"ratio": None, "store": "native"}
+        shared |= {"ratio": None, "store": more.get("store", "native")}
     options = Request(**shared)  # type: ignore[arg-type]
     with NewArtifact(tmp_path / "a.amkv") as new:
         found = compact(context, options, errors=False, into=new)

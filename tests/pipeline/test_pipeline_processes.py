@@ -81,7 +81,7 @@ def test_processes_share_no_keyboard(
     assert capsys.readouterr().err.startswith("error: 2 processes cannot ")
 
 
-@pytest.mark.parametrize("store", ["native", "int8", "int4"])
+@pytest.mark.parametrize("store", ["native", "int8", "int4", "k4v2"])
 def test_each_process_has_its_own_heads(store: str) -> None:
     lengths = (3, 0, 5, 1)
     N = sum(lengths)
@@ -93,8 +93,8 @@ def test_each_process_has_its_own_heads(store: str) -> None:
         assert torch.equal(torch.cat([part.unpack().tensors()[name] for part in parts]), tensor)
 
 
-@pytest.mark.parametrize("lengths", [(3, 1), (0, 4), (0, 0)])
-@pytest.mark.parametrize("store", ["native", "int4"])
+@pytest.mark.parametrize("lengths", [(3, 1), (0, 4), (0, 0), (65, 2)])
+@pytest.mark.parametrize("store", ["native", "int4", "k3v4"])
 def test_heads_of_all_come_together(
     store: str, lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:

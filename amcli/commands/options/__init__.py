@@ -17,7 +17,7 @@ from amcli.commands.options.values import names, number_or_path, ratios
 from amcli.commands.options.values import number as number
 from amcli.commands.options.values import size as size
 from amcli.commands.options.values import whole as whole
-from amcli.entries.catalogue import NATIVE, STORES
+from amcli.entries.catalogue import BITS, NATIVE, PACKED, STORES
 from amcli.evaluation.catalogue import ALL, COMPARED, SPECIAL
 from amcli.matching.catalogue import BUDGETS, OWN, RIVALS
 from amcli.models.catalogue import DEVICES, DTYPES, POCKET
@@ -170,7 +170,9 @@ Store = Annotated[
         show_default=False,
         autocompletion=completion.among([AUTO, *STORES]),
         help=f"How entries are stored: {explained(NATIVE, STORES[NATIVE])}, "
-        f"{', '.join(name for name in STORES if name != NATIVE)}, or {AUTO} (int4, or "
+        f"{', '.join(name for name in STORES if name != NATIVE and name not in PACKED)}, kKvV "
+        f"(K bits a number of a key and V of a value, each {', '.join(map(str, BITS[:-1]))} or "
+        f"{BITS[-1]}: k4v2), or {AUTO} (int4, or "
         "int8 where 4 bits would lose too much or 8 have room for every key). Fewer bits, more "
         "entries at the same ratio. The method's own if left out.",
     ),

@@ -33,7 +33,7 @@ some models, reach 0.33 (docs/benchmarks/rotation.json)."""
 
 def holds_every_key(ratio: float, layers: Sequence[LayerShape], beta: bool) -> bool:
     """Whether `ratio` is reached even with an entry for every key, stored as `layers` say."""
-    stored = sum(x.heads * x.tokens * x.entry_bytes(beta) for x in layers)
+    stored = sum(x.stored_bytes([x.tokens] * x.heads, beta) for x in layers)
     return 0 < stored * ratio <= sum(x.full_bytes for x in layers)
 
 
@@ -77,7 +77,7 @@ def rounding_error(
     K, V = live_keys(context, layer)
     error = fit_errors(
         held.sample.queries(K, V), held.sample.logits,
-        quantizer.round_keys(K), None, quantizer.round_values(V),
+        quantizer.round_keys(K, [K.shape[1]] * K.shape[0]), None, quantizer.round_values(V),
     )  # fmt: skip
     return context.loaded.shard.gathered(error.output).mean()
 

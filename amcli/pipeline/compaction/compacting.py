@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -61,7 +62,7 @@ def compact(
 def planned(context: Context, request: Request, passes: Passes, progress: Progress) -> Plan:
     """The plan for compacting a context as requested; see `plan.decide` for what it raises."""
 
-    def auto() -> str:
+    def auto() -> str | Mapping[int, str]:
         held = held_out(context, request.seed, passes, progress)
         found, _ = passes.get(("store", request.seed), lambda: store_by_error(context, held))
         return found

@@ -14,7 +14,8 @@ import torch
 from amcli.entries.ragged import Entries
 from amcli.entries.stores import quantizer_of
 from amcli.matching.budgets import Lengths
-from amcli.pipeline.compaction.plan import LayerPlan, Plan
+from amcli.pipeline.compaction.packing import packed, whole_layer
+from amcli.pipeline.compaction.plan import Plan
 from amcli.pipeline.contexts.context import Context, dense, full_layers
 from amcli.storage.artifacts import NewArtifact, named, named_entries, spec
 from amkv_format import layer_tensor
@@ -29,17 +30,22 @@ def begin(new: NewArtifact, context: Context, plan: Plan, lengths: Lengths) -> D
     Returns a function that writes those of a finished layer.
     """
     full, places = full_layers(context), {}
-    rows = {i: sum(heads) for i, heads in zip(full, lengths, strict=True)}
-    plans = {x.layer: x for x in plan.layers}
+    heads_of = dict(zip(full, lengths, strict=True))
     layers: list[Entries] = []
     for i in range(len(context.loaded.geometry.layers)):
-        live = dense(context.cache, i)
-        layers.append(_none_yet(live, plans[i], plan.method.has_beta) if i in rows else live)
+        if i in heads_of:
+            layers.append(_none_yet(dense(context.cache, i), plan, i))
+        else:
+            layers.append(whole_layer(context, plan, i))
     if plan.positions:
         places = {i: torch.empty(0, dtype=torch.int32) for i in full}
     tensors = dict(named(context.ids, layers, context.cache.get_states(), places))
-    coming = {name: rows[i] for i in full for name, _ in named_entries(i, layers[i])}
-    coming |= {layer_tensor(i, "positions"): rows[i] for i in places}
+    coming = {layer_tensor(i, "positions"): sum(heads_of[i]) for i in places}
+    for i, heads in heads_of.items():
+        quantizer = quantizer_of(layers[i].store)
+        for name in layers[i].tensors():
+            rows = sum(heads) if quantizer is None else quantizer.tensor_rows(name, heads)
+            coming[layer_tensor(i, name)] = rows
     new.begin([spec(name, x, coming.get(name)) for name, x in tensors.items()])
     for name in tensors.keys() - coming.keys():
         new.put(name, tensors[name])
@@ -53,9 +59,9 @@ def begin(new: NewArtifact, context: Context, plan: Plan, lengths: Lengths) -> D
     return done
 
 
-def _none_yet(like: Entries, plan: LayerPlan, has_beta: bool) -> Entries:
+def _none_yet(like: Entries, plan: Plan, layer: int) -> Entries:
     """Zero entries, with the tensors and types that the layer's entries will have."""
+    has_beta = plan.method.has_beta
     beta = torch.empty(0, dtype=torch.float32, device=like.device) if has_beta else None
-    heads = replace(like.rows(slice(0, 0), (0,) * len(like.lengths)), beta=beta)
-    quantizer = quantizer_of(plan.store)
-    return heads if quantizer is None else quantizer.pack(heads)
+    heads = like.rows([slice(0, 0)], (0,) * len(like.lengths))
+    return packed(plan, layer, replace(heads, beta=beta))

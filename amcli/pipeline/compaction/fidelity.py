@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from amcli.entries.catalogue import MIXED
 from amcli.entries.ragged import Entries
 from amcli.errors import UsageError
 from amcli.matching import methods
@@ -92,9 +93,9 @@ def search(
     check(request, context.T)
     require_finite(context)
     passes = Passes(context, shared=False, search=True)
-    # All ratios use the same store.
+    # All ratios use the same stores.
     first = planned(context, request, passes, progress)
-    request = replace(request, store=first.store)
+    request = replace(request, store=first.stores if first.store == MIXED else first.store)
     judge = Judge(context, held_out(context, request.seed), progress)
     grid = ratios(first)
     found: Compaction | None = None
@@ -139,8 +140,8 @@ def ratios(plan: Plan) -> list[float]:
     layers = plan.shapes
     heads = sum(layer.heads for layer in layers)
     grid = [float(f"{LARGEST ** (k / STEPS):.3g}") for k in range(STEPS + 1)]
-    cost = max((layer.entry_bytes(plan.method.has_beta) for layer in layers), default=1)
-    room = sum(layer.full_bytes for layer in layers)
+    costs = [layer.stored_bytes([1], plan.method.has_beta) for layer in layers]
+    cost, room = max(costs, default=1), sum(layer.full_bytes for layer in layers)
     return [r for r in grid if r == 1 or (r <= plan.target.T and room / r >= heads * cost)]
 
 

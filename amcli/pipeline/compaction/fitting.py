@@ -17,8 +17,9 @@ from amcli.matching.sample import Sample
 from amcli.matching.tiles import Logits, room_on
 from amcli.models.rotary import Rotary
 from amcli.pipeline.compaction.early import Done
+from amcli.pipeline.compaction.packing import in_layer, packed, storable, whole_layer
 from amcli.pipeline.compaction.plan import Plan
-from amcli.pipeline.contexts.context import Context, dense, full_layers, live_keys
+from amcli.pipeline.contexts.context import Context, full_layers, live_keys
 from amcli.pipeline.queries.reference import LayerReference
 from amcli.system.progress import Progress
 
@@ -33,7 +34,7 @@ def fit(
     progress: Progress,
     done: Done | None = None,
 ) -> tuple[list[Entries], dict[int, torch.Tensor]]:
-    """The entries of all heads of every layer; sliding layers stay as they are.
+    """The entries of all heads of every layer, each in its store; of sliding layers all of them.
 
     Also, where positions are asked for, the token that each entry of a compacted layer was taken
     from, `[N]` int32.
@@ -42,6 +43,8 @@ def fit(
     lengths  of all heads, a list for each of those layers
     done     called as soon as such a layer is finished, with this process's heads and any
              positions
+
+    Raises UsageError for a layer whose numbers its store cannot hold.
     """
     shard, full, method = context.loaded.shard, full_layers(context), plan.method
     inputs = []
@@ -49,23 +52,23 @@ def fit(
         mine = chosen[shard.rank * len(part) : (shard.rank + 1) * len(part)]
         inputs.append(_input(context, references.get(layer), layer, part, mine))
     progress.start("compact heads", sum(len(layer.lengths) for layer in inputs))
-    quantizers = {x.layer: quantizer_of(x.store) for x in plan.layers}
     found: dict[int, Entries] = {}
     positions: dict[int, torch.Tensor] = {}
-    for place, result in _results(plan, inputs, progress.advance):
-        layer = full[place]
-        if method.rerotate and rotary is not None:
-            result = _rerotate(result, rotary, layer, context.T)
-        quantizer = quantizers[layer]
-        found[layer] = result.heads if quantizer is None else quantizer.pack(result.heads)
-        if plan.positions:
-            positions[layer] = result.index
-        if done is not None:
-            done(layer, found[layer], positions.get(layer))
+    with storable(full):
+        for place, result in _results(plan, inputs, progress.advance):
+            layer = full[place]
+            if method.rerotate and rotary is not None:
+                result = _rerotate(result, rotary, layer, context.T)
+            with in_layer(place):
+                found[layer] = packed(plan, layer, result.heads)
+            if plan.positions:
+                positions[layer] = result.index
+            if done is not None:
+                done(layer, found[layer], positions.get(layer))
     # In layer order: each process may finish its layers in a different order.
     positions = {layer: shard.gathered(positions[layer]) for layer in full if layer in positions}
     layers = [
-        shard.whole(found[layer] if layer in found else dense(context.cache, layer))
+        shard.whole(found[layer] if layer in found else whole_layer(context, plan, layer))
         for layer in range(len(context.loaded.geometry.layers))
     ]
     return layers, positions
@@ -88,17 +91,18 @@ def _results(
     """Fits by the method's own fit, one layer at a time, or by `compact_layers`."""
     method = plan.method
     # Keys rotated after the fit are rounded once, after the rotation.
-    rounding = None if method.rerotate else quantizer_of(plan.store)
+    roundings = [None if method.rerotate else quantizer_of(x.store) for x in plan.layers]
     if method.fit is None:
         room = None
         if plan.memory_limit is not None and layers:
             room = room_on(layers[0].K.device, plan.memory_limit)
         yield from compact_layers(
-            method, layers, seed=plan.seed, rounding=rounding, room=room, advance=advance
+            method, layers, seed=plan.seed, roundings=roundings, room=room, advance=advance
         )
         return
-    for i, x in enumerate(layers):
-        result = method.fit(x, rounding)
+    for i, (x, rounding) in enumerate(zip(layers, roundings, strict=True)):
+        with in_layer(i):
+            result = method.fit(x, rounding)
         advance(len(x.lengths))
         yield i, result
 

@@ -8,13 +8,13 @@ be made and looked at before anything is loaded.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from amcli.entries.catalogue import NATIVE
-from amcli.entries.stores import quantizer_of
+from amcli.entries.catalogue import MIXED, NATIVE
+from amcli.entries.stores import Quantizer, quantizer_of
 from amcli.errors import UsageError
 from amcli.matching import budgets
 from amcli.matching.budgets import LayerShape, Lengths
@@ -89,16 +89,22 @@ class Target:
         full = {i: x for i, x in enumerate(preview.layers) if x.type == "full"}
         return cls(preview.id, tokens, full, preview.dtype.itemsize)
 
-    def shapes(self, store: str = NATIVE, positions: bool = False) -> list[LayerShape]:
-        """The shapes of the layers, in order, with entries stored as `store`, with or without
-        `positions`."""
-        quantizer, found = quantizer_of(store), []
-        for layer in self.layers.values():
-            dims = layer.key_dim, layer.value_dim
-            packed = None if quantizer is None else quantizer.entry_bytes(*dims)
+    def shapes(
+        self, store: str | Mapping[int, str] = NATIVE, positions: bool = False
+    ) -> list[LayerShape]:
+        """The shapes of the layers, in order, with entries stored as `store` (one for all, or by
+        layer), with or without `positions`."""
+        found = []
+        for i, layer in self.layers.items():
+            quantizer = quantizer_of(store if isinstance(store, str) else store.get(i, NATIVE))
+            dims, packed, group, shared = (layer.key_dim, layer.value_dim), None, 0, 0
+            if quantizer is not None:
+                packed, group = quantizer.entry_bytes(*dims), quantizer.group
+                shared = quantizer.group_bytes(layer.key_dim)
             if positions:
                 packed = (sum(dims) * self.itemsize if packed is None else packed) + POSITION_BYTES
-            found.append(LayerShape(layer.kv_heads, self.T, *dims, self.itemsize, packed))
+            heads = layer.kv_heads
+            found.append(LayerShape(heads, self.T, *dims, self.itemsize, packed, group, shared))
         return found
 
     @property
@@ -125,7 +131,7 @@ class LayerPlan:
 
     def nbytes(self, beta: bool) -> int:
         """Bytes of these entries, with their biases or without."""
-        return self.shape.heads * self.entries * self.shape.entry_bytes(beta)
+        return self.shape.stored_bytes([self.entries] * self.shape.heads, beta)
 
 
 @dataclass(frozen=True)
@@ -140,6 +146,7 @@ class Plan:
     size          the size asked for: `ratio`, or `tokens` per head
     measure_int4  whether 4 bits were asked for by name, so their effect is measured
     positions     whether the token of each entry is stored
+    sliding       stores of sliding layers, by index, which are stored whole; all others native
     """
 
     target: Target
@@ -153,6 +160,7 @@ class Plan:
     memory_limit: int | None
     measure_int4: bool
     positions: bool
+    sliding: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def shapes(self) -> list[LayerShape]:
@@ -161,8 +169,13 @@ class Plan:
 
     @property
     def store(self) -> str:
-        """How entries are stored."""
-        return self.layers[0].store if self.layers else NATIVE
+        """How entries are stored: one of `STORES`, or MIXED."""
+        return store_of(list(self.stores.values()), bool(self.sliding))
+
+    @property
+    def stores(self) -> dict[int, str]:
+        """How entries are stored, by the model's layer; layers that are not here are native."""
+        return {**{x.layer: x.store for x in self.layers}, **self.sliding}
 
     @property
     def full_bytes(self) -> int:
@@ -215,10 +228,18 @@ class Plan:
         }
 
 
-def decide(target: Target, request: Request, auto: Callable[[], str]) -> Plan:
+def store_of(names: Sequence[str], mixed: bool = False) -> str:
+    """The store that all compacted layers have, or MIXED."""
+    if mixed or len(set(names)) > 1:
+        return MIXED
+    return names[0] if names else NATIVE
+
+
+def decide(target: Target, request: Request, auto: Callable[[], str | Mapping[int, str]]) -> Plan:
     """The plan for a request.
 
-    auto  resolves the store `auto`; called only where the sizes do not decide it, as finding out
+    auto  resolves the store `auto`, to one for all layers that are compacted or one for each
+          layer, as in a request; called only where the sizes do not decide it, as finding out
           needs the model
 
     Raises UsageError for what makes no sense or does not fit the model, ModelMismatchError for a
@@ -237,8 +258,8 @@ def decide(target: Target, request: Request, auto: Callable[[], str]) -> Plan:
         file, budget = None, "all"
     if file is not None:
         file.require_fit(target.model, list(target.layers), target.shapes())
-    store = _store(target, request, method, auto)
-    shapes, size = target.shapes(store, request.positions), request.size(method)
+    stores = _stores(target, request, method, auto)
+    shapes, size = target.shapes(stores, request.positions), request.size(method)
     planned = _entries(shapes, method, size, budget, file)
     return Plan(
         target=target,
@@ -247,7 +268,7 @@ def decide(target: Target, request: Request, auto: Callable[[], str]) -> Plan:
         budget=budget,
         file=file,
         layers=tuple(
-            LayerPlan(i, shape, store, entries)
+            LayerPlan(i, shape, stores.get(i, NATIVE), entries)
             for i, shape, entries in zip(target.layers, shapes, planned, strict=True)
         ),
         size=size,
@@ -255,33 +276,43 @@ def decide(target: Target, request: Request, auto: Callable[[], str]) -> Plan:
         memory_limit=request.memory_limit,
         measure_int4=request.store == "int4",
         positions=request.positions,
+        sliding={i: x for i, x in stores.items() if i not in target.layers and x != NATIVE},
     )
 
 
-def _store(target: Target, request: Request, method: Method, auto: Callable[[], str]) -> str:
-    """How entries are stored. Raises UsageError where they cannot be stored that way."""
+def _stores(
+    target: Target, request: Request, method: Method, auto: Callable[[], str | Mapping[int, str]]
+) -> Mapping[int, str]:
+    """How entries are stored, by layer. Raises UsageError where they cannot be stored that way."""
     store, ratio = request.storage(method), request.ratio
     int8 = target.shapes("int8", request.positions)
     if store == AUTO and ratio is not None and holds_every_key(ratio, int8, method.has_beta):
         store = "int8"  # nothing has to be dropped: fewer bits would only cost precision
     elif store == AUTO:
         store = auto()
-    quantizer = quantizer_of(store)
-    n = 1 if quantizer is None else quantizer.multiple
-    odd = [d for x in int8 for d in (x.key_dim, x.value_dim) if d % n]
-    if odd:
-        wanted = "even head dimensions" if n == 2 else f"head dimensions that {n} divides"
-        raise UsageError(
-            f"store {store} wants {wanted}, {target.model} has {odd[0]}",
-            "use store int8",
-            code="store-wants-even",
-            field="store",
-            store=store,
-            wanted=wanted,
-            model=target.model,
-            dim=odd[0],
-        )
-    return store
+    stores = dict.fromkeys(target.layers, store) if isinstance(store, str) else store
+    for i, layer in target.layers.items():
+        quantizer = quantizer_of(stores.get(i, NATIVE))
+        if quantizer is not None:
+            _require_fit(quantizer, layer, target.model)
+    return stores
+
+
+def _require_fit(quantizer: Quantizer, layer: LayerGeometry, model: str) -> None:
+    """Raises UsageError for dimensions that a store cannot take."""
+    for d, n in zip((layer.key_dim, layer.value_dim), quantizer.multiples, strict=True):
+        if d % n:
+            wanted = "even head dimensions" if n == 2 else f"head dimensions that {n} divides"
+            raise UsageError(
+                f"store {quantizer.name} wants {wanted}, {model} has {d}",
+                "use store int8",
+                code="store-wants-even",
+                field="store",
+                store=quantizer.name,
+                wanted=wanted,
+                model=model,
+                dim=d,
+            )
 
 
 def _entries(

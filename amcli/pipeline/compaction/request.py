@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ class Request:
     queries        names of `passages.SOURCES`, joined by `+`; None for the method's own
     window         most recent tokens that snapkv and pyramidkv look from and keep; None: 64, or
                    fewer where that would be more than a quarter of a head's entries
-    store          how entries are stored: one of `STORES`, `auto`, or None for the method's own
+    store          how entries are stored: one of `STORES`, `auto`, or None for the method's own;
+                   or one of `STORES` for each layer, by its index (native where there is none)
     memory_limit   bytes that the fits may take besides the cache; None: what suits the device
     positions      whether to store the token that each entry was taken from too
     """
@@ -39,7 +41,7 @@ class Request:
     seed: int = 0
     max_queries: int = reference.MAX_QUERIES
     window: int | None = None
-    store: str | None = None
+    store: str | Mapping[int, str] | None = None
     memory_limit: int | None = None
     positions: bool = False
 
@@ -58,8 +60,8 @@ class Request:
         sources = () if source is None else passages.sources(source)
         return QueryPlan(sources, self.seed, self.max_queries, self.window)
 
-    def storage(self, method: Method) -> str:
-        """How entries are stored: `auto`, or one of `STORES`."""
+    def storage(self, method: Method) -> str | Mapping[int, str]:
+        """How entries are stored: `auto`, one of `STORES`, or one of `STORES` for each layer."""
         return self.store or method.store
 
     def size(self, method: Method) -> dict[str, float | int]:
@@ -99,14 +101,7 @@ def check(request: Request, T: int | None = None) -> Method:
     """
     method = methods.get(request.method)
     _check_size(request, method, T)
-    if request.store not in (None, AUTO, *STORES):
-        known = ", ".join((AUTO, *STORES))
-        raise UsageError(
-            f"unknown store {request.store!r}",
-            f"stores: {known}",
-            code="unknown-store",
-            field="store",
-        )
+    _check_store(request)
     if isinstance(request.budget, str) and request.budget not in budgets.NAMES:
         raise UsageError(
             f"unknown budget {request.budget!r}",
@@ -118,6 +113,21 @@ def check(request: Request, T: int | None = None) -> Method:
         )
     _check_queries(request, method)
     return method
+
+
+def _check_store(request: Request) -> None:
+    """Raises UsageError for a name that is no store."""
+    store = request.store
+    by_layer = isinstance(store, Mapping)
+    names = store.values() if isinstance(store, Mapping) else [store]
+    for name in names:
+        if name not in STORES and (by_layer or name not in (None, AUTO)):
+            raise UsageError(
+                f"unknown store {name!r}",
+                f"stores: {', '.join((AUTO, *STORES))}",
+                code="unknown-store",
+                field="store",
+            )
 
 
 def _check_size(request: Request, method: Method, T: int | None) -> None:

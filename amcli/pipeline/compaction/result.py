@@ -16,7 +16,7 @@ from amcli.pipeline.compaction.plan import Plan
 from amcli.pipeline.contexts.context import Context, full_layers
 from amcli.pipeline.contexts.source import bare_name
 from amcli.pipeline.queries.self_study import TEMPERATURE
-from amcli.storage.artifacts import NewArtifact, complete
+from amcli.storage.artifacts import NewArtifact, complete, stores_recorded
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Compaction:
             **self.context.manifest(),
             "kind": "compact",
             "stored": [list(heads.lengths) for heads in self.layers],
-            "store": plan.store,
+            **stores_recorded(self.layers, full_layers(self.context)),
             "method": {"name": plan.method.name},
             "budget": budget,
             "requested": self.requested,

@@ -56,9 +56,10 @@ def restore(artifact: Artifact, loaded: LoadedModel) -> Context:
         heads = loaded.shard.mine(artifact.heads(i, place)).to(place, loaded.dtype)
         if layer.type == "full" and artifact.kind == "compact":
             cache.set_prefix(i, heads, T)
-        else:  # always plain numbers: the file reader refuses codes here
+        else:  # numbers, as more tokens follow, and those of a sliding layer leave at the other end
             shape = (layer.kv_heads, heads.lengths[0], -1)
-            keys, values = heads.keys.unpack(), heads.values.unpack()
+            heads = heads.unpack().to(place, loaded.dtype)
+            keys, values = heads.keys.stored(), heads.values.stored()
             cache.set_live(i, keys.view(shape), values.view(shape), T)
     cache.set_states(
         {

@@ -8,13 +8,12 @@ one of its tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from amcli.entries.catalogue import NATIVE
 from amcli.entries.ragged import Entries, appended
+from amcli.entries.stores import settled
 from amcli.errors import UsageError
 from amcli.models import lengths
 from amcli.models.cache import CompactCache
@@ -26,7 +25,7 @@ from amcli.pipeline.compaction.result import Compaction
 from amcli.pipeline.contexts.context import Context, full_layers, held
 from amcli.pipeline.contexts.reading import POSITIONS_FOR_ANSWERS
 from amcli.pipeline.talk.session import Session
-from amcli.storage.artifacts import write_artifact
+from amcli.storage.artifacts import stores_recorded, write_artifact
 from amcli.system.progress import Progress
 
 RATIO = DEFAULT_RATIO
@@ -78,7 +77,7 @@ def grow(
     request = Request(
         ratio=max(1.0, min(ratio, n / LEAST)),
         queries=queries,
-        store=_store(list(prefix.values())),
+        store={layer: entries.store for layer, entries in prefix.items()},
         seed=session.seed,
     )
     found = compact(_said(session, cache), request, progress=progress, errors=False)
@@ -104,15 +103,14 @@ def save(session: Session, path: Path, overwrite: bool) -> dict[str, Any]:
             "keep the conversation as text",
             code="keys-of-another-length",
         )
-    layers = [_held(context, i) for i in range(len(loaded.geometry.layers))]
-    compacted = [layers[i] for i in full_layers(context)]
-    stored = sum(entries.nbytes for entries in compacted)
+    layers = [settled(_held(context, i)) for i in range(len(loaded.geometry.layers))]
+    stored = sum(layers[i].nbytes for i in full_layers(context))
     full = Target.of(context).full_bytes
     manifest = {
         **context.manifest(),
         "kind": "compact",
         "stored": [list(entries.lengths) for entries in layers],
-        "store": _store(compacted),
+        **stores_recorded(layers, full_layers(context)),
         "method": {"name": "chat"},
         "budget": {"name": "adaptive"},
         "requested": {"ratio": full / stored if stored else 1.0},
@@ -127,11 +125,6 @@ def save(session: Session, path: Path, overwrite: bool) -> dict[str, Any]:
 def _held(context: Context, layer: int) -> Entries:
     """All that a layer holds, as one set of entries."""
     return appended(held(context.cache, layer), context.loaded.dtype)
-
-
-def _store(entries: Sequence[Entries]) -> str:
-    """The store that these entries are in."""
-    return entries[0].store if entries else NATIVE
 
 
 def _said(session: Session, cache: CompactCache) -> Context:
