@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from math import gcd
 
 import torch
@@ -67,15 +67,23 @@ class Words:
     wide: int
 
 
-@cache
-def words(d: int, bits: int, block: int) -> Words:
+def words(d: int, bits: int, block: int, least: int) -> Words:
     """For rows of `d` codes, so that the codes at one place of the words of a part, every `unit`th
-    column of a range, lie within `block` columns."""
+    column of a range, lie within `block` columns; of two bytes if that leaves `least` words."""
     columns = d * PLANES[bits][0] // 8
     part = gcd(columns, block)
-    # Four warps share 32 columns or more of the values without doing anything twice.
-    unit = 2 if part >= 64 and d % 16 == 0 else 1
+    unit = 2 if part >= 2 * least and d % 16 == 0 else 1
     return Words(unit, columns // part, max(16, 1 << (part // unit - 1).bit_length()))
+
+
+def key_words(d: int, bits: int) -> Words:
+    """For keys, of which a matrix unit takes 16 columns at a time."""
+    return words(d, bits, d, 16)
+
+
+def value_words(d: int, bits: int) -> Words:
+    """For values, of which four warps share 32 columns without doing anything twice."""
+    return words(d, bits, turned.block_size(d), 32)
 
 
 def _numbers(matrix: Matrix) -> tuple[torch.Tensor, None]:
@@ -96,7 +104,7 @@ def _pairs(matrix: Matrix) -> tuple[torch.Tensor, torch.Tensor]:
 def _packed_keys(bits: int, matrix: Matrix) -> tuple[torch.Tensor, ...]:
     """Words, and what the channels of a word's codes have, in one number."""
     codes, scale, zero = matrix.parts().values()
-    if words(matrix.shape[1], bits, matrix.shape[1]).unit == 1:
+    if key_words(matrix.shape[1], bits).unit == 1:
         return codes, scale, zero
     return codes.view(torch.uint16), scale.view(torch.int32), zero.view(torch.int32)
 
@@ -104,7 +112,7 @@ def _packed_keys(bits: int, matrix: Matrix) -> tuple[torch.Tensor, ...]:
 def _packed_values(bits: int, matrix: Matrix) -> tuple[torch.Tensor, ...]:
     """Words, and scales, an even number of them two by two."""
     codes, scale = matrix.parts().values()
-    if words(matrix.shape[1], bits, turned.block_size(matrix.shape[1])).unit == 2:
+    if value_words(matrix.shape[1], bits).unit == 2:
         codes = codes.view(torch.uint16)
     return codes, scale if scale.shape[1] % 2 else scale.view(torch.int32)
 

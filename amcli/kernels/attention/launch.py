@@ -16,7 +16,7 @@ from amcli.entries.matrix import hadamard
 from amcli.entries.prefix import Prefix
 from amcli.entries.ragged import Entries
 from amcli.kernels.attention import device
-from amcli.kernels.attention.forms import FORMS, Form, operands, takes, words
+from amcli.kernels.attention.forms import FORMS, Form, key_words, operands, takes, value_words
 from amcli.kernels.attention.plan import Plan, plan_of, tile_size
 
 MAX_DIM = 256
@@ -260,8 +260,8 @@ def _shapes(d: int, dv: int, form: Form, itemsize: int, live_rows: int) -> dict[
         found.update(zip(keys, (dim, block, wide, blocks), strict=True))
     found.update(BITS=form.bits[0], VBITS=form.bits[1], UNIT=0, VUNIT=0)
     if any(form.bits):
-        of_keys = words(d, form.bits[0], d)
-        of_values = words(dv, form.bits[1], form.block(dv))
+        of_keys = key_words(d, form.bits[0])
+        of_values = value_words(dv, form.bits[1])
         found.update(UNIT=of_keys.unit, WIDE=of_keys.wide)
         found.update(VUNIT=of_values.unit, VWIDE=of_values.wide, VBLOCKS=of_values.parts)
     a_key = (_power(d) + _power(dv)) * itemsize

@@ -42,9 +42,13 @@ def _words(
     low = tl.load(at + i[None, :], mask=inside, other=0).to(tl.uint16)
     high = low
     if BITS == 3:
-        HALF: tl.constexpr = D // 8 // UNIT  # words of the second plane: half of the first's
-        high = tl.load(at + (2 * HALF + i % HALF)[None, :], mask=inside, other=0).to(tl.uint16)
-        high = high >> (i // HALF)[None, :].to(tl.uint16)
+        # Of a word of the second plane, the even bits belong to the first half of the words of the
+        # first plane, and the odd ones to the second.
+        HALF: tl.constexpr = D // 8 // UNIT
+        at += 2 * HALF
+        even = tl.load(at + i[None, :], mask=inside & (i < HALF)[None, :], other=0)
+        odd = tl.load(at + (i - HALF)[None, :], mask=inside & (i >= HALF)[None, :], other=0)
+        high = even.to(tl.uint16) | (odd.to(tl.uint16) >> 1)
     return low, high
 
 
@@ -198,6 +202,7 @@ def packed_tile(
             ok = n < count
             row = (first + n).to(tl.int64)
             group = (first_group + j // GROUP).to(tl.int64) * (D // UNIT)
+            scales = _scales(PVS, row, ok, DV // VBLOCK)  # early: some take their time
             low, high = _words(PK, row, ok, BITS, D, UNIT, 0, RANGE // UNIT, WIDE)
             dots = tl.zeros((ROWS, KEYS), tl.float32)
             for over in tl.static_range(8 // PLANE):
@@ -215,7 +220,6 @@ def packed_tile(
             s = tl.where(ok[None, :], s, -INF)
             p, shrink, top, mass = weigh(s, top, mass)
             p, shrink = p.to(DTYPE), shrink[:, None]
-            scales = _scales(PVS, row, ok, DV // VBLOCK)
             new = ()
             for part in tl.static_range(VPARTS):
                 low, high = _words(
