@@ -128,11 +128,30 @@ class Sample:
 
     @classmethod
     def joined(cls, parts: Sequence[Sample]) -> Sample:
-        """The queries of all parts, one after another; known results are not carried over."""
-        W = None
+        """The queries of all parts, one after another, with their attention to the document if all
+        parts know it."""
+        W, truth = None, None
         if any(x.W is not None for x in parts):
             W = torch.cat([x.weights for x in parts], dim=1)
-        return cls(torch.cat([x.Q for x in parts], dim=1), W, parts[-1].logits)
+        known = [x._asked for x in parts if x._asked is not None]
+        if len(known) == len(parts):
+            masses, outputs = ([x.lse for x in known], [x.Y for x in known])
+            truth = Stats(torch.cat(masses, dim=1), torch.cat(outputs, dim=1))
+        Q = torch.cat([x.Q for x in parts], dim=1)
+        return cls(Q, W, parts[-1].logits, truth=truth)
+
+    def part(self, count: int, seed: int) -> Sample:
+        """`count` of the queries, a seeded choice, in their order; all if there are fewer."""
+        n = self.Q.shape[1]
+        if n <= count:
+            return self
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(n, generator=generator)[:count].sort().values.to(self.Q.device)
+        truth, known = None, self._asked
+        if known is not None:
+            truth = Stats(known.lse[:, chosen], known.Y[:, chosen])
+        W = None if self.W is None else self.W[:, chosen]
+        return Sample(self.Q[:, chosen], W, self.logits, truth=truth)
 
     @property
     def weights(self) -> torch.Tensor:

@@ -11,13 +11,13 @@ import torch
 from boxes import model, source
 
 from amcli.errors import UsageError
-from amcli.matching.sample import Sample
+from amcli.matching.sample import Queries, Sample
 from amcli.models.replies import answers
 from amcli.pipeline.compaction import fidelity
 from amcli.pipeline.compaction.choices import store_by_error
 from amcli.pipeline.compaction.compacting import compact
 from amcli.pipeline.compaction.request import Request
-from amcli.pipeline.contexts.context import Context, shared
+from amcli.pipeline.contexts.context import Context, live_keys, shared
 from amcli.pipeline.contexts.reading import prefill
 from amcli.pipeline.queries import passages, reference
 from amcli.pipeline.queries.passes import Passes
@@ -165,7 +165,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 @pytest.mark.usefixtures("few")
-def test_a_mixture_ranks_by_both_and_fits_by_the_last(context: Context) -> None:
+def test_a_mixture_ranks_by_both_and_fits_to_both(context: Context) -> None:
     def collected(name: str) -> dict[int, LayerReference]:
         source = passages.SOURCES[name]
         said = source.passages(context, 0, Silent())
@@ -174,13 +174,24 @@ def test_a_mixture_ranks_by_both_and_fits_by_the_last(context: Context) -> None:
         )
 
     repeat, study = collected("repeat"), collected("self-study")
-    for layer, found in reference.mixed([repeat, study]).items():
+    for layer, found in reference.mixed([repeat, study], 64, 3).items():
         a, b = repeat[layer].scores.scores("max"), study[layer].scores.scores("rms")
         torch.testing.assert_close(found.ranked(), (a * b).sqrt())
         means = [part[layer].scores.scores("mean") for part in (repeat, study)]
         torch.testing.assert_close(found.ranked("mean"), (means[0] * means[1]).sqrt())
-        assert torch.equal(found.sample.Q, study[layer].sample.Q)
-    assert torch.equal(reference.mixed([repeat])[0].ranked(), repeat[0].ranked())
+        K, V = live_keys(context, layer)
+        asked = found.sample.queries(K, V)
+        for part, rows in ((repeat, slice(0, 32)), (study, slice(32, 64))):
+            mine = part[layer].sample
+            assert asked.Q.shape[1] == 64
+            for h, row in enumerate(asked.Q[:, rows]):
+                known = (mine.Q[h].unsqueeze(0) == row.unsqueeze(1)).all(-1)  # [32, n]
+                assert known.any(1).all()
+                at = known.int().argmax(1)
+                assert torch.equal(asked.weights[h, rows], mine.weights[h, at])
+        fresh = Queries.over(found.sample.Q, found.sample.W, K, V, found.sample.logits)
+        torch.testing.assert_close(asked.lse, fresh.lse)
+        torch.testing.assert_close(asked.Y, fresh.Y)
 
 
 def test_methods_that_fit_in_their_own_way_see_every_source(context: Context) -> None:

@@ -13,7 +13,7 @@ from amcli.matching.scores import SCORE_KINDS, ScoreKind
 from amcli.models.rotary import Rotary
 from amcli.pipeline.contexts.context import Context
 from amcli.pipeline.queries.passages import SOURCES, Passage, context_passages
-from amcli.pipeline.queries.reference import LayerReference, collect, mixed, pooled
+from amcli.pipeline.queries.reference import LayerReference, collect, mixed
 from amcli.system.clock import stopwatch
 from amcli.system.progress import Progress
 
@@ -63,6 +63,13 @@ class Passes:
             self.done[key] = (make(), stopwatch(device) - began)
         return self.done[key]
 
+    def remembering(self, found: dict[int, LayerReference]) -> dict[int, LayerReference]:
+        """The same, with samples that keep what further methods and ratios will ask again."""
+        for layer in found.values():
+            layer.sample.kept = self.shared or self.search
+            layer.sample.nested = self.search
+        return found
+
 
 def references(
     context: Context,
@@ -99,12 +106,10 @@ def references(
             rotary=rotary if method.rope else None,
             progress=progress,
         )
-        for layer in found.values():
-            layer.sample.kept = passes.shared or passes.search
-            layer.sample.nested = passes.search
-        return found
+        return passes.remembering(found)
 
     parts: list[dict[int, LayerReference]] = []
+    keys: list[Hashable] = []
     seconds: dict[str, float] = {}
     for name in plan.sources:  # one by one: a source is used alone and in mixtures
         passages, asking = passes.get(("passages", name, plan.seed, window), partial(ask, name))
@@ -113,13 +118,16 @@ def references(
         statistic = SOURCES[name].statistic
         kinds = _kinds(method, statistic, passes)
         read = partial(run, passages, statistic, kinds)
-        found, reading = passes.get((name, method.watch, window, kinds, sample), read)
+        keys.append((name, method.watch, window, kinds, sample))
+        found, reading = passes.get(keys[-1], read)
         seconds["reference"] = seconds.get("reference", 0.0) + reading
         parts.append(found)
-    alone = method.score is not None or method.fit is not None  # uses the sample, not the scores
-    if alone and len(parts) > 1:
-        return pooled(parts), seconds
-    return mixed(parts), seconds
+    if len(parts) == 1:
+        return parts[0], seconds
+    together, _ = passes.get(
+        tuple(keys), lambda: passes.remembering(mixed(parts, plan.max_queries, plan.seed))
+    )
+    return together, seconds
 
 
 def _kinds(method: Method, statistic: ScoreKind, passes: Passes) -> tuple[ScoreKind, ...]:

@@ -64,32 +64,28 @@ class LayerReference:
         return self.rows if self.watched is not None else self.sample.Q.shape[1]
 
 
-def mixed(parts: Sequence[dict[int, LayerReference]]) -> dict[int, LayerReference]:
+def mixed(
+    parts: Sequence[dict[int, LayerReference]], max_queries: int, seed: int
+) -> dict[int, LayerReference]:
     """Several sources together: keys rank by the geometric mean of their scores, and the fits use
-    the queries of the source named last.
+    as many queries of each source, `max_queries` in all.
 
     A key that only one source looks at mostly serves that source's own form. The largest score
     over all sources (that is, one pass over all) keeps those keys too, and needs far more entries
-    for as many correct answers (docs/methods.md).
+    for as many correct answers. Fits to one source alone lose what others ask (docs/methods.md).
     """
     *others, last = parts
-    return {
-        layer: replace(
-            found,
+    share = -(-max_queries // len(parts))
+
+    def together(layer: int) -> LayerReference:
+        return replace(
+            last[layer],
+            sample=Sample.joined([part[layer].sample.part(share, seed) for part in parts]),
             others=tuple(part[layer] for part in others),
             asked=sum(part[layer].asked for part in parts),
         )
-        for layer, found in last.items()
-    }
 
-
-def pooled(parts: Sequence[dict[int, LayerReference]]) -> dict[int, LayerReference]:
-    """Several sources together, for methods that rank and fit by the sample alone: their samples,
-    one after another."""
-    return {
-        layer: replace(found, sample=Sample.joined([part[layer].sample for part in parts]))
-        for layer, found in mixed(parts).items()
-    }
+    return {layer: together(layer) for layer in last}
 
 
 def collect(
