@@ -58,6 +58,12 @@ def test_every_store_is_read(store: str) -> None:
     assert_close(small.fast(), exact(small))
 
 
+def test_heads_without_entries() -> None:
+    interpreter()
+    none = case(entries((0, 0), 16, 16, torch.float32, "k4v4", False), 16, 16, 1, 2, torch.float32)
+    assert_close(none.fast(), exact(none))
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_the_kernels_compute_what_float64_does(seed: int) -> None:
     interpreter()
