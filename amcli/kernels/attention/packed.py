@@ -126,8 +126,8 @@ def _values(
     BYTE: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """Values of a piece, `2^(8 - AT) / UP` times too small: of one byte of words that begin at column
-    `FIRST`, or a multiple `OVER` of the `RANGE` above it."""
+    """Values of a piece, `2^(8 - AT) / UP` times too small: of one byte of words that begin at
+    column `FIRST` of the range number `OVER`."""
     AT: tl.constexpr = OVER * (2 if BITS == 3 else BITS)
     scale = scales[(OVER * RANGE + FIRST) // BLOCK] * tl.full((), UP, tl.float16)
     levels = _levels(_codes(low, high, BITS, AT, BYTE == 1), BITS, AT)
