@@ -164,8 +164,9 @@ def quantize(x: torch.Tensor, lengths: Sequence[int], name: str) -> Grouped:
     # The last row of a group stands in for those it lacks: they change neither its range nor,
     # left out of the sum, its error.
     rows = first[:, None] + torch.minimum(place, sizes[:, None] - 1)
-    real = (place < sizes[:, None]).to(x.device)
-    rows, G = rows.to(x.device), len(sizes)
+    real = place < sizes[:, None]
+    kept = real.view(-1).nonzero().squeeze(1).to(x.device)
+    rows, real, G = rows.to(x.device), real.to(x.device), len(sizes)
     zero = torch.empty((G, d), dtype=torch.float16, device=x.device)
     scale, bad = torch.empty_like(zero), torch.zeros(G, dtype=torch.bool, device=x.device)
     codes = torch.empty((G, GROUP, d), dtype=torch.uint8, device=x.device)
@@ -178,7 +179,7 @@ def quantize(x: torch.Tensor, lengths: Sequence[int], name: str) -> Grouped:
     if bool(bad.any()):
         row = int(first[int(bad.int().argmax())])
         raise UnstorableError("NaN, infinity or a key too large for fp16", name, row)
-    packed = pack_codes(codes[real], bits)
+    packed = pack_codes(codes.view(-1, d)[kept], bits)
     return Grouped(packed, scale, zero, name, tuple(lengths))
 
 

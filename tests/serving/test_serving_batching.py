@@ -20,10 +20,10 @@ def context(lengths: tuple[int, ...], store: str = "native", biased: bool = True
     return heads if store == "native" else quantizer_of(store).pack(heads)
 
 
-@pytest.mark.parametrize("store", ["native", "int8", "int4"])
+@pytest.mark.parametrize("store", ["native", "int8", "int4", "k4v4", "k3v8"])
 def test_every_row_attends_over_its_own_context(store: str) -> None:
     torch.manual_seed(0)
-    one, two = context((5, 0), store), context((2, 9), store, biased=False)
+    one, two = context((5, 0), store), context((2, 70), store, biased=False)
     parts = [one, two, one]
     query = torch.randn(3, 4, 2, 8)
     keys, values = torch.randn(3, 2, 5, 8), torch.randn(3, 2, 5, 6)
@@ -95,7 +95,7 @@ def positions(mask: torch.Tensor, m: int) -> torch.Tensor:
     return (mask.cumsum(1) - 1).clamp(min=0)[:, -m:]
 
 
-@pytest.fixture(params=["native", "int4"])
+@pytest.fixture(params=["native", "int4", "k4v4"])
 def caches(request: pytest.FixtureRequest) -> list[CompactCache]:
     store = request.param
     one, two = compact(tiny.ids(21), 6, store), compact(tiny.ids(13, seed=1), 4, store)
