@@ -357,14 +357,12 @@ def reduce(
         p, shrink = tl.exp2(lse - safe), tl.exp2(top - safe)
         inside = ok[:, None] & (j < DV)[None, :]
         part = tl.load(PART + row[:, None] * DV + j[None, :], mask=inside, other=0.0)
-        if APART:
-            old = tl.where(k < tiles, p, 0.0)
-            turned = turned * shrink + tl.sum(part * old[:, None], 0)
-            p_out = p - old
-        else:
-            p_out = p
-        acc = acc * shrink + tl.sum(part * p_out[:, None], 0)
         top, mass = new, mass * shrink + tl.sum(p, 0)
+        if APART:
+            past = tl.where(k < tiles, p, 0.0)
+            turned = turned * shrink + tl.sum(part * past[:, None], 0)
+            p -= past
+        acc = acc * shrink + tl.sum(part * p[:, None], 0)
     out = ((b * m + within % m).to(tl.int64) * Hq + hq) * DV + j
     tl.store(OUT + out, (acc / mass).to(OUT.dtype.element_ty), mask=j < DV)
     if APART:

@@ -114,6 +114,27 @@ def _scales(S, row, ok, BLOCKS: tl.constexpr):
 
 
 @triton.jit
+def _values(
+    low,
+    high,
+    scales,
+    BITS: tl.constexpr,
+    RANGE: tl.constexpr,
+    FIRST: tl.constexpr,
+    BLOCK: tl.constexpr,
+    OVER: tl.constexpr,
+    BYTE: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """Values of a piece, `2^(8 - AT) / UP` times too small: of one byte of words that begin at
+    column `FIRST` of the range number `OVER`."""
+    AT: tl.constexpr = OVER * (2 if BITS == 3 else BITS)
+    scale = scales[(OVER * RANGE + FIRST) // BLOCK] * tl.full((), UP, tl.float16)
+    levels = _levels(_codes(low, high, BITS, AT, BYTE == 1), BITS, AT)
+    return levels.to(DTYPE) * scale.to(DTYPE)[:, None]
+
+
+@triton.jit
 def packed_tile(
     pid,
     blocks,
@@ -169,6 +190,10 @@ def packed_tile(
         VRANGE: tl.constexpr = DV * VPLANE // 8
         VPART: tl.constexpr = VRANGE // VPARTS
         VPIECES: tl.constexpr = VUNIT * 8 // VPLANE
+        # With 16 columns of values at a time, four warps would all do the same, for keys too. And
+        # scales that are not loaded two by two are better spread over the warps.
+        ALONE: tl.constexpr = VWIDE > 16 and DV // VBLOCK % 2 == 0
+        PAIR: tl.constexpr = 1 if ALONE or VPIECES == 1 else 2  # pieces side by side
 
         i = tl.arange(0, WIDE)
         exists = i < RANGE // UNIT
@@ -195,8 +220,8 @@ def packed_tile(
         top = tl.full((ROWS,), -INF, tl.float32)
         mass = tl.zeros((ROWS,), tl.float32)
         acc = ()
-        for _ in tl.static_range(VPARTS * VPIECES):
-            acc = acc + (tl.zeros((ROWS, VWIDE), tl.float32),)
+        for _ in tl.static_range(VPARTS * VPIECES // PAIR):
+            acc = acc + (tl.zeros((ROWS, PAIR * VWIDE), tl.float32),)
         for j in tl.range(0, count, KEYS, num_stages=STAGES):
             n = j + tl.arange(0, KEYS)
             ok = n < count
@@ -225,12 +250,18 @@ def packed_tile(
                 low, high = _words(
                     PV, row, ok, VBITS, DV, VUNIT, part * (VPART // VUNIT), VPART // VUNIT, VWIDE
                 )
-                for piece in tl.static_range(VPIECES):
-                    codes = _codes(low, high, VBITS, piece // VUNIT * VPLANE, piece % VUNIT == 1)
-                    v = _levels(codes, VBITS, piece // VUNIT * VPLANE).to(DTYPE)
-                    step = scales[(piece // VUNIT * VRANGE + part * VPART) // VBLOCK]
-                    v = v * (step * tl.full((), UP, tl.float16)).to(DTYPE)[:, None]
-                    old = acc[part * VPIECES + piece] * shrink
+                for piece in tl.static_range(0, VPIECES, PAIR):
+                    v = _values(
+                        low, high, scales, VBITS, VRANGE, part * VPART, VBLOCK,
+                        piece // VUNIT, piece % VUNIT, DTYPE,
+                    )  # fmt: skip
+                    if PAIR == 2:
+                        w = _values(
+                            low, high, scales, VBITS, VRANGE, part * VPART, VBLOCK,
+                            (piece + 1) // VUNIT, (piece + 1) % VUNIT, DTYPE,
+                        )  # fmt: skip
+                        v = tl.interleave(v, w)
+                    old = acc[(part * VPIECES + piece) // PAIR] * shrink
                     new = new + (tl.dot(p, v, old, input_precision="ieee"),)
             acc = new
 
@@ -239,10 +270,12 @@ def packed_tile(
         lse = tl.where(some, top + tl.log2(tl.where(some, mass, 1.0)), -INF)
         out_row = slot.to(tl.int64) * gm + r
         tl.store(LSE + out_row, lse, mask=seen)
-        i = tl.arange(0, VWIDE)
+        i, second = tl.arange(0, PAIR * VWIDE) // PAIR, tl.arange(0, PAIR * VWIDE) % PAIR
         for part in tl.static_range(VPARTS):
-            for piece in tl.static_range(VPIECES):
-                c = piece // VUNIT * VRANGE + part * VPART + piece % VUNIT + VUNIT * i
-                x = acc[part * VPIECES + piece] * (by / (1 << (piece // VUNIT * VPLANE)))[:, None]
+            for piece in tl.static_range(0, VPIECES, PAIR):
+                over = (piece + second) // VUNIT
+                c = over * VRANGE + part * VPART + (piece + second) % VUNIT + VUNIT * i
+                high_by = (1 << (VPLANE * over)).to(tl.float32)
+                x = acc[(part * VPIECES + piece) // PAIR] * by[:, None] / high_by[None, :]
                 inside = seen[:, None] & (i < VPART // VUNIT)[None, :]
                 tl.store(OUT + out_row[:, None] * DV + c[None, :], x, mask=inside)

@@ -85,7 +85,7 @@ def make_plan(prefix: Prefix, batch: int, tile: int) -> Plan:
 
     # Pieces of heads in which groups begin anew: the heads, unless contexts were joined.
     keys = entries.keys
-    runs = np.array(keys.runs) if isinstance(keys, Grouped) else lengths
+    runs = np.array(keys.runs if isinstance(keys, Grouped) else entries.lengths, dtype=np.int64)
     starts = runs.cumsum() - runs
     head_of = np.minimum(offsets[1:].searchsorted(starts, "right"), len(lengths) - 1)
     groups = -(-runs // GROUP)
