@@ -6,11 +6,13 @@ from dataclasses import replace
 
 from amcli.matching.methods import Method
 
-OMP = Method(name="omp", store="auto", mass="nnls")
+_SOURCE = "repeat+quotes"
+
+OMP = Method(name="omp", source=_SOURCE, store="auto", mass="nnls")
 
 OMP_NO_BIAS = replace(OMP, name="omp-no-bias", mass="none")
 
-HIGHEST_ATTENTION = Method(name="highest-attention", selection="top", store="auto")
+HIGHEST_ATTENTION = Method(name="highest-attention", source=_SOURCE, selection="top", store="auto")
 
 KEEP = Method(
     name="keep",

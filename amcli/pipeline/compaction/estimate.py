@@ -86,7 +86,7 @@ def estimate(plan: Plan, preview: Preview | None, prefilled: bool) -> Estimate:
     fits = room_on(device, plan.memory_limit).bytes
     if preview is None or preview.need.parameters is None or not preview.queries:
         return Estimate(None if preview is None else preview.need.weights, cache, fits, None)
-    work = _work(plan, preview.need.parameters, preview.queries)
+    work = _work(plan, preview.need.parameters, preview.queries, plan.queries.most(device))
     if prefilled:
         del work["prefill"]
     pace = PACE.get(device.type, PACE["cuda"])
@@ -101,8 +101,8 @@ def estimate(plan: Plan, preview: Preview | None, prefilled: bool) -> Estimate:
     return Estimate(preview.need.weights, cache, fits, seconds)
 
 
-def _work(plan: Plan, parameters: int, queries: int) -> dict[str, float]:
-    """Floating-point operations of each stage."""
+def _work(plan: Plan, parameters: int, queries: int, n: int) -> dict[str, float]:
+    """Floating-point operations of each stage, with fits on `n` reference queries a head."""
     T, layers = plan.target.T, len(plan.layers)
     attention = 4.0 * queries * T * T * layers  # logits and outputs, every token with every token
     read = 2.0 * parameters * T
@@ -110,7 +110,7 @@ def _work(plan: Plan, parameters: int, queries: int) -> dict[str, float]:
     if plan.queries.sources:
         # Every token once more, with the whole document before it; then its scores of every key.
         work["reference"] = len(plan.queries.sources) * (read + 1.5 * attention)
-    method, n = plan.method, plan.queries.max_queries
+    method = plan.method
     fitted = method.selection != "all" and bool(plan.queries.sources)
     work["compact"] = sum(
         x.shape.heads * fit_flop(method, T, x.shape.key_dim, x.shape.value_dim, x.entries, n)

@@ -14,7 +14,7 @@ from amcli.matching.catalogue import DEFAULT
 from amcli.matching.methods import Method
 from amcli.pipeline.compaction.budget_file import BudgetFile
 from amcli.pipeline.compaction.defaults import AUTO, DEFAULT_RATIO
-from amcli.pipeline.queries import passages, reference
+from amcli.pipeline.queries import passages
 from amcli.pipeline.queries.passes import QueryPlan
 
 
@@ -24,6 +24,7 @@ class Request:
 
     ratio, tokens  full bytes over stored bytes, or mean entries per KV head: at most one
     budget         one of `budgets.NAMES`, a budget file already read, or None for the method's own
+    max_queries    reference queries per KV head for the fits; None: what suits the device
     queries        names of `passages.SOURCES`, joined by `+`; None for the method's own
     window         most recent tokens that snapkv and pyramidkv look from and keep; None: 64, or
                    fewer where that would be more than a quarter of a head's entries
@@ -39,7 +40,7 @@ class Request:
     budget: str | BudgetFile | None = None
     queries: str | None = None
     seed: int = 0
-    max_queries: int = reference.MAX_QUERIES
+    max_queries: int | None = None
     window: int | None = None
     store: str | Mapping[int, str] | None = None
     memory_limit: int | None = None

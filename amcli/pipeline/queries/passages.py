@@ -1,13 +1,14 @@
 """The passages fed to the model for reference queries, by source.
 
 `repeat` makes the model say the document again, part by part (KVzip, arXiv 2505.23416; Attention
-Matching, arXiv 2602.16284, section 3). `self-study` has it ask itself questions and answer them
-(see `self_study`). `context` takes the context itself, as it was read.
+Matching, arXiv 2602.16284, section 3). `quotes` feeds it questions that quote the document, with
+its sentences as answers (see `quotes`); in `self-study` it asks and answers questions itself (see
+`self_study`). `context` takes the context itself, as it was read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from amcli.errors import UsageError, did_you_mean
@@ -15,7 +16,8 @@ from amcli.matching.scores import ScoreKind
 from amcli.pipeline.contexts.context import Context
 from amcli.pipeline.queries.catalogue import MIXTURE
 from amcli.pipeline.queries.prompts import REPEAT, REPEAT_FROM
-from amcli.pipeline.queries.self_study import dialogues, question_count, study
+from amcli.pipeline.queries.quotes import exchanges
+from amcli.pipeline.queries.self_study import Exchange, dialogues, question_count, study
 from amcli.system.progress import Progress
 
 PART = 2048
@@ -52,19 +54,7 @@ def repeat_passages(context: Context, part: int = PART) -> list[Passage]:
     part fits after the document.
     """
     document = context.ids[context.document_start : context.document_end]
-    tokenizer = context.loaded.tokenizer
-    limit = context.loaded.geometry.max_positions
-    room = part if limit is None else min(part, limit - context.T - 64)
-    if room < min(32, len(document)):
-        raise UsageError(
-            f"the model's {limit:,} positions leave no room to repeat a document of "
-            f"{context.T:,} tokens",
-            "shorten the document, or choose a model with a longer context",
-            code="document-too-long",
-            field="source",
-            tokens=context.T,
-            limit=limit,
-        )
+    tokenizer, room = context.loaded.tokenizer, _room(context, part)
     passages = []
     for start in range(0, len(document), room):
         piece = document[start : start + room]
@@ -80,6 +70,26 @@ def repeat_passages(context: Context, part: int = PART) -> list[Passage]:
         part_of = slice(begin, context.T if end == context.document_end else end)
         passages.append(Passage(lead + piece, len(lead), context.T, part_of))
     return passages
+
+
+def _room(context: Context, part: int = PART) -> int:
+    """Tokens of the document that can be said again at a time, `part` at most.
+
+    Raises UsageError when not even a short part fits after the document.
+    """
+    limit = context.loaded.geometry.max_positions
+    room = part if limit is None else min(part, limit - context.T - 64)
+    if room < min(32, context.document_end - context.document_start):
+        raise UsageError(
+            f"the model's {limit:,} positions leave no room to repeat a document of "
+            f"{context.T:,} tokens",
+            "shorten the document, or choose a model with a longer context",
+            code="document-too-long",
+            field="source",
+            tokens=context.T,
+            limit=limit,
+        )
+    return room
 
 
 def own_passages(context: Context) -> list[Passage]:
@@ -103,13 +113,34 @@ def study_passages(context: Context, seed: int, progress: Progress) -> list[Pass
     Both questions and answers give reference queries: what they mention is looked up on the way.
     """
     document = context.document_end - context.document_start
-    exchanges = study(context, question_count(document), seed=seed, progress=progress)
+    return _conversations(
+        context, study(context, question_count(document), seed=seed, progress=progress), asked=True
+    )
+
+
+def quote_passages(context: Context, seed: int) -> list[Passage]:
+    """The document's sentences as answers to questions that quote them, several to a conversation.
+
+    Both questions and answers give reference queries. Raises UsageError when not even a short
+    conversation fits after the document.
+    """
+    _room(context)
+    return _conversations(context, exchanges(context, seed))
+
+
+def _conversations(
+    context: Context, found: Sequence[Exchange], asked: bool = False
+) -> list[Passage]:
+    """Exchanges after the context, all of whose tokens give reference queries.
+
+    asked  whether the model asked the questions itself
+    """
     limit = context.loaded.geometry.max_positions
     room = PART if limit is None else min(PART, limit - context.T)
     whole = slice(0, context.T)
     return [
-        Passage(ids[:room], 0, context.T, whole, asked=count)
-        for ids, count in dialogues(context, exchanges, room)
+        Passage(ids[:room], 0, context.T, whole, asked=count if asked else 0)
+        for ids, count in dialogues(context, found, room)
     ]
 
 
@@ -128,6 +159,7 @@ class QuerySource:
 
 SOURCES: dict[str, QuerySource] = {
     "repeat": QuerySource(lambda context, seed, progress: repeat_passages(context)),
+    "quotes": QuerySource(lambda context, seed, progress: quote_passages(context, seed), "rms"),
     "self-study": QuerySource(study_passages, "rms"),
     "repeat-parts": QuerySource(lambda context, seed, progress: own_passages(context)),
     "context": QuerySource(lambda context, seed, progress: context_passages(context)),

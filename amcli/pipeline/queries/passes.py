@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+import torch
+
 from amcli.matching import methods
 from amcli.matching.methods import Method
 from amcli.matching.scores import SCORE_KINDS, ScoreKind
 from amcli.models.rotary import Rotary
 from amcli.pipeline.contexts.context import Context
 from amcli.pipeline.queries.passages import SOURCES, Passage, context_passages
-from amcli.pipeline.queries.reference import LayerReference, collect, mixed
+from amcli.pipeline.queries.reference import LayerReference, collect, mixed, most_queries
 from amcli.system.clock import stopwatch
 from amcli.system.progress import Progress
 
@@ -26,19 +28,24 @@ class QueryPlan:
 
     sources      names of `passages.SOURCES`, several for a mixture; () where a method uses no
                  queries
-    max_queries  reference queries per KV head that the fits may use at most
+    max_queries  reference queries per KV head that the fits may use at most; None: what suits the
+                 device
     window       most recent tokens to look from, as the user set it; None: the method's own
     """
 
     sources: tuple[str, ...]
     seed: int
-    max_queries: int
+    max_queries: int | None = None
     window: int | None = None
 
     @property
     def name(self) -> str:
         """As manifests have it: `repeat+self-study`, or `none`."""
         return "+".join(self.sources) or "none"
+
+    def most(self, device: torch.device) -> int:
+        """Reference queries per KV head on that device."""
+        return most_queries(device) if self.max_queries is None else self.max_queries
 
 
 class Passes:
@@ -84,7 +91,8 @@ def references(
         return {}, {"reference": 0.0}
     last = method.window if plan.window is None else max(plan.window, method.window or 0)
     watched = method.watch is not None
-    sample = None if watched else (plan.seed, plan.max_queries)
+    most = plan.most(context.loaded.device)
+    sample = None if watched else (plan.seed, most)
     window = last if watched else None
 
     def ask(name: str) -> list[Passage]:
@@ -98,7 +106,7 @@ def references(
         found = collect(
             context,
             passages,
-            max_queries=plan.max_queries,
+            max_queries=most,
             seed=plan.seed,
             kinds=kinds,
             statistic=statistic,
@@ -124,9 +132,7 @@ def references(
         parts.append(found)
     if len(parts) == 1:
         return parts[0], seconds
-    together, _ = passes.get(
-        tuple(keys), lambda: passes.remembering(mixed(parts, plan.max_queries, plan.seed))
-    )
+    together, _ = passes.get(tuple(keys), lambda: passes.remembering(mixed(parts, most, plan.seed)))
     return together, seconds
 
 

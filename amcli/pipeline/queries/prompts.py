@@ -10,3 +10,7 @@ ASK_FROM = (
     "Ask a question about the part of the previous context that begins with: {start}\n"
     "Write the question only."
 )
+QUOTE_ABOUT = "What does the text say about {words}?"
+QUOTE_MORE = "Tell me more about {words}."
+QUOTE_WORDS = 'Which sentence contains the words "{words}"?'
+QUOTE_BEFORE = 'What comes right before "{start}"?'

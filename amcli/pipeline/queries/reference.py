@@ -25,8 +25,17 @@ from amcli.pipeline.contexts.context import Context, full_layers, live_keys
 from amcli.pipeline.queries.passages import Passage
 from amcli.system.progress import Progress
 
-MAX_QUERIES = 4096
-"""Reference queries per KV head for the fits at most, over all query heads of its group."""
+MAX_QUERIES = 16384
+"""Reference queries per KV head for the fits at most, over all query heads of its group: with a
+quarter of them, a real model loses a quarter more of its answers (docs/methods.md)."""
+
+MAX_QUERIES_CPU = 4096
+"""The same on a CPU, where the fits would take four times as long."""
+
+
+def most_queries(device: torch.device) -> int:
+    """Reference queries per KV head for the fits on that device, unless the user says otherwise."""
+    return MAX_QUERIES_CPU if device.type == "cpu" else MAX_QUERIES
 
 
 @dataclass(frozen=True)
@@ -68,19 +77,26 @@ def mixed(
     parts: Sequence[dict[int, LayerReference]], max_queries: int, seed: int
 ) -> dict[int, LayerReference]:
     """Several sources together: keys rank by the geometric mean of their scores, and the fits use
-    as many queries of each source, `max_queries` in all.
+    queries of all of them, `max_queries` in all: a quarter from each source after the first, or
+    equal shares of more than four sources.
 
     A key that only one source looks at mostly serves that source's own form. The largest score
     over all sources (that is, one pass over all) keeps those keys too, and needs far more entries
     for as many correct answers. Fits to one source alone lose what others ask (docs/methods.md).
     """
     *others, last = parts
-    share = -(-max_queries // len(parts))
+    share = max_queries // max(4, len(parts))
+    counts = [max_queries - share * len(others), *[share] * len(others)]
 
     def together(layer: int) -> LayerReference:
         return replace(
             last[layer],
-            sample=Sample.joined([part[layer].sample.part(share, seed) for part in parts]),
+            sample=Sample.joined(
+                [
+                    part[layer].sample.part(count, seed)
+                    for part, count in zip(parts, counts, strict=True)
+                ]
+            ),
             others=tuple(part[layer] for part in others),
             asked=sum(part[layer].asked for part in parts),
         )
