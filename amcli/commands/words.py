@@ -70,9 +70,9 @@ WORDS: dict[str, Words] = {
     # contexts, and queries about them
     "empty-question": Words(hint="type a question"),
     "keys-of-another-length": Words(hint="save the conversation as text: /save chat.md"),
-    "no-self-study": Words(hint="use --queries repeat"),
+    "no-self-study": Words(hint="use --queries repeat+quotes"),
     "numbers-not-finite": Words(hint="prefill the document again with --dtype bfloat16 or float32"),
-    "template-missing": Words(hint="use --queries repeat, or an instruction-tuned model"),
+    "template-missing": Words(hint="use --queries repeat+quotes, or an instruction-tuned model"),
     "wrong-model": Words(hint="use --model {wanted}, or compact the document again for this model"),
     # compaction
     "sizes-exclude": Words("--{one} and --{other} exclude each other"),

@@ -94,7 +94,7 @@ def test_budgets_sources_stores_and_formats() -> None:
     kinds = {*get_args(methods.BudgetKind)} - {"all"}  # that of `keep`, which shares nothing out
     assert {*catalogue.BUDGETS} == {*budgets.NAMES} == kinds
     assert [*queries.SOURCES] == [*passages.SOURCES]
-    assert queries.DEFAULT in queries.SOURCES
+    assert passages.sources(queries.DEFAULT) == tuple(queries.DEFAULT.split("+"))
     assert passages.sources(queries.MIXTURE) == tuple(queries.MIXTURE.split("+"))
     assert {methods.get(name).source for name in catalogue.OWN} == {queries.DEFAULT}
     assert {*STORES} == {*FORMAT_STORES}

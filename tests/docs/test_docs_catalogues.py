@@ -51,7 +51,7 @@ def test_budgets_sources_and_stores(option: str, names: dict[str, str]) -> None:
 
 def test_sources_in_words() -> None:
     text = page("methods.md")
-    assert f"**The default is `{DEFAULT}` alone**" in text
+    assert f"**The default is `{DEFAULT}`**" in text
     assert f"the mixture is `--queries {MIXTURE}`" in text
 
 

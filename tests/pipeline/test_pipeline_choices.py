@@ -110,7 +110,7 @@ def test_a_model_without_a_template_cannot_study() -> None:
     context = prefill(model("raw"), source(40))
     with pytest.raises(UsageError, match="no chat template"):
         compact(context, Request(ratio=2, queries="self-study"))
-    assert compact(context, Request(tokens=1)).plan.queries.name == "repeat"
+    assert compact(context, Request(tokens=1)).plan.queries.name == "repeat+quotes"
 
 
 @pytest.mark.parametrize("queries", ["self-study", "repeat+self-study"])
@@ -124,7 +124,7 @@ def test_a_model_that_says_nothing_cannot_study(
     with pytest.raises(UsageError, match="no answer to any question") as error:
         compact(context, Request(tokens=4, queries=queries))
     assert (error.value.code, error.value.field) == ("no-self-study", "queries")
-    assert "queries='repeat'" in str(error.value.hint)
+    assert "queries='repeat+quotes'" in str(error.value.hint)
 
 
 def test_parts_score_their_own_keys(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +181,7 @@ def test_a_mixture_ranks_by_both_and_fits_to_both(context: Context) -> None:
         torch.testing.assert_close(found.ranked("mean"), (means[0] * means[1]).sqrt())
         K, V = live_keys(context, layer)
         asked = found.sample.queries(K, V)
-        for part, rows in ((repeat, slice(0, 32)), (study, slice(32, 64))):
+        for part, rows in ((repeat, slice(0, 48)), (study, slice(48, 64))):
             mine = part[layer].sample
             assert asked.Q.shape[1] == 64
             for h, row in enumerate(asked.Q[:, rows]):
@@ -224,8 +224,9 @@ def test_the_model_is_asked_for_questions_only_where_they_are_wanted(
 ) -> None:
     scarce = compact(context, Request(tokens=4, method="highest-attention"))
     assert "self-study" not in scarce.seconds
+    assert scarce.asked == 0
     manifest = scarce.save(tmp_path / "a.amkv", overwrite=False)
-    assert manifest["queries"]["source"] == "repeat"
+    assert manifest["queries"]["source"] == "repeat+quotes"
     options = Request(tokens=4, method="highest-attention", queries="repeat+self-study")
     asked = compact(context, options)
     assert "self-study" in asked.seconds

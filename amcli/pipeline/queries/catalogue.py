@@ -17,5 +17,5 @@ SOURCES: dict[str, str] = {
 DEFAULT = "repeat+quotes"
 """The sources of the tool's own methods."""
 
-MIXTURE = "repeat+self-study"
+MIXTURE = "repeat+quotes+self-study"
 """The mixture that help and hints show."""

@@ -79,7 +79,7 @@ def study(
     if loaded.chat.raw:
         raise UsageError(
             f"{loaded.id} has no chat template, so it cannot be told to ask questions",
-            "use queries='repeat', or an instruction-tuned model",
+            "use queries='repeat+quotes', or an instruction-tuned model",
             code="template-missing",
             field="queries",
             model=loaded.id,
@@ -98,7 +98,7 @@ def study(
     if not found:
         raise UsageError(
             f"{loaded.id} has no answer to any question that it asked itself",
-            "use queries='repeat'",
+            "use queries='repeat+quotes'",
             code="no-self-study",
             field="queries",
             model=loaded.id,
