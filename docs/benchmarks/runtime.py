@@ -47,6 +47,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.cache_utils import DynamicCache
 
 from amcli.entries.ragged import Entries
+from amcli.kernels.attention import launch
 from amcli.models.attend import _explicit, _Seen, attend
 from amcli.models.attention import NAME
 from amcli.models.cache import CompactCache
@@ -375,6 +376,7 @@ def main() -> None:
     if "kernel" in args.parts:
         keep("kernel", measure_kernel())
     if "codes" in args.parts:
+        launch.PACKED_HALF = True
         keep("codes", measure_kernel(CODES, "int4"))
         for row in found["codes"]["rows"]:
             print(*row.values())

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from amcli.entries.catalogue import PACKED
 from amcli.entries.matrix import hadamard
 from amcli.entries.prefix import Prefix
 from amcli.entries.ragged import Entries
@@ -21,6 +22,10 @@ from amcli.kernels.attention.plan import Plan, plan_of, tile_size
 
 MAX_DIM = 256
 """Head dimension up to which a tile fits a multiprocessor's shared memory."""
+
+PACKED_HALF = False
+"""Whether packed stores are read in half precision too. On an H200 some results were NaN, and what
+has been changed since has not been run on one."""
 
 PART_BYTES = 256 << 20
 """Bytes for the tiles' results; longer chunks of queries are taken in slices."""
@@ -37,11 +42,14 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 def can_attend(query: torch.Tensor, prefix: Prefix) -> bool:
     """Whether the kernels take these inputs: half or single precision, head dimensions up to 256,
-    no gradients, and a store that they read."""
+    no gradients, and a store that they read.
+    """
     entries = prefix.entries
     if query.dtype not in _DTYPES or (query.requires_grad and torch.is_grad_enabled()):
         return False
     if max(entries.key_dim, entries.value_dim) > MAX_DIM or entries.device != query.device:
+        return False
+    if entries.store in PACKED and query.dtype != torch.float32 and not PACKED_HALF:
         return False
     return takes(entries)
 

@@ -245,7 +245,8 @@ def packed_tile(
             s = tl.where(ok[None, :], s, -INF)
             p, shrink, top, mass = weigh(s, top, mass)
             p, shrink = p.to(DTYPE), shrink[:, None]
-            new = ()
+            # All pieces first: a product may still be read from while the next piece is made.
+            pieces = ()
             for part in tl.static_range(VPARTS):
                 low, high = _words(
                     PV, row, ok, VBITS, DV, VUNIT, part * (VPART // VUNIT), VPART // VUNIT, VWIDE
@@ -261,8 +262,10 @@ def packed_tile(
                             (piece + 1) // VUNIT, (piece + 1) % VUNIT, DTYPE,
                         )  # fmt: skip
                         v = tl.interleave(v, w)
-                    old = acc[(part * VPIECES + piece) // PAIR] * shrink
-                    new = new + (tl.dot(p, v, old, input_precision="ieee"),)
+                    pieces = pieces + (v,)
+            new = ()
+            for nth in tl.static_range(VPARTS * VPIECES // PAIR):
+                new = new + (tl.dot(p, pieces[nth], acc[nth] * shrink, input_precision="ieee"),)
             acc = new
 
         some = mass > 0.0
