@@ -161,7 +161,7 @@ def test_states_are_in_the_file_and_beside_the_ratio(tmp_path: Path) -> None:
     context = prefill(loaded, families.DOCUMENT)
     found = compact(context, Request(ratio=4, method="omp", queries="repeat", max_queries=64))
     manifest = found.save(tmp_path / "doc.amkv", overwrite=False)
-    assert manifest["features_required"][-1] == "states"
+    assert "states" in manifest["features_required"]
     assert [(x["layer"], x["name"]) for x in manifest["states"]] == list(states(context.cache))
     assert len(manifest["model"]["layers"]) == 1
     with Artifact.open(tmp_path / "doc.amkv") as artifact:

@@ -7,7 +7,7 @@ be made and looked at before anything is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,7 +62,7 @@ class Target:
         loaded = context.loaded
         layers = [layer.times(loaded.shard.size) for layer in loaded.geometry.layers]
         states = sum(x.nbytes for x in context.cache.get_states().values())
-        return cls(loaded.id, context.T, *_split(layers, loaded.dtype.itemsize), states)
+        return cls.split(loaded.id, context.T, layers, loaded.dtype.itemsize, states)
 
     @classmethod
     def of_artifact(cls, artifact: Artifact, dtype: torch.dtype | None = None) -> Target:
@@ -75,8 +75,8 @@ class Target:
             for x in artifact.layers
         ]
         itemsize = (dtype or getattr(torch, model["dtype"])).itemsize
-        split = _split(layers, itemsize)
-        return cls(model["id"], artifact.logical_length, *split, artifact.state_bytes)
+        T, states = artifact.logical_length, artifact.state_bytes
+        return cls.split(model["id"], T, layers, itemsize, states)
 
     @classmethod
     def of_text(cls, preview: Preview, text: str) -> Target:
@@ -93,42 +93,41 @@ class Target:
             )
         tokens = len(ChatTemplate(preview.tokenizer).open_document(text).ids)
         states = None if preview.has_states else 0
-        return cls(preview.id, tokens, *_split(preview.layers, preview.dtype.itemsize), states)
+        return cls.split(preview.id, tokens, preview.layers, preview.dtype.itemsize, states)
+
+    @classmethod
+    def split(
+        cls, model: str, T: int, layers: Sequence[LayerGeometry], itemsize: int, states: int | None
+    ) -> Target:
+        """The target for a model with these layers, of all processes' heads."""
+        full = {i: x for i, x in enumerate(layers) if x.window is None}
+        sliding = {i: x for i, x in enumerate(layers) if x.window is not None}
+        return cls(model, T, full, itemsize, sliding, states)
 
     def shapes(
         self, store: str | Mapping[int, str] = NATIVE, positions: bool = False
     ) -> list[LayerShape]:
         """The shapes of the layers, in order, with entries stored as `store` (one for all, or by
         layer), with or without `positions`."""
+        names = dict.fromkeys(self.layers, store) if isinstance(store, str) else store
         return [
-            _shape(layer, self.T, self.itemsize, name, positions)
-            for layer, name in zip(self.layers.values(), _each(store, self.layers), strict=True)
+            _shape(layer, self.T, self.itemsize, names.get(i, NATIVE), positions)
+            for i, layer in self.layers.items()
         ]
 
     def tails(self, stores: Mapping[int, str]) -> list[LayerShape]:
         """The shapes of what is kept of the sliding layers, in order, stored as `stores` say."""
         return [
-            _shape(layer, min(self.T, (layer.window or 1) - 1), self.itemsize, name)
-            for layer, name in zip(self.sliding.values(), _each(stores, self.sliding), strict=True)
+            _shape(
+                layer, min(self.T, (layer.window or 1) - 1), self.itemsize, stores.get(i, NATIVE)
+            )
+            for i, layer in self.sliding.items()
         ]
 
     @property
     def full_bytes(self) -> int:
         """Bytes of the uncompacted keys and values of the layers that can be compacted."""
         return sum(shape.full_bytes for shape in self.shapes())
-
-
-def _split(
-    layers: Sequence[LayerGeometry], itemsize: int
-) -> tuple[dict[int, LayerGeometry], int, dict[int, LayerGeometry]]:
-    """Layers that can be compacted, the bytes of a number, and the sliding layers."""
-    full = {i: x for i, x in enumerate(layers) if x.window is None}
-    return full, itemsize, {i: x for i, x in enumerate(layers) if x.window is not None}
-
-
-def _each(store: str | Mapping[int, str], layers: Iterable[int]) -> list[str]:
-    """The name of each layer's store."""
-    return [store if isinstance(store, str) else store.get(i, NATIVE) for i in layers]
 
 
 def _shape(
@@ -225,11 +224,11 @@ class Plan:
         None where that is unknown."""
         if self.target.states is None:
             return None
-        tails = self.target.tails(self.sliding)
-        rest = [self.target.states, *(x.full_bytes for x in tails)]
-        kept = [self.target.states]
-        kept += [x.stored_bytes([x.tokens] * x.heads, beta=False) for x in tails]
-        return (self.full_bytes + sum(rest)) / max(1, self.stored_bytes + sum(kept))
+        tails, states = self.target.tails(self.sliding), self.target.states
+        full = self.full_bytes + states + sum(x.full_bytes for x in tails)
+        kept = sum(x.stored_bytes([x.tokens] * x.heads, beta=False) for x in tails)
+        stored = self.stored_bytes + states + kept
+        return full / stored if stored else 1.0
 
     def allocate(self, scores: Sequence[torch.Tensor]) -> Lengths:
         """Entries per layer and head, by the scores `[H, T]` of each layer's keys."""
