@@ -52,9 +52,9 @@ document is compacted 4 times with `omp`, written and loaded, and the model answ
 """
 
 MIDDLE = """
-Sliding-window layers are not compacted: they store the last tokens that their window reaches, and
-`inspect` shows them as what they are. A window as long as all positions of the model is none: such
-layers are compacted like any other.
+Sliding-window layers are not compacted: they store the last tokens that their window reaches, in 8
+bits unless a store is named, and `inspect` shows them as what they are. A window as long as all
+positions of the model is none: such layers are compacted like any other.
 
 Layers with a state (linear attention, SSMs, short convolutions) have nothing to compact: what they
 keep has one size, whatever the length of the text. It is stored as it is, restored, and copied for

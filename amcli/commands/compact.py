@@ -309,6 +309,7 @@ def _report(
         "store": manifest["store"],
         "seed": manifest["seed"],
         "ratio": round(result.ratio, 4),
+        "whole_ratio": round(result.whole_ratio, 4),
         "full_bytes": result.full_bytes,
         "stored_bytes": result.stored_bytes,
         "file_bytes": size,

@@ -20,10 +20,17 @@ from amcli.commands.screen.console import Console
 from amcli.commands.screen.terminal import coloured, columns, printable
 from amcli.entries.catalogue import MIXED, NATIVE
 from amcli.errors import ArtifactError
-from amcli.storage.summary import fit_errors, stored_range, stores_text
+from amcli.storage.summary import (
+    fit_errors,
+    in_all,
+    payload_bytes,
+    stored_range,
+    stores_text,
+    whole_ratio,
+)
 from amcli.system.files import open_artifact
 from amcli.system.units import bytes_text
-from amkv_format import TOKEN_IDS, AmkvFile, FormatError, state_tensor
+from amkv_format import AmkvFile, FormatError, state_tensor
 
 STRIP = 64
 """Parts of the context that `kept_from` counts."""
@@ -108,10 +115,11 @@ def describe(artifact: AmkvFile, path: Path) -> dict[str, Any]:
         "model": {k: v for k, v in manifest["model"].items() if k != "layers"},
         "tokenizer": manifest["tokenizer"],
         "file_bytes": path.stat().st_size,
-        "stored_bytes": sum(t.nbytes for n, t in artifact.tensors.items() if n != TOKEN_IDS),
+        "stored_bytes": payload_bytes(artifact),
         "full_bytes": artifact.full_bytes,
         "store": artifact.store,
         "ratio": round(artifact.ratio, 4),
+        "whole_ratio": round(whole_ratio(artifact), 4),
         "stored_per_head": {"min": low, "mean": mean, "max": high},
         "layers": [_layer(artifact, i) for i in range(len(artifact.layers))],
         "document_end": manifest["document_end"],
@@ -185,7 +193,8 @@ def _facts(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
         return
     full, stored = bytes_text(record["full_bytes"]), bytes_text(record["stored_bytes"])
     bits = "" if record["store"] in (NATIVE, MIXED) else f", numbers in {record['store']}"
-    yield "size", f"{record['ratio']:.1f}× smaller: {full} → {stored}{bits}"
+    smaller = f"{record['ratio']:.1f}× smaller{in_all(record['ratio'], record['whole_ratio'])}"
+    yield "size", f"{smaller}: {full} → {stored}{bits}"
     if record["store"] == MIXED:
         said = wrap(stores_text([layer["store"] for layer in record["layers"]]), 68)
         for label, line in zip_longest(["numbers"], said, fillvalue=""):

@@ -16,6 +16,7 @@ from amcli.commands.failures import as_amkv_error
 from amcli.commands.screen.console import Console
 from amcli.commands.screen.terminal import columns, is_terminal, paint, printable
 from amcli.errors import AmkvError, UsageError
+from amcli.storage.summary import in_all, whole_ratio
 from amcli.system.files import EXTENSION, open_artifact
 from amcli.system.units import bytes_text
 
@@ -70,9 +71,8 @@ def _artifacts(folder: Path) -> list[Path]:
 
 def _entry(path: Path) -> dict[str, Any]:
     """One file for `list --json`; `error` says what is wrong with a broken one."""
-    found: dict[str, Any] = dict.fromkeys(
-        ("kind", "model", "document", "tokens", "ratio", "method", "store", "created", "error")
-    )
+    names = ("kind", "model", "document", "tokens", "ratio", "whole_ratio", "method", "store")
+    found: dict[str, Any] = dict.fromkeys((*names, "created", "error"))
     found = {"name": path.name, "file_bytes": None, **found}
     try:
         found["file_bytes"] = path.stat().st_size
@@ -84,6 +84,7 @@ def _entry(path: Path) -> dict[str, Any]:
                 "document": manifest["source"]["name"],
                 "tokens": artifact.logical_length,
                 "ratio": round(artifact.ratio, 4),
+                "whole_ratio": round(whole_ratio(artifact), 4),
                 "store": artifact.store,
                 "created": manifest["created"],
             }
@@ -116,7 +117,9 @@ def _table(found: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def _row(entry: dict[str, Any]) -> tuple[str, ...]:
-    ratio = "whole" if entry["kind"] == "prefill" else f"{entry['ratio']:.1f}×"
+    ratio = f"{entry['ratio']:.1f}×{in_all(entry['ratio'], entry['whole_ratio'])}"
+    if entry["kind"] == "prefill":
+        ratio = "whole"
     cells = (
         entry["name"],
         entry["model"],

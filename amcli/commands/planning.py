@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from amcli.commands.failures import as_amkv_error
 from amcli.commands.screen.console import Console
 from amcli.commands.shared import choose_model, work
+from amcli.entries.catalogue import NATIVE
 from amcli.errors import AmkvError
+from amcli.pipeline.compaction.defaults import FINE
 from amcli.pipeline.contexts.source import Source
+from amcli.storage.summary import in_all, stores_text
 from amcli.system.units import bytes_text, seconds_text
 
 if TYPE_CHECKING:
     from amcli.models.memory import Preview
+    from amcli.pipeline.compaction.choices import Changes
     from amcli.pipeline.compaction.estimate import Estimate
     from amcli.pipeline.compaction.plan import Plan
     from amcli.pipeline.compaction.request import Request
-
-_ASSUMED = "int8"
-"""The assumed store, if the choice needs a look at the cache."""
 
 
 def show(
@@ -47,16 +49,17 @@ def show(
             with Artifact.open(content) as artifact:
                 preview = _of_artifact(console, artifact, model, device, dtype, trust)
                 target = Target.of_artifact(artifact, None if preview is None else preview.dtype)
-        undecided: list[str] = []
+        undecided = False
 
-        def auto() -> str:
-            undecided.append(_ASSUMED)
-            return _ASSUMED
+        def changes() -> Changes:
+            nonlocal undecided
+            undecided = True
+            return dict.fromkeys(target.layers, 0.0)  # that of a cache which bears 4 bits
 
-        plan = decide(target, request, auto)
+        plan = decide(target, request, changes)
         found = estimate(plan, preview, prefilled=not isinstance(content, Source))
     record = {**plan.record(), "store_decided": not undecided, **found.record()}
-    console.result("\n".join(_lines(plan, found, bool(undecided))), record)
+    console.result("\n".join(_lines(plan, found, undecided)), record)
 
 
 def _preview(spec: str, device: str | None, dtype: str | None, trust: bool) -> Preview:
@@ -96,12 +99,17 @@ def _lines(plan: Plan, found: Estimate, undecided: bool) -> Iterator[str]:
         f"seed {plan.seed}"
     )
     full, stored = plan.full_bytes, plan.stored_bytes
+    ratio = full / max(1, stored)
     yield (
-        f"{bytes_text(full)} → {bytes_text(stored)}, {full / max(1, stored):.1f}× smaller: "
-        f"{entries:,.0f} entries a head on average, in {plan.store}"
+        f"{bytes_text(full)} → {bytes_text(stored)}, "
+        f"{ratio:.1f}× smaller{in_all(ratio, plan.whole_ratio)}"
+    )
+    said = stores_text(list(plan.stores.values()) or [NATIVE])
+    yield from wrap(
+        f"{entries:,.0f} entries a head on average, in {said}", 80, subsequent_indent="  "
     )
     if undecided:
-        yield "  or int4 where the cache bears it, with more entries: decided by looking"
+        yield f"  or {FINE} where the cache needs it, with fewer entries: decided by looking"
     weights = "" if found.weights is None else f"{bytes_text(found.weights)} of weights, "
     yield (
         f"memory: {weights}{bytes_text(found.cache)} of cache, up to {bytes_text(found.fits)} "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from amcli.entries.catalogue import MIXED, NATIVE
-from amcli.storage.summary import fit_errors, stores_text
+from amcli.storage.summary import fit_errors, in_all, stores_text
 from amcli.system.units import bytes_text, seconds_text
 
 if TYPE_CHECKING:
@@ -83,7 +84,10 @@ def warnings(result: Compaction, manifest: Mapping[str, Any]) -> Iterator[str]:
 
     worst = result.rounding
     if worst is not None and not worst.error <= ROUNDING:
-        yield f"4 bits change layer {worst.layer}'s output by {worst.error:.0%}; try --store int8"
+        changed = f"changes layer {worst.layer}'s output by {worst.error:.0%}"
+        if not math.isfinite(worst.error):
+            changed = f"cannot hold layer {worst.layer}"
+        yield f"{worst.store} {changed}; try --store auto"
     known = fit_errors(manifest).get("output")
     if known is not None and known["mean"] > HARMLESS:
         less = _less(manifest["requested"])
@@ -106,7 +110,8 @@ def lines(
     counts = [h.entries for h in heads]
     yield (
         f"{bytes_text(result.full_bytes)} → {bytes_text(result.stored_bytes)}, "
-        f"{result.ratio:.1f}× smaller, in {seconds_text(total)}"
+        f"{result.ratio:.1f}× smaller{in_all(result.ratio, result.whole_ratio)}, "
+        f"in {seconds_text(total)}"
     )
     # A number and its unit stay on one line.
     stages = ", ".join(
@@ -122,7 +127,7 @@ def lines(
             f"({min(counts):,} to {max(counts):,}){bits}"
         )
         if store == MIXED:
-            said = f"stored as {stores_text([x.store for x in result.plan.layers])}"
+            said = f"stored as {stores_text(list(result.plan.stores.values()))}"
             yield from wrap(said, 80, initial_indent="  ", subsequent_indent="  ")
     if result.fidelity is not None:
         reached = result.fidelity

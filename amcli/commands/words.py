@@ -86,7 +86,7 @@ WORDS: dict[str, Words] = {
     "unknown-budget": Words(hint="budgets: {known}, or a file that --save-budget wrote"),
     "queries-of-method": Words(hint="leave --queries out"),
     "store-wants-even": Words(
-        "--store {store} wants {wanted}, {model} has {dim}", "use --store int8"
+        "--store {store} wants {wanted}, {model} has {dim}", "use --store auto"
     ),
     "not-storable": Words(hint="use --store native"),
     "fidelity-no-share": Words(

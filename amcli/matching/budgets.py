@@ -100,13 +100,13 @@ def allocate(
     raise ValueError(f"unknown budget {name!r}")
 
 
-def planned(name: str, total: int, layers: Sequence[LayerShape]) -> list[int]:
-    """Entries that a head of each layer gets at least, or on average where scores decide.
+def unscored(name: str, total: int, layers: Sequence[LayerShape]) -> Lengths:
+    """What the budget of that name gives before scores are known: where they decide, the same to
+    all heads.
 
     For methods whose scores need to know the budget, which itself depends on the scores.
     """
-    lengths = pyramid(total, layers) if name == "pyramid" else uniform(total, layers)
-    return [min(heads, default=0) for heads in lengths]
+    return pyramid(total, layers) if name == "pyramid" else uniform(total, layers)
 
 
 def uniform(total: int, layers: Sequence[LayerShape]) -> Lengths:

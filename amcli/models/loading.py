@@ -213,6 +213,7 @@ def _find(
         notes,
         memory.layers_of(config),
         memory.query_width(config),
+        memory.has_states(config),
     )
     return _Found(config, options, commit, device, dtype, shard, seen)
 

@@ -66,11 +66,12 @@ class Need:
 class Preview:
     """A model before its weights are read: what it is, where it will be, how much it will take.
 
-    devices   where its layers will be, one or several
-    made_for  positions it was trained for, in tokens; None when not said
-    notes     further lines that a user should read
-    layers    its attention layers by the configuration; None when that is unusual
-    queries   numbers in all query heads of a layer together
+    devices     where its layers will be, one or several
+    made_for    positions it was trained for, in tokens; None when not said
+    notes       further lines that a user should read
+    layers      its attention layers by the configuration; None when that is unusual
+    queries     numbers in all query heads of a layer together
+    has_states  whether some layers keep a state in place of keys and values
     """
 
     id: str
@@ -82,6 +83,7 @@ class Preview:
     notes: tuple[str, ...] = ()
     layers: tuple[LayerGeometry, ...] | None = None
     queries: int = 0
+    has_states: bool = False
 
     def line(self) -> str:
         """A line for people: `Qwen/Qwen3-4B in bfloat16 on cuda: 8.04 GB of 84.2 GB free; …`."""
@@ -199,6 +201,12 @@ def layers_of(config: PreTrainedConfig) -> tuple[LayerGeometry, ...] | None:
     window = _count(fields.get("sliding_window")) or 1
     tail = LayerGeometry("sliding", heads, dim, dim, window)
     return tuple(tail if kind == "sliding_attention" else full for kind in kept)
+
+
+def has_states(config: PreTrainedConfig) -> bool:
+    """Whether some layers keep a state in place of keys and values, by the configuration."""
+    kinds = vars(config.get_text_config(decoder=True)).get("layer_types")
+    return not STATEFUL.isdisjoint(kinds or ())
 
 
 def query_width(config: PreTrainedConfig) -> int:

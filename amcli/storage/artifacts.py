@@ -21,6 +21,7 @@ from amcli.entries import stores
 from amcli.entries.catalogue import MIXED, NATIVE
 from amcli.entries.ragged import Entries
 from amcli.errors import ArtifactError
+from amcli.storage.summary import payload_bytes
 from amcli.system.files import open_artifact, output_errors
 from amkv_format import (
     TOKEN_IDS,
@@ -107,8 +108,13 @@ class Artifact:
 
     @property
     def payload_bytes(self) -> int:
-        """Bytes of all keys, values, scales and biases, sliding-window layers included."""
-        return sum(t.nbytes for name, t in self._file.tensors.items() if name != TOKEN_IDS)
+        """Bytes of all that the model attends to; see `summary.payload_bytes`."""
+        return payload_bytes(self._file)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the states of layers without keys and values."""
+        return sum(self._file.tensors[name].nbytes for name in self._states().values())
 
     @property
     def full_bytes(self) -> int:

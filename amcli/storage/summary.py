@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from amkv_format import EXTENSION, TOKEN_IDS, AmkvFile
+
 
 def stored_range(
     layers: Sequence[Mapping[str, Any]], stored: Sequence[Sequence[int]]
@@ -19,6 +21,28 @@ def stored_range(
     counts = [n for layer, heads in pairs if layer["type"] == "full" for n in heads]
     counts = counts or [n for heads in stored for n in heads]
     return min(counts), round(statistics.fmean(counts), 2), max(counts)
+
+
+def in_all(ratio: float, whole: float | None) -> str:
+    """What to say after the ratio of the compacted layers, for people: ` (1.9× in all)`, with
+    sliding windows and states, or nothing if that is no other number, or None: unknown."""
+    same = whole is None or f"{whole:.1f}" == f"{ratio:.1f}"
+    return "" if same else f" ({whole:.1f}× in all)"
+
+
+def payload_bytes(file: AmkvFile) -> int:
+    """Bytes of all keys, values, scales, biases, positions and states in a file."""
+    return sum(
+        x.nbytes
+        for name, x in file.tensors.items()
+        if name != TOKEN_IDS and not name.startswith(EXTENSION)
+    )
+
+
+def whole_ratio(file: AmkvFile) -> float:
+    """Full over stored bytes of all layers, sliding windows and states included."""
+    stored = payload_bytes(file)
+    return file.full_bytes / stored if stored else 1.0
 
 
 def stores_text(names: Sequence[str]) -> str:

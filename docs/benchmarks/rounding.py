@@ -1,7 +1,7 @@
 """What rounding whole caches does to outputs: `python docs/benchmarks/rounding.py MODEL… -o FILE`.
 
 For each model, the largest relative error of a layer's outputs (mean over its heads, on held-out
-queries) when every key and value of a generated register is stored in 4 or 8 bits and nothing else
+queries) when every key and value of a generated register is stored in few bits and nothing else
 changes: what `--store auto` decides by. `rotation.py` has heads with a few large channels.
 """
 
@@ -25,7 +25,7 @@ from amcli.system.progress import Silent
 
 def quantizers() -> dict[str, Quantizer]:
     """Those that round."""
-    found = {name: quantizer_of(name) for name in ("int4", "int8")}
+    found = {name: quantizer_of(name) for name in ("k4v4", "k8v8", "int4", "int8")}
     return {name: q for name, q in found.items() if q is not None}
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from amkv_format.errors import Code, FormatError
 from amkv_format.header import ITEM_BYTES, TensorInfo, TensorSpec
 from amkv_format.jsontext import canonical_json
-from amkv_format.layout import TOKEN_IDS, layer_tensor, state_tensor
+from amkv_format.layout import EXTENSION, TOKEN_IDS, layer_tensor, state_tensor
 from amkv_format.manifest import (
     BOUNDARIES,
     FORMAT,
@@ -29,6 +29,7 @@ from amkv_format.writer import Writer, write_file
 
 __all__ = [
     "BOUNDARIES",
+    "EXTENSION",
     "FORMAT",
     "GROUP",
     "ITEM_BYTES",

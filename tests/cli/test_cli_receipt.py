@@ -109,12 +109,17 @@ def test_a_bad_receipt_says_so_and_what_to_type(amkv: Amkv, full: Path) -> None:
     assert good["warnings"] == []
 
 
-def test_four_bits_that_spoil_a_layer_are_warned_of_where_they_were_asked_for(
-    amkv: Amkv, full: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("store", ["int8", "int4", "k4v4", "k3v2"])
+def test_a_store_that_spoils_a_layer_is_warned_of_where_it_was_asked_for(
+    amkv: Amkv, full: Path, monkeypatch: pytest.MonkeyPatch, store: str
 ) -> None:
     words = ("compact", full, "--ratio", "10", *FAST, "--json", "--force")
-    assert json.loads(amkv(*words, "--store", "int4").out)["warnings"] == []
+    says = rf"{store} changes layer \d's output by \d+%; try --store auto"
+    warned = json.loads(amkv(*words, "--store", store).out)["warnings"]
+    assert bool([x for x in warned if re.fullmatch(says, x)]) == (store == "k3v2")
     monkeypatch.setattr("amcli.pipeline.compaction.choices.ROUNDING", 1e-4)
-    [said] = json.loads(amkv(*words, "--store", "int4").out)["warnings"]
-    assert re.fullmatch(r"4 bits change layer \d's output by \d+%; try --store int8", said)
-    assert json.loads(amkv(*words).out)["warnings"] == []
+    warned = json.loads(amkv(*words, "--store", store).out)["warnings"]
+    assert [x for x in warned if re.fullmatch(says, x)]
+    for other in ((), ("--store", "native"), ("--store", "auto")):
+        warned = json.loads(amkv(*words, *other).out)["warnings"]
+        assert not [x for x in warned if "changes layer" in x]

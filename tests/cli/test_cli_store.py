@@ -42,10 +42,11 @@ def test_a_context_in_few_bits(amkv: Amkv, full: Path, store: str) -> None:
 def test_left_out_it_is_decided(amkv: Amkv, full: Path) -> None:
     """4 bits where something has to go, 8 where all of it fits, and as ever for other methods."""
     for words, store, entries in (
-        ((), "int4", None),
-        (("--ratio", "2"), "int8", "all"),
+        ((), "k4v4", None),
+        (("--ratio", "2"), "k8v8", "all"),
+        (("--ratio", "5"), "mixed", "all"),
         (("--ratio", "8", "--method", "knorm"), "native", None),
-        (("--ratio", "8", "--method", "knorm", "--store", "auto"), "int4", None),
+        (("--ratio", "8", "--method", "knorm", "--store", "auto"), "k4v4", None),
     ):
         made = json.loads(amkv("compact", full, *words, "--json", "--force").out)
         read = json.loads(amkv("inspect", "doc.amkv", "--json").out)
@@ -57,7 +58,8 @@ def test_layers_in_stores_of_their_own(
     amkv: Amkv, full: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stores = {i: "k4v4" if i % 3 else "k8v8" for i in range(9)}
-    monkeypatch.setattr(compacting, "store_by_error", lambda *_: stores)
+    changes = {i: 0.1 if i % 3 else 0.4 for i in range(9)}
+    monkeypatch.setattr(compacting, "coarse_changes", lambda *_: changes)
     done = amkv("compact", full, "--ratio", "8", "--json")
     made = json.loads(done.out)
     assert made["store"] == "mixed"

@@ -207,9 +207,9 @@ def test_every_budget_spends_exactly_what_there_is(
         assert len(lengths) == H
         assert all(0 <= t <= T for t in lengths)
     if name in ("pyramid", "uniform"):
-        assert [min(lengths) for lengths in found] == budgets.planned(name, total, layers)
+        assert found == budgets.unscored(name, total, layers)
     else:
-        assert budgets.planned(name, total, layers) == budgets.planned("uniform", total, layers)
+        assert budgets.unscored(name, total, layers) == budgets.unscored("uniform", total, layers)
 
 
 def test_a_pyramid_that_would_not_fit_keeps_the_first_layer_whole() -> None:

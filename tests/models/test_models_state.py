@@ -20,6 +20,7 @@ from amcli.models.generate import feed
 from amcli.models.loading import LoadedModel, load
 from amcli.models.state import StateLayer, placed
 from amcli.pipeline.compaction.compacting import compact
+from amcli.pipeline.compaction.plan import Target
 from amcli.pipeline.compaction.request import Request
 from amcli.pipeline.contexts.context import dense
 from amcli.pipeline.contexts.opening import restore
@@ -160,7 +161,7 @@ def test_states_are_in_the_file_and_beside_the_ratio(tmp_path: Path) -> None:
     context = prefill(loaded, families.DOCUMENT)
     found = compact(context, Request(ratio=4, method="omp", queries="repeat", max_queries=64))
     manifest = found.save(tmp_path / "doc.amkv", overwrite=False)
-    assert manifest["features_required"][-1] == "states"
+    assert "states" in manifest["features_required"]
     assert [(x["layer"], x["name"]) for x in manifest["states"]] == list(states(context.cache))
     assert len(manifest["model"]["layers"]) == 1
     with Artifact.open(tmp_path / "doc.amkv") as artifact:
@@ -168,6 +169,11 @@ def test_states_are_in_the_file_and_beside_the_ratio(tmp_path: Path) -> None:
         kept = sum(x.numel() * x.element_size() for x in artifact.states().values())
         assert artifact.payload_bytes == found.stored_bytes + kept
         assert artifact.full_bytes == found.full_bytes + kept
+        whole = artifact.full_bytes / artifact.payload_bytes
+        assert found.whole_ratio == pytest.approx(whole)
+        assert whole < found.ratio
+        target = Target.of_artifact(artifact)
+        assert target.states == Target.of(context).states == kept
         again = restore(artifact, loaded)
     assert same(states(again.cache), states(context.cache))
 

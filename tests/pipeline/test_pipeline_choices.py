@@ -1,4 +1,4 @@
-"""Self-study, mixtures of reference queries, and what `auto` decides."""
+"""Self-study, and mixtures of reference queries."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import torch
 from boxes import model, source
 
 from amcli.errors import UsageError
-from amcli.matching.sample import Queries, Sample
+from amcli.matching.sample import Queries
 from amcli.models.replies import answers
 from amcli.pipeline.compaction import fidelity
-from amcli.pipeline.compaction.choices import store_by_error
 from amcli.pipeline.compaction.compacting import compact
 from amcli.pipeline.compaction.request import Request
 from amcli.pipeline.contexts.context import Context, live_keys, shared
@@ -254,46 +253,3 @@ def test_a_search_counts_each_pass_once(context: Context, monkeypatch: pytest.Mo
     once = sum(seconds for (name, *_), (_, seconds) in done.items() if name in passages.SOURCES)
     assert [name for name, *_ in done].count("repeat") == 1
     assert found.seconds["reference"] == pytest.approx(once)
-
-
-def test_store_by_need(context: Context) -> None:
-    request = Request(ratio=20, method="highest-attention", queries="repeat")
-    found = compact(context, request)
-    assert found.plan.store == "int4"
-    assert found.ratio == pytest.approx(20, rel=0.02)
-    native = compact(context, replace(request, store="native"))
-    entries = [sum(sum(h.lengths) for h in c.layers) for c in (found, native)]
-    assert entries[0] > 2.5 * entries[1]
-    assert compact(context, Request(ratio=20, method="knorm")).plan.store == "native"
-
-
-def test_where_eight_bits_hold_every_key_four_are_not_used(context: Context) -> None:
-    """A small ratio keeps everything: in 4 bits that would only be less exact."""
-    low = compact(context, Request(ratio=3.5, method="highest-attention"))
-    assert low.plan.store == "int8"
-    assert low.ratio >= 3.5
-    assert all(set(heads.lengths) == {context.T} for heads in low.layers)
-    asked = compact(context, Request(ratio=3.5, method="highest-attention", store="int4"))
-    assert low.errors is not None
-    assert asked.errors is not None
-    worst = [max(map(max, found.errors.output)) for found in (low, asked) if found.errors]
-    assert worst[0] < worst[1] / 5
-    more = compact(context, Request(ratio=3.8, method="highest-attention"))
-    assert (more.plan.store, more.ratio >= 3.8) == ("int4", True)
-    sized = compact(context, Request(tokens=context.T, method="highest-attention"))
-    assert sized.plan.store == "int4"  # a size in tokens says nothing of bytes
-
-
-def test_keys_that_four_bits_would_spoil_get_eight() -> None:
-    context = prefill(model("qwen3"), source(60))
-    held: dict[int, LayerReference] = {}
-    said = passages.repeat_passages(context)
-    held = reference.collect(context, said, kinds=(), progress=Silent())
-    assert store_by_error(context, held) == "int4"
-    # Sharp attention: small errors of the logits change the outputs.
-    sharp = {
-        i: replace(found, sample=Sample(found.sample.Q * 60, found.sample.W, found.sample.logits))
-        for i, found in held.items()
-    }
-    assert store_by_error(context, sharp) == "int8"
-    assert store_by_error(context, {}) == "int8"

@@ -17,7 +17,6 @@ from amcli.errors import UsageError
 from amcli.generator.dialogues import Questioner
 from amcli.generator.documents import generate
 from amcli.models.cache import CompactCache
-from amcli.pipeline.compaction import compacting
 from amcli.pipeline.compaction.compacting import compact
 from amcli.pipeline.compaction.plan import Target
 from amcli.pipeline.compaction.request import Request
@@ -239,16 +238,6 @@ def test_each_layer_in_a_store_of_its_own(context: Context, method: str, tmp_pat
     assert together.nbytes == 2 * found.layers[0].nbytes
     answers = logits(context, loaded.cache.fork()), logits(context, holding(context, found).cache)
     assert torch.equal(*answers)
-
-
-def test_auto_may_answer_with_a_store_for_each_layer(
-    context: Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stores = {i: MIX[i % 2] for i in full_layers(context)}
-    monkeypatch.setattr(compacting, "store_by_error", lambda *_: stores)
-    found = compact(context, Request(ratio=8, store="auto", max_queries=256), errors=False)
-    assert {i: found.layers[i].store for i in stores} == stores
-    assert found.ratio >= 8
 
 
 @pytest.mark.parametrize("store", ["k4v4", "int8"])

@@ -21,7 +21,7 @@ from amcli.entries.catalogue import BITS, NATIVE, PACKED, STORES
 from amcli.evaluation.catalogue import ALL, COMPARED, SPECIAL
 from amcli.matching.catalogue import BUDGETS, OWN, RIVALS
 from amcli.models.catalogue import DEVICES, DTYPES, POCKET
-from amcli.pipeline.compaction.defaults import AUTO, DEFAULT_RATIO
+from amcli.pipeline.compaction.defaults import AUTO, COARSE, DEFAULT_RATIO, FINE
 from amcli.pipeline.queries.catalogue import DEFAULT, MIXTURE, SOURCES
 
 
@@ -172,9 +172,9 @@ Store = Annotated[
         help=f"How entries are stored: {explained(NATIVE, STORES[NATIVE])}, "
         f"{', '.join(name for name in STORES if name != NATIVE and name not in PACKED)}, kKvV "
         f"(K bits a number of a key and V of a value, each {', '.join(map(str, BITS[:-1]))} or "
-        f"{BITS[-1]}: k4v2), or {AUTO} (int4, or "
-        "int8 where 4 bits would lose too much or 8 have room for every key). Fewer bits, more "
-        "entries at the same ratio. The method's own if left out.",
+        f"{BITS[-1]}: k4v2), or {AUTO} (for each layer {COARSE}, or {FINE} where {COARSE} would "
+        f"lose too much, for sliding windows, and where {FINE} too has room for every key). Fewer "
+        "bits, more entries at the same ratio. The method's own if left out.",
     ),
 ]
 Seed = Annotated[

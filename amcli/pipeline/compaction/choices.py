@@ -7,16 +7,18 @@ the limits are in docs/methods.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 
-from amcli.entries.catalogue import NATIVE
+from amcli.entries.matrix import UnstorableError
 from amcli.entries.stores import Quantizer, quantizer_of
 from amcli.matching.budgets import LayerShape
 from amcli.matching.fit_errors import fit_errors
-from amcli.pipeline.contexts.context import Context, full_layers, live_keys
+from amcli.models.geometry import LayerGeometry
+from amcli.pipeline.compaction.defaults import COARSE, FINE
+from amcli.pipeline.contexts.context import Context, live_keys
 from amcli.pipeline.queries.reference import LayerReference
 
 HARMLESS = 0.3
@@ -25,10 +27,13 @@ median, at most a tenth of what real documents contribute to the answers of thre
 above 0.4 a seventh or more is lost (docs/benchmarks/real/real.md)."""
 
 ROUNDING = 0.25
-"""Largest relative error of a layer's outputs that rounding the whole cache to 4 bits may cause.
-The worst layers of pocket and olmo2 reach 0.07 to 0.12, that of llama 0.27 to 0.32 (trained for
-this: docs/benchmarks/rounding.json); keys with a few channels far larger than the others, as in
-some models, reach 0.33 (docs/benchmarks/rotation.json)."""
+"""Largest relative error of a layer's outputs that rounding its whole cache to COARSE may cause.
+Layers of real models reach about a twentieth on average (docs/methods.md); keys that few bits
+cannot hold reach far more."""
+
+Changes = Mapping[int, float]
+"""How much COARSE changes the outputs of each layer, relative to them: a mean over heads. NaN: it
+cannot hold them. Layers of which nothing is known are not in it."""
 
 
 def holds_every_key(ratio: float, layers: Sequence[LayerShape], beta: bool) -> bool:
@@ -37,34 +42,79 @@ def holds_every_key(ratio: float, layers: Sequence[LayerShape], beta: bool) -> b
     return 0 < stored * ratio <= sum(x.full_bytes for x in layers)
 
 
-def store_by_error(context: Context, held: Mapping[int, LayerReference]) -> str:
-    """`int4`, or `int8` where 4 bits would change too much of what the `held` queries see.
+def chosen(
+    layers: Mapping[int, LayerGeometry],
+    holds: Callable[[Mapping[int, str]], bool],
+    changes: Callable[[], Changes],
+) -> dict[int, str]:
+    """The store of each layer, COARSE or FINE, with as little lost as the bytes allow.
 
-    Without held-out queries there is no way to tell, and 8 bits are safe.
+    FINE where COARSE changes the outputs by more than ROUNDING, where nothing is known of that,
+    and where dimensions do not fit. If there is room for every key, what is left of it goes to the
+    layers that COARSE changes most; if FINE has room for every key of all, that is all there is to
+    decide.
+
+    holds    whether every key has room in layers stored like this, at the ratio asked for
+    changes  measures; called only where its answer is needed
     """
-    dims = [d for i in full_layers(context) for d in _dims(context, i)]
-    if not dims:
-        return NATIVE
-    if not held or any(d % 2 for d in dims):
-        return "int8"
-    return "int4" if worst_rounding(context, held).error <= ROUNDING else "int8"
+    stores = dict.fromkeys(layers, FINE)
+    able = [i for i, layer in layers.items() if fits(COARSE, layer)]
+    if not able or holds(stores):
+        return stores
+    found = changes()
+    coarse = [i for i in able if found.get(i, math.nan) <= ROUNDING]  # NaN is not
+    stores |= dict.fromkeys(coarse, COARSE)
+    if holds(stores):
+        for i in sorted(coarse, key=lambda i: -found[i]):
+            finer = {**stores, i: FINE}
+            stores = finer if holds(finer) else stores
+    return stores
+
+
+def fits(store: str, layer: LayerGeometry) -> bool:
+    """Whether a layer's keys and values can be stored like this, by their dimensions."""
+    quantizer = quantizer_of(store)
+    multiples = (1, 1) if quantizer is None else quantizer.multiples
+    dims = (layer.key_dim, layer.value_dim)
+    return not any(d % n for d, n in zip(dims, multiples, strict=True))
+
+
+def coarse_changes(context: Context, held: Mapping[int, LayerReference]) -> dict[int, float]:
+    """See `Changes`: as measured on the `held` queries, which may be none."""
+    layers = context.loaded.geometry.layers
+    return rounding_errors(context, held, {i: COARSE for i in held if fits(COARSE, layers[i])})
 
 
 class Rounding(NamedTuple):
-    """The layer whose outputs 4 bits change most, and the relative error there."""
+    """The layer whose outputs its store changes most, and the relative error there."""
 
     layer: int
+    store: str
     error: float
 
 
-def worst_rounding(context: Context, held: Mapping[int, LayerReference]) -> Rounding:
-    """What rounding to 4 bits does to the worst of the layers in `held` (at least one)."""
-    int4 = quantizer_of("int4")
-    assert int4 is not None
-    errors = {i: float(rounding_error(context, i, held[i], int4)) for i in held}
+def worst_rounding(
+    context: Context, held: Mapping[int, LayerReference], stores: Mapping[int, str]
+) -> Rounding | None:
+    """What rounding does to the worst of the layers in `held`; None if nothing is rounded."""
+    errors = rounding_errors(context, held, stores)
+    if not errors:
+        return None
     # NaN and infinity count as worse than any number.
     worst = max(errors, key=lambda i: (not math.isfinite(errors[i]), errors[i]))
-    return Rounding(worst, errors[worst])
+    return Rounding(worst, stores[worst], errors[worst])
+
+
+def rounding_errors(
+    context: Context, held: Mapping[int, LayerReference], stores: Mapping[int, str]
+) -> dict[int, float]:
+    """`rounding_error` of the layers in `held` that are stored as codes, by layer."""
+    found = {}
+    for i in held:
+        quantizer = quantizer_of(stores[i]) if i in stores else None
+        if quantizer is not None:
+            found[i] = float(rounding_error(context, i, held[i], quantizer))
+    return found
 
 
 def rounding_error(
@@ -72,16 +122,16 @@ def rounding_error(
 ) -> torch.Tensor:
     """Relative output error from rounding a layer's keys and values: mean over heads, 0-d.
 
-    Each head's error is that of `matching.fit_errors` over the `held` queries.
+    Each head's error is that of `matching.fit_errors` over the `held` queries; NaN where numbers
+    cannot be stored like this.
     """
     K, V = live_keys(context, layer)
-    error = fit_errors(
-        held.sample.queries(K, V), held.sample.logits,
-        quantizer.round_keys(K, [K.shape[1]] * K.shape[0]), None, quantizer.round_values(V),
-    )  # fmt: skip
-    return context.loaded.shard.gathered(error.output).mean()
-
-
-def _dims(context: Context, layer: int) -> tuple[int, int]:
-    shape = context.loaded.geometry.layers[layer]
-    return shape.key_dim, shape.value_dim
+    try:
+        keys = quantizer.round_keys(K, [K.shape[1]] * K.shape[0])
+        values = quantizer.round_values(V)
+    except UnstorableError:
+        output = K.new_full(K.shape[:1], math.nan, dtype=torch.float32)
+    else:
+        queries = held.sample.queries(K, V)
+        output = fit_errors(queries, held.sample.logits, keys, None, values).output.float()
+    return context.loaded.shard.gathered(output).mean()

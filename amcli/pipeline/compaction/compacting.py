@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -10,7 +9,7 @@ import torch
 from amcli.matching.methods import FUTURE, ScoreContext
 from amcli.models.rotary import Rotary
 from amcli.pipeline.compaction import early, heldout
-from amcli.pipeline.compaction.choices import store_by_error, worst_rounding
+from amcli.pipeline.compaction.choices import Changes, coarse_changes, worst_rounding
 from amcli.pipeline.compaction.fitting import fit, sample_of
 from amcli.pipeline.compaction.plan import Plan, Target, decide
 from amcli.pipeline.compaction.request import Request, check
@@ -62,12 +61,12 @@ def compact(
 def planned(context: Context, request: Request, passes: Passes, progress: Progress) -> Plan:
     """The plan for compacting a context as requested; see `plan.decide` for what it raises."""
 
-    def auto() -> str | Mapping[int, str]:
+    def changes() -> Changes:
         held = held_out(context, request.seed, passes, progress)
-        found, _ = passes.get(("store", request.seed), lambda: store_by_error(context, held))
+        found, _ = passes.get(("changes", request.seed), lambda: coarse_changes(context, held))
         return found
 
-    return decide(Target.of(context), request, auto)
+    return decide(Target.of(context), request, changes)
 
 
 def carry_out(
@@ -112,14 +111,14 @@ def held_out(
 def measure(found: Compaction, passes: Passes, progress: Progress) -> None:
     """Fills in a compaction's errors on held-out queries and the seconds this took.
 
-    Where 4 bits were asked for by name, what they do is measured too.
+    Where a store was asked for by name, what its rounding does is measured too.
     """
     context, plan = found.context, found.plan
     began = stopwatch(context.loaded.device)
     held = held_out(context, plan.seed, passes, progress)
     found.errors = heldout.measure(context, found.layers, held)
-    if plan.measure_int4 and held:
-        found.rounding = worst_rounding(context, held)
+    if plan.named:
+        found.rounding = worst_rounding(context, held, plan.stores)
     found.seconds["errors"] = stopwatch(context.loaded.device) - began
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from amcli.entries.catalogue import MIXED
 from amcli.entries.ragged import Entries
 from amcli.errors import UsageError
 from amcli.matching import methods
@@ -83,8 +82,9 @@ def search(
 
     Bisection, starting at 20×; the next ratio depends only on the outcomes so far, so a higher
     fidelity never ends at a larger ratio. The reference pass runs once, and the order in which
-    one ratio selected a head's keys serves the larger ratios after it. The compaction's
-    `fidelity` says what was tried; its `seconds` cover the whole search.
+    one ratio selected a head's keys serves the larger ratios after it. What rounding does to each
+    layer is measured once too, so that stores differ only where ratios leave room for every key.
+    The compaction's `fidelity` says what was tried; its `seconds` cover the whole search.
 
     Raises UsageError when no ratio tried reaches `fidelity`, with the best seen, and whatever
     `compact` raises.
@@ -93,11 +93,8 @@ def search(
     check(request, context.T)
     require_finite(context)
     passes = Passes(context, shared=False, search=True)
-    # All ratios use the same stores.
-    first = planned(context, request, passes, progress)
-    request = replace(request, store=first.stores if first.store == MIXED else first.store)
     judge = Judge(context, held_out(context, request.seed), progress)
-    grid = ratios(first)
+    grid = ratios(planned(context, request, passes, progress))
     found: Compaction | None = None
     probes: list[Probe] = []
     reference: dict[str, dict[str, float]] = {}  # stages before `compact`, by query source

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from amcli.entries.catalogue import MIXED, NATIVE
-from amcli.entries.stores import Quantizer, quantizer_of
+from amcli.entries.stores import quantizer_of
 from amcli.errors import UsageError
 from amcli.matching import budgets
 from amcli.matching.budgets import LayerShape, Lengths
@@ -23,8 +23,8 @@ from amcli.models.geometry import LayerGeometry
 from amcli.models.memory import Preview
 from amcli.models.template import ChatTemplate
 from amcli.pipeline.compaction.budget_file import BudgetFile
-from amcli.pipeline.compaction.choices import holds_every_key
-from amcli.pipeline.compaction.defaults import AUTO
+from amcli.pipeline.compaction.choices import Changes, chosen, fits, holds_every_key
+from amcli.pipeline.compaction.defaults import AUTO, FINE
 from amcli.pipeline.compaction.request import Request, check
 from amcli.pipeline.contexts.context import Context
 from amcli.pipeline.queries.passes import QueryPlan
@@ -45,32 +45,38 @@ class Target:
     T         tokens of the context
     layers    the layers that can be compacted, by index, with the heads of all processes
     itemsize  bytes per number in the full cache
+    sliding   the other layers with keys and values, of which only a tail is kept
+    states    bytes of the states of layers without; None: unknown
     """
 
     model: str
     T: int
     layers: Mapping[int, LayerGeometry]
     itemsize: int
+    sliding: Mapping[int, LayerGeometry] = field(default_factory=dict)
+    states: int | None = 0
 
     @classmethod
     def of(cls, context: Context) -> Target:
         """The target for a context in a cache."""
         loaded = context.loaded
-        geometry = loaded.geometry
-        full = {i: geometry.layers[i].times(loaded.shard.size) for i in geometry.full_layers}
-        return cls(loaded.id, context.T, full, loaded.dtype.itemsize)
+        layers = [layer.times(loaded.shard.size) for layer in loaded.geometry.layers]
+        states = sum(x.nbytes for x in context.cache.get_states().values())
+        return cls.split(loaded.id, context.T, layers, loaded.dtype.itemsize, states)
 
     @classmethod
     def of_artifact(cls, artifact: Artifact, dtype: torch.dtype | None = None) -> Target:
         """The target for a prefill on disk, once loaded in `dtype` (None: its own)."""
         model = artifact.manifest["model"]
-        full = {
-            i: LayerGeometry("full", x.kv_heads, x.key_dim, x.value_dim)
-            for i, x in enumerate(artifact.layers)
-            if x.type == "full"
-        }
-        own: torch.dtype = getattr(torch, model["dtype"])
-        return cls(model["id"], artifact.logical_length, full, (dtype or own).itemsize)
+        layers = [
+            LayerGeometry(
+                "sliding" if x.window else "full", x.kv_heads, x.key_dim, x.value_dim, x.window
+            )
+            for x in artifact.layers
+        ]
+        itemsize = (dtype or getattr(torch, model["dtype"])).itemsize
+        T, states = artifact.logical_length, artifact.state_bytes
+        return cls.split(model["id"], T, layers, itemsize, states)
 
     @classmethod
     def of_text(cls, preview: Preview, text: str) -> Target:
@@ -86,31 +92,56 @@ class Target:
                 field="model",
             )
         tokens = len(ChatTemplate(preview.tokenizer).open_document(text).ids)
-        full = {i: x for i, x in enumerate(preview.layers) if x.type == "full"}
-        return cls(preview.id, tokens, full, preview.dtype.itemsize)
+        states = None if preview.has_states else 0
+        return cls.split(preview.id, tokens, preview.layers, preview.dtype.itemsize, states)
+
+    @classmethod
+    def split(
+        cls, model: str, T: int, layers: Sequence[LayerGeometry], itemsize: int, states: int | None
+    ) -> Target:
+        """The target for a model with these layers, of all processes' heads."""
+        full = {i: x for i, x in enumerate(layers) if x.window is None}
+        sliding = {i: x for i, x in enumerate(layers) if x.window is not None}
+        return cls(model, T, full, itemsize, sliding, states)
 
     def shapes(
         self, store: str | Mapping[int, str] = NATIVE, positions: bool = False
     ) -> list[LayerShape]:
         """The shapes of the layers, in order, with entries stored as `store` (one for all, or by
         layer), with or without `positions`."""
-        found = []
-        for i, layer in self.layers.items():
-            quantizer = quantizer_of(store if isinstance(store, str) else store.get(i, NATIVE))
-            dims, packed, group, shared = (layer.key_dim, layer.value_dim), None, 0, 0
-            if quantizer is not None:
-                packed, group = quantizer.entry_bytes(*dims), quantizer.group
-                shared = quantizer.group_bytes(layer.key_dim)
-            if positions:
-                packed = (sum(dims) * self.itemsize if packed is None else packed) + POSITION_BYTES
-            heads = layer.kv_heads
-            found.append(LayerShape(heads, self.T, *dims, self.itemsize, packed, group, shared))
-        return found
+        names = dict.fromkeys(self.layers, store) if isinstance(store, str) else store
+        return [
+            _shape(layer, self.T, self.itemsize, names.get(i, NATIVE), positions)
+            for i, layer in self.layers.items()
+        ]
+
+    def tails(self, stores: Mapping[int, str]) -> list[LayerShape]:
+        """The shapes of what is kept of the sliding layers, in order, stored as `stores` say."""
+        return [
+            _shape(
+                layer, min(self.T, (layer.window or 1) - 1), self.itemsize, stores.get(i, NATIVE)
+            )
+            for i, layer in self.sliding.items()
+        ]
 
     @property
     def full_bytes(self) -> int:
-        """Bytes of the uncompacted keys and values of these layers."""
+        """Bytes of the uncompacted keys and values of the layers that can be compacted."""
         return sum(shape.full_bytes for shape in self.shapes())
+
+
+def _shape(
+    layer: LayerGeometry, tokens: int, itemsize: int, store: str, positions: bool = False
+) -> LayerShape:
+    """The shape of a layer of so many tokens, stored as `store`."""
+    quantizer = quantizer_of(store)
+    dims, packed, group, shared = (layer.key_dim, layer.value_dim), None, 0, 0
+    if quantizer is not None:
+        packed, group = quantizer.entry_bytes(*dims), quantizer.group
+        shared = quantizer.group_bytes(layer.key_dim)
+    if positions:
+        packed = (sum(dims) * itemsize if packed is None else packed) + POSITION_BYTES
+    return LayerShape(layer.kv_heads, tokens, *dims, itemsize, packed, group, shared)
 
 
 @dataclass(frozen=True)
@@ -138,15 +169,15 @@ class LayerPlan:
 class Plan:
     """A compaction that has been decided.
 
-    method        the method
-    queries       where its reference queries come from
-    budget        how heads share the entries: a name of `budgets.NAMES`, `all` or `file`
-    file          the budget file, if one was given
-    layers        the layers to compact, in order
-    size          the size asked for: `ratio`, or `tokens` per head
-    measure_int4  whether 4 bits were asked for by name, so their effect is measured
-    positions     whether the token of each entry is stored
-    sliding       stores of sliding layers, by index, which are stored whole; all others native
+    method     the method
+    queries    where its reference queries come from
+    budget     how heads share the entries: a name of `budgets.NAMES`, `all` or `file`
+    file       the budget file, if one was given
+    layers     the layers to compact, in order
+    size       the size asked for: `ratio`, or `tokens` per head
+    named      whether the user named the store, so that what it does is measured
+    positions  whether the token of each entry is stored
+    sliding    stores of sliding layers, by index, which are stored whole; all others native
     """
 
     target: Target
@@ -158,7 +189,7 @@ class Plan:
     size: Mapping[str, float | int]
     seed: int
     memory_limit: int | None
-    measure_int4: bool
+    named: bool
     positions: bool
     sliding: Mapping[int, str] = field(default_factory=dict)
 
@@ -187,6 +218,18 @@ class Plan:
         """Bytes that will be stored, by the entries that layers are expected to get."""
         return sum(x.nbytes(self.method.has_beta) for x in self.layers)
 
+    @property
+    def whole_ratio(self) -> float | None:
+        """Full over stored bytes of all that the model keeps, sliding windows and states included;
+        None where that is unknown."""
+        if self.target.states is None:
+            return None
+        tails, states = self.target.tails(self.sliding), self.target.states
+        full = self.full_bytes + states + sum(x.full_bytes for x in tails)
+        kept = sum(x.stored_bytes([x.tokens] * x.heads, beta=False) for x in tails)
+        stored = self.stored_bytes + states + kept
+        return full / stored if stored else 1.0
+
     def allocate(self, scores: Sequence[torch.Tensor]) -> Lengths:
         """Entries per layer and head, by the scores `[H, T]` of each layer's keys."""
         layers = self.shapes
@@ -202,7 +245,7 @@ class Plan:
 
     def record(self) -> dict[str, Any]:
         """The plan as JSON."""
-        full, stored = self.full_bytes, self.stored_bytes
+        full, stored, whole = self.full_bytes, self.stored_bytes, self.whole_ratio
         return {
             "model": self.target.model,
             "tokens": self.target.T,
@@ -215,6 +258,7 @@ class Plan:
             "full_bytes": full,
             "stored_bytes": stored,
             "ratio": round(full / stored, 4) if stored else 1.0,
+            "whole_ratio": None if whole is None else round(whole, 4),
             "layers": [
                 {
                     "layer": x.layer,
@@ -235,12 +279,11 @@ def store_of(names: Sequence[str], mixed: bool = False) -> str:
     return names[0] if names else NATIVE
 
 
-def decide(target: Target, request: Request, auto: Callable[[], str | Mapping[int, str]]) -> Plan:
+def decide(target: Target, request: Request, changes: Callable[[], Changes]) -> Plan:
     """The plan for a request.
 
-    auto  resolves the store `auto`, to one for all layers that are compacted or one for each
-          layer, as in a request; called only where the sizes do not decide it, as finding out
-          needs the model
+    changes  what 4 bits do to each layer, by which the store `auto` is decided; called only where
+             the sizes do not decide it, as finding out needs the model
 
     Raises UsageError for what makes no sense or does not fit the model, ModelMismatchError for a
     budget file of another model.
@@ -258,8 +301,8 @@ def decide(target: Target, request: Request, auto: Callable[[], str | Mapping[in
         file, budget = None, "all"
     if file is not None:
         file.require_fit(target.model, list(target.layers), target.shapes())
-    stores = _stores(target, request, method, auto)
-    shapes, size = target.shapes(stores, request.positions), request.size(method)
+    stores, size = _stores(target, request, method, changes), request.size(method)
+    shapes = target.shapes(stores, request.positions)
     planned = _entries(shapes, method, size, budget, file)
     return Plan(
         target=target,
@@ -274,38 +317,41 @@ def decide(target: Target, request: Request, auto: Callable[[], str | Mapping[in
         size=size,
         seed=request.seed,
         memory_limit=request.memory_limit,
-        measure_int4=request.store == "int4",
+        named=request.store not in (None, AUTO),
         positions=request.positions,
         sliding={i: x for i, x in stores.items() if i not in target.layers and x != NATIVE},
     )
 
 
 def _stores(
-    target: Target, request: Request, method: Method, auto: Callable[[], str | Mapping[int, str]]
-) -> Mapping[int, str]:
+    target: Target, request: Request, method: Method, changes: Callable[[], Changes]
+) -> dict[int, str]:
     """How entries are stored, by layer. Raises UsageError where they cannot be stored that way."""
-    store, ratio = request.storage(method), request.ratio
-    int8 = target.shapes("int8", request.positions)
-    if store == AUTO and ratio is not None and holds_every_key(ratio, int8, method.has_beta):
-        store = "int8"  # nothing has to be dropped: fewer bits would only cost precision
-    elif store == AUTO:
-        store = auto()
-    stores = dict.fromkeys(target.layers, store) if isinstance(store, str) else store
+    store, ratio = request.storage(method), request.size(method).get("ratio")
+    if store == AUTO:
+
+        def holds(stores: Mapping[int, str]) -> bool:
+            shapes = target.shapes(stores, request.positions)
+            return ratio is not None and holds_every_key(ratio, shapes, method.has_beta)
+
+        return {**chosen(target.layers, holds, changes), **dict.fromkeys(target.sliding, FINE)}
+    stores = dict.fromkeys(target.layers, store) if isinstance(store, str) else dict(store)
     for i, layer in target.layers.items():
-        quantizer = quantizer_of(stores.get(i, NATIVE))
-        if quantizer is not None:
-            _require_fit(quantizer, layer, target.model)
+        _require_fit(stores.get(i, NATIVE), layer, target.model)
     return stores
 
 
-def _require_fit(quantizer: Quantizer, layer: LayerGeometry, model: str) -> None:
+def _require_fit(store: str, layer: LayerGeometry, model: str) -> None:
     """Raises UsageError for dimensions that a store cannot take."""
+    quantizer = quantizer_of(store)
+    if quantizer is None or fits(store, layer):
+        return
     for d, n in zip((layer.key_dim, layer.value_dim), quantizer.multiples, strict=True):
         if d % n:
             wanted = "even head dimensions" if n == 2 else f"head dimensions that {n} divides"
             raise UsageError(
                 f"store {quantizer.name} wants {wanted}, {model} has {d}",
-                "use store int8",
+                "use store auto",
                 code="store-wants-even",
                 field="store",
                 store=quantizer.name,
@@ -322,20 +368,27 @@ def _entries(
     budget: str,
     file: BudgetFile | None,
 ) -> list[int]:
-    """Entries per head of each layer, before scores are known; see `budgets.planned`."""
+    """Entries that a head of each layer gets, before scores are known: at least, or with a file on
+    average."""
     if method.selection == "all":
         return [layer.tokens for layer in layers]
-    total = _total(size, layers, method)
+
+    def share(total: int) -> Lengths:
+        if file is not None:
+            return file.allocate(total, layers)
+        return budgets.unscored(budget, total, layers)
+
+    lengths = share(_total(size, layers, method, share))
     if file is not None:
-        return [sum(heads) // max(1, len(heads)) for heads in file.allocate(total, layers)]
-    return budgets.planned(budget, total, layers)
+        return [sum(heads) // max(1, len(heads)) for heads in lengths]
+    return [min(heads, default=0) for heads in lengths]
 
 
 def _total(
     size: Mapping[str, float | int],
     layers: Sequence[LayerShape],
     method: Method,
-    share: Callable[[int], Lengths] | None = None,
+    share: Callable[[int], Lengths],
 ) -> int:
     """Entries of all heads together, from the size asked for."""
     if "tokens" in size:

@@ -13,7 +13,7 @@ from amcli.pipeline.compaction import budget_file
 from amcli.pipeline.compaction.choices import Rounding
 from amcli.pipeline.compaction.heldout import Errors
 from amcli.pipeline.compaction.plan import Plan
-from amcli.pipeline.contexts.context import Context, full_layers
+from amcli.pipeline.contexts.context import Context, full_layers, put
 from amcli.pipeline.contexts.source import bare_name
 from amcli.pipeline.queries.self_study import TEMPERATURE
 from amcli.storage.artifacts import NewArtifact, complete, stores_recorded
@@ -66,7 +66,7 @@ class Compaction:
     asked        questions that the model asked itself to make them
     seconds      time taken by each stage
     errors       of the stored entries, on held-out queries; None: not measured
-    rounding     what 4 bits do to the worst layer, where the user asked for them
+    rounding     what a store that the user named does to the worst layer, if it rounds
     fidelity     what a search for the ratio found, if there was one
     positions    for each compacted layer, the token each entry was taken from, `[N]` int32, to be
                  stored; empty: not asked for
@@ -99,11 +99,20 @@ class Compaction:
         """Full over stored bytes of the compacted layers; 1 for a model without any."""
         return self.full_bytes / self.stored_bytes if self.stored_bytes else 1.0
 
+    @property
+    def whole_ratio(self) -> float:
+        """Full over stored bytes of all that the model keeps, sliding windows and states included;
+        the same as `ratio` for a model without either."""
+        size, full = self.context.loaded.dtype.itemsize, full_layers(self.context)
+        tails = [heads for i, heads in enumerate(self.layers) if i not in full]
+        states = sum(x.nbytes for x in self.context.cache.get_states().values())
+        numbers = sum(sum(x.lengths) * (x.key_dim + x.value_dim) for x in tails)
+        stored = self.stored_bytes + states + sum(x.nbytes for x in tails)
+        return (self.full_bytes + states + numbers * size) / stored if stored else 1.0
+
     def apply(self) -> None:
         """Puts the compact entries into the context's cache in place of the full ones."""
-        for i in full_layers(self.context):
-            mine = self.context.loaded.shard.mine(self.layers[i])
-            self.context.cache.set_prefix(i, mine, self.context.T)
+        put(self.context, self.context.cache, self.layers)
 
     @property
     def requested(self) -> dict[str, float | int]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from amcli.entries.catalogue import NATIVE
 from amcli.entries.ragged import Entries
 from amcli.errors import AmkvError
 from amcli.models.cache import CompactCache
@@ -77,17 +78,38 @@ def held(cache: CompactCache, layer: int) -> list[Entries]:
 def shared(context: Context, layers: Sequence[Entries] | None = None) -> CompactCache:
     """A cache with the entries of full layers as a prefix that all rows of a batch share.
 
-    `layers` are the entries of all heads; None: what the context holds live.
+    `layers` are the entries of all heads of every layer; None: what the context holds live.
     """
     cache = context.cache.fork()
     if context.before:  # it already has a prefix
         return cache
-    for i in full_layers(context):
-        mine = context.loaded.shard.mine
-        heads = dense(context.cache, i) if layers is None else mine(layers[i])
-        if context.T:
-            cache.set_prefix(i, heads, context.T)
+    if layers is not None:
+        put(context, cache, layers)
+    elif context.T:
+        for i in full_layers(context):
+            cache.set_prefix(i, dense(context.cache, i), context.T)
     return cache
+
+
+def put(context: Context, cache: CompactCache, layers: Sequence[Entries]) -> None:
+    """Puts the entries of all heads of every layer into a cache of the context, as they are stored:
+    those of full layers as a prefix, those of sliding layers as numbers."""
+    if not context.T:
+        return
+    full, loaded = set(full_layers(context)), context.loaded
+    for i, heads in enumerate(layers):
+        if i in full:
+            cache.set_prefix(i, loaded.shard.mine(heads), context.T)
+        elif heads.store != NATIVE:  # else they are what the cache holds
+            set_tail(cache, i, loaded.shard.mine(heads), loaded.dtype, context.T)
+
+
+def set_tail(cache: CompactCache, layer: int, heads: Entries, dtype: torch.dtype, T: int) -> None:
+    """Puts the entries of a layer into a cache as live numbers of that dtype, as more tokens will
+    follow, and those of a sliding layer leave at the other end."""
+    numbers, H, n = heads.unpack().to(heads.device, dtype), len(heads.lengths), heads.lengths[0]
+    keys = numbers.keys.stored().view(H, n, heads.key_dim)
+    cache.set_live(layer, keys, numbers.values.stored().view(H, n, heads.value_dim), T)
 
 
 def full_layers(context: Context) -> Sequence[int]:

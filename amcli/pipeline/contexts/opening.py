@@ -10,7 +10,7 @@ from amcli.models.cache import CompactCache
 from amcli.models.loading import LoadedModel, load
 from amcli.models.memory import Preview
 from amcli.models.state import placed, state_differences
-from amcli.pipeline.contexts.context import Context
+from amcli.pipeline.contexts.context import Context, set_tail
 from amcli.pipeline.contexts.joining import join
 from amcli.pipeline.contexts.reading import for_length
 from amcli.storage.artifacts import Artifact
@@ -56,11 +56,8 @@ def restore(artifact: Artifact, loaded: LoadedModel) -> Context:
         heads = loaded.shard.mine(artifact.heads(i, place)).to(place, loaded.dtype)
         if layer.type == "full" and artifact.kind == "compact":
             cache.set_prefix(i, heads, T)
-        else:  # numbers, as more tokens follow, and those of a sliding layer leave at the other end
-            shape = (layer.kv_heads, heads.lengths[0], -1)
-            heads = heads.unpack().to(place, loaded.dtype)
-            keys, values = heads.keys.stored(), heads.values.stored()
-            cache.set_live(i, keys.view(shape), values.view(shape), T)
+        else:
+            set_tail(cache, i, heads, loaded.dtype, T)
     cache.set_states(
         {
             (i, name): placed(name, state, loaded.geometry.state_devices[i], loaded.dtype)
