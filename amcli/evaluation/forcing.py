@@ -91,8 +91,8 @@ def tokenize(loaded: LoadedModel, question: Question) -> Forced:
     Raises UsageError when two letters of a multiple choice are one token.
     """
     if question.continuation:
-        ids = loaded.tokenizer(question.text, add_special_tokens=False)["input_ids"]
-        return Forced(list(ids[:1]), list(ids[1:]), ends=False)
+        ids = loaded.chat.plain_ids(question.text)
+        return Forced(ids[:1], ids[1:], ends=False)
     chat = loaded.chat
     end = end_token(loaded)
     answer = chat.answer_ids(question.answer)
