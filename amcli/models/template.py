@@ -28,6 +28,7 @@ _DOCUMENT, _QUESTION, _ANSWER = "AmkvDocumentHere", "AmkvQuestionHere", "AmkvAns
 _SYSTEM = "AmkvSystemHere"
 
 _JOIN = "\n\n"
+_ASKED = "Question:"
 
 # Templates' names for the thinking switch; those that know neither name ignore both.
 _SWITCHES = ("enable_thinking", "thinking")
@@ -91,19 +92,24 @@ class ChatTemplate:
         template that has a switch for them leaves them out.
         """
         if self.raw:
-            return self.plain_ids(f"{_JOIN}Question: {question}\nAnswer:")
+            return self.plain_ids(f"{_JOIN}{_ASKED} {question}\nAnswer:")
         return self.plain_ids(_JOIN + question) + self._control(self._rest_of_turn(think))
 
     def next_turn(self, question: str, think: bool = False) -> list[int]:
         """What follows an answer: its end (not yet in the cache), and the next question's turn."""
         if self.raw:
-            return self.plain_ids(f"{_JOIN}Question: {question}\nAnswer:")
+            return self.plain_ids(f"{_JOIN}{_ASKED} {question}\nAnswer:")
         between, _, rest = self._turns(think).partition(_QUESTION)
         return self._control(between) + self.plain_ids(question) + self._control(rest)
 
     def answer_ids(self, text: str) -> list[int]:
         """An answer as the assistant would write it, without the end of its turn."""
         return self.plain_ids(f" {text}" if self.raw else text)
+
+    @property
+    def stop_text(self) -> str | None:
+        """What ends an answer without being part of it: without a template, the next question."""
+        return f"\n{_ASKED}" if self.raw else None
 
     # ---- thoughts ------------------------------------------------------------------------------
 
