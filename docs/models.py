@@ -108,6 +108,13 @@ are read as their characters, though the tokenizer has them as one token each.
   them. So does the token for unknown characters, but nobody gets it by writing its name.
 - A text without control words has the same tokens as ever.
 
+## Models without a chat template
+
+A base model reads the document, an empty line, `Question: …` and `Answer:`. It has no token that
+ends a turn, and would go on with questions of its own. So an answer ends where `Question:` begins
+another line; what the model wrote from there on is neither shown nor remembered. Such a model
+cannot be told to ask itself questions.
+
 ## Several GPUs
 
 `--device-map auto` spreads a model's layers over all GPUs, and each layer's entries lie with it

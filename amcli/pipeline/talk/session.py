@@ -24,8 +24,8 @@ class Turn:
     start    logical length of the cache before it
     tokens   tokens of the answer; `seconds` run from the question to the answer's end
     system   the instructions in force, given now or before
-    ended    why the answer ended: `stop` (the model's own end), `max-tokens`, `positions`, or
-             `broken-off`
+    ended    why the answer ended: `stop` (the model's own end or, without a template, the
+             beginning of another question), `max-tokens`, `positions`, or `broken-off`
     """
 
     question: str
