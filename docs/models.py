@@ -95,6 +95,26 @@ knows; for any other, name the folder or hub id that the file was made from.
 - Old versions of transformers, such as 5.17, make another tokenizer of a file than new ones, and
   artifacts are refused across that line.
 
+## Documents and questions are text
+
+What looks like a control token in a document, a question or an instruction is only text, so that a
+document cannot close its turn, call a tool or think for the model. `<|im_end|>` and `<tool_call>`
+are read as their characters, though the tokenizer has them as one token each.
+
+- Control words are all added tokens that are flagged special; those that the chat template
+  mentions; and those that mix letters with signs, such as `<think>`, `[/INST]` or Gemma's `<h1>`.
+- Runs of white space (GPT-NeoX, Phi, Gemma), whole words and single signs that were added to a
+  tokenizer are text that happens to be one token. They stay one, as the model was trained to read
+  them. So does the token for unknown characters, but nobody gets it by writing its name.
+- A text without control words has the same tokens as ever.
+
+## Models without a chat template
+
+A base model reads the document, an empty line, `Question: …` and `Answer:`. It has no token that
+ends a turn, and would go on with questions of its own. So an answer ends where `Question:` begins
+another line; what the model wrote from there on is neither shown nor remembered. Such a model
+cannot be told to ask itself questions.
+
 ## Several GPUs
 
 `--device-map auto` spreads a model's layers over all GPUs, and each layer's entries lie with it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +19,7 @@ from amcli.commands.questions import lines, prompts
 from amcli.commands.screen.console import Console
 from amcli.commands.screen.terminal import is_terminal
 from amcli.commands.shared import open_contexts, warn_of_length, work
+from amcli.commands.slash import Slash, is_command, misspelt
 from amcli.errors import UsageError
 from amcli.pipeline.contexts.source import STDIN
 from amcli.pipeline.talk.questions import Asked, from_file
@@ -109,7 +111,8 @@ def chat(
 
     On a terminal this is a conversation: /help lists what can be typed, Ctrl-C
     stops an answer, Ctrl-D leaves. With -p it is one question. From a pipe,
-    every line is one turn, and the answers go to standard output.
+    every line is one turn, and the answers go to standard output; commands
+    such as /save chat.md work there too.
 
     The model is the artifact's; another one is refused if it does not fit.
 
@@ -154,8 +157,7 @@ def chat(
             console.json = True
             asker.ask_each(asked or [])
             return
-        for question in lines() if asked is None else asked:
-            asker.ask(question)
+        asker.talk(lines() if asked is None else asked)
 
 
 def _given(contexts: list[Path] | None) -> list[Path]:
@@ -173,7 +175,19 @@ def _asked(given: list[str] | None, file: Path | None) -> list[Asked] | None:
         raise UsageError("--questions and -p exclude each other", "give one of them")
     if file is not None:
         return from_file(file)
-    return prompts(given) if given else None
+    if not given:
+        return None
+    asked = prompts(given)
+    if any(_is_command(question.text) for question in asked):
+        require_one("run commands", "leave out what begins with /")
+    return asked
+
+
+def _is_command(text: str) -> bool:
+    """Whether a turn is a command, as in a conversation. UsageError for one that is misspelt."""
+    if (wrong := misspelt(text)) is not None:
+        raise wrong
+    return is_command(text)
 
 
 def _whole(session: Session, progress: Progress) -> Whole:
@@ -195,6 +209,18 @@ class _Asker:
     paths: list[Path]
     loading: float
     whole: Whole | None
+
+    def talk(self, turns: Iterable[Asked]) -> None:
+        """One turn after another: questions, and the commands of a conversation."""
+        panel = Conversation(self.console, self.session, self.paths, self.whole).show_panel
+        slash = Slash(
+            self.console, self.session, self.paths, lambda text: self.ask(Asked(text)), panel
+        )
+        for turn in turns:
+            if not _is_command(turn.text):
+                self.ask(turn)
+            elif not slash.run(turn.text):
+                return
 
     def ask_each(self, questions: list[Asked]) -> None:
         """Every question by itself, right after the context."""

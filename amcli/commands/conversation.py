@@ -15,8 +15,7 @@ from amcli.commands.screen import console as output
 from amcli.commands.screen.console import Console, ReaderGoneError, remark, report
 from amcli.commands.screen.keyboard import Keyboard
 from amcli.commands.screen.terminal import is_terminal, paint, printable, styled
-from amcli.commands.slash import Slash, known
-from amcli.errors import did_you_mean
+from amcli.commands.slash import Slash, is_command, known, misspelt
 from amcli.system.files import open_artifact
 from amcli.system.units import bytes_text
 
@@ -87,15 +86,12 @@ class Conversation:
 
     def _turn(self, text: str) -> bool:
         """One command or question; False when the user wants to leave."""
-        word = text.split(maxsplit=1)[0]
         try:
-            if word in known():
-                return self._slash.run(text)
-            meant = did_you_mean(word, known()) if word.startswith("/") else ""
-            if word.startswith("/") and (meant or word == text):
-                there = f"there is no command {printable(word)}; "
-                self._console.note(f"{there}{meant}/help lists them")
+            if (wrong := misspelt(text)) is not None:
+                self._console.note(f"{wrong.message}; {wrong.hint}")
                 return True
+            if is_command(text):
+                return self._slash.run(text)
             self.ask(text)
         except KeyboardInterrupt:
             self._console.note("(stopped)")

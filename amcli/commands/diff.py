@@ -105,7 +105,7 @@ def _text(record: dict[str, Any]) -> Iterator[str]:
     if record["differences"]:
         yield ""
     for name, (a, b) in record["differences"].items():
-        yield f"{name:<26}{_short(name, a):<{_WIDEST}} {_short(name, b)}".rstrip()
+        yield f"{name:<25} {_short(name, a):<{_WIDEST}} {_short(name, b)}".rstrip()
 
 
 def _mark(same: bool) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
+from amcli.system.units import error_text
 from amkv_format import AmkvFile
 
 RAMP = (53, 54, 55, 24, 30, 36, 72, 77, 148, 226)
@@ -52,7 +53,9 @@ class HeadMap:
 
     def text(self, value: float) -> str:
         """A number as text."""
-        return f"{value:,.0f}" if self.whole else f"{value:.3g}"
+        if self.whole:
+            return f"{value:,.0f}"
+        return f"{value:.3g}" if value < 1000 else error_text(value)
 
 
 def maps(artifact: AmkvFile) -> list[HeadMap]:

@@ -29,7 +29,7 @@ from amcli.storage.summary import (
     whole_ratio,
 )
 from amcli.system.files import open_artifact
-from amcli.system.units import bytes_text
+from amcli.system.units import bytes_text, error_text
 from amkv_format import AmkvFile, FormatError, state_tensor
 
 STRIP = 64
@@ -212,7 +212,13 @@ def _facts(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _error(name: str, found: dict[str, float]) -> str:
-    return f"{name} {found['mean']:.2g} on average, {found['max']:.2g} in the worst head"
+    mean, most = (_short_error(found[key]) for key in ("mean", "max"))
+    return f"{name} {mean} on average, {most} in the worst head"
+
+
+def _short_error(error: float) -> str:
+    """An error with two digits, or as it is where it is large."""
+    return f"{error:.2g}" if error < 10 else error_text(error)
 
 
 def _revision(model: dict[str, Any]) -> str:
@@ -245,15 +251,16 @@ def _details(record: dict[str, Any]) -> Iterator[str]:
 def _table(layers: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Entries per head of each layer, and the mean of its heads' errors."""
     names = list(dict.fromkeys(name for layer in layers for name in layer["fit_errors"]))[:2]
-    heading = f"{'layer':>5}  {'type':<8}{'heads':>5}{'min':>9}{'mean':>11}{'max':>9}"
-    yield heading + "".join(f"{name[:8] + ' err':>14}" for name in names)
+    heading = f"{'layer':>5}  {'type':<8}{'heads':>5} {'min':>8} {'mean':>10} {'max':>8}"
+    yield heading + "".join(f" {name[:8] + ' err':>13}" for name in names)
     for i, layer in enumerate(layers):
         stored = layer["stored"]
         row = (
-            f"{i:>5}  {layer['type']:<8}{layer['kv_heads']:>5}{min(stored):>9,}"
-            f"{statistics.fmean(stored):>11,.1f}{max(stored):>9,}"
+            f"{i:>5}  {layer['type']:<8}{layer['kv_heads']:>5} {min(stored):>8,} "
+            f"{statistics.fmean(stored):>10,.1f} {max(stored):>8,}"
         )
         for name in names:
             error = layer["fit_errors"].get(name)
-            row += f"{'–' if error is None else format(error, '.3g'):>14}"
+            small = error is not None and error < 10
+            row += f" {f'{error:.3g}' if small else error_text(error):>13}"
         yield row

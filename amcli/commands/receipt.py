@@ -12,13 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 from amcli.entries.catalogue import MIXED, NATIVE
 from amcli.storage.summary import fit_errors, in_all, stores_text
-from amcli.system.units import bytes_text, seconds_text
+from amcli.system.units import bytes_text, error_text, seconds_text
 
 if TYPE_CHECKING:
     from amcli.pipeline.compaction.result import Compaction
 
 SHOWN = 5
 """Heads shown in each of the two tables."""
+
+HUGE = 10
+"""An error of which a receipt warns in any head: 1 is what an empty head has."""
+
+GLANCE = 0.01
+"""Attention to the document below which a head's errors are nobody's loss: the mass of next to
+nothing is easily missed by a large factor."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,18 @@ class HeadFacts:
     mass_error: float | None
     output_error: float | None
     attention: float | None
+
+    @property
+    def worst(self) -> float:
+        """The larger of the errors that are known; infinite for one that is no number."""
+        known = [e for e in (self.mass_error, self.output_error) if e is not None]
+        return max((e if e == e else math.inf for e in known), default=0.0)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether its errors are huge, and it looks at the document at all."""
+        seen = self.attention is None or not self.attention < GLANCE
+        return seen and self.worst >= HUGE
 
     def record(self) -> dict[str, Any]:
         """The head as JSON."""
@@ -88,10 +107,18 @@ def warnings(result: Compaction, manifest: Mapping[str, Any]) -> Iterator[str]:
         if not math.isfinite(worst.error):
             changed = f"cannot hold layer {worst.layer}"
         yield f"{worst.store} {changed}; try --store auto"
+    less = _less(manifest["requested"])
     known = fit_errors(manifest).get("output")
-    if known is not None and known["mean"] > HARMLESS:
-        less = _less(manifest["requested"])
-        yield f"output error {known['mean']:.2f}: above {HARMLESS:g} answers change{less}"
+    if known is not None and not known["mean"] <= HARMLESS:
+        mean = f"{known['mean']:.2f}" if known["mean"] < 10 else error_text(known["mean"])
+        yield f"output error {mean}: above {HARMLESS:g} answers change{less}"
+    if huge := [head for head in facts(result) if head.is_lost]:
+        head = max(huge, key=lambda head: head.worst)
+        count = f"{len(huge):,} heads" if len(huge) > 1 else "a head"
+        yield (
+            f"{count} with an error of {HUGE} or more, {error_text(head.worst)} in layer "
+            f"{head.layer}, head {head.head}: worse than no document{less}"
+        )
 
 
 def _less(requested: Mapping[str, Any]) -> str:
@@ -138,7 +165,9 @@ def lines(
         )
     known = fit_errors(manifest)
     if known and result.errors is not None:
-        means = ", ".join(f"{name} {_number(known[name]['mean'])}" for name in sorted(known)[::-1])
+        means = ", ".join(
+            f"{name} {error_text(known[name]['mean'])}" for name in sorted(known)[::-1]
+        )
         yield f"error on {result.errors.count} held-out queries a head: {means} on average"
         yield from _table(heads)
     for warning in warnings(result, manifest):
@@ -148,7 +177,7 @@ def lines(
 def _table(heads: Sequence[HeadFacts]) -> Iterator[str]:
     """Two tables side by side."""
     gap = " " * 6
-    heading = f"{'layer':>7}{'head':>6}{'entries':>9}{'output':>8}{'mass':>7}"
+    heading = f"{'layer':>7} {'head':>5} {'entries':>8} {'output':>7} {'mass':>6}"
     yield f"  {'most entries':<{len(heading) - 2}}{gap}  largest errors"
     yield heading + gap + heading
     for left, right in zip_longest(most_entries(heads), largest_errors(heads)):
@@ -157,13 +186,6 @@ def _table(heads: Sequence[HeadFacts]) -> Iterator[str]:
 
 def _row(head: HeadFacts) -> str:
     return (
-        f"{head.layer:>7}{head.head:>6}{head.entries:>9,}"
-        f"{_number(head.output_error):>8}{_number(head.mass_error):>7}"
+        f"{head.layer:>7} {head.head:>5} {head.entries:>8,} "
+        f"{error_text(head.output_error):>7} {error_text(head.mass_error):>6}"
     )
-
-
-def _number(error: float | None) -> str:
-    """An error in at most six characters."""
-    if error is None:
-        return "–"
-    return f"{error:.3f}" if error < 10 else f"{error:.3g}"

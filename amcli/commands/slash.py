@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from amcli.commands import options as opt
 from amcli.commands import transcript
 from amcli.commands.screen.console import Console, remark
-from amcli.errors import UsageError
+from amcli.commands.screen.terminal import printable
+from amcli.errors import UsageError, did_you_mean
 from amcli.system.files import EXTENSION, require_writable
 from amcli.system.units import bytes_text, seconds_text
 
@@ -41,6 +42,22 @@ _KEYS = """\
 def known() -> list[str]:
     """All commands."""
     return [*_HELP, "/exit"]
+
+
+def is_command(text: str) -> bool:
+    """Whether a line is a command."""
+    return text.split(maxsplit=1)[0] in known()
+
+
+def misspelt(text: str) -> UsageError | None:
+    """What to say to a line that looks like a command and is none."""
+    word = text.split(maxsplit=1)[0]
+    if is_command(text) or not word.startswith("/"):
+        return None
+    meant = did_you_mean(word, known())
+    if not meant and word != text:  # a question that begins with a path
+        return None
+    return UsageError(f"there is no command {printable(word)}", f"{meant}/help lists them")
 
 
 @dataclass

@@ -24,6 +24,7 @@ from amcli.evaluation.runner import hardware
 from amcli.generator.documents import generate
 from amcli.models.geometry import decoder_of
 from amcli.models.loading import LoadedModel
+from amcli.models.spoken import whole_text
 from amcli.pipeline.compaction.compacting import compact
 from amcli.pipeline.compaction.estimate import fit_flop, product
 from amcli.pipeline.compaction.request import Request
@@ -136,7 +137,7 @@ def document(loaded: LoadedModel, tokens: int, seed: int) -> str:
         text = generate(seed, size).text
         ids = loaded.tokenizer(text, add_special_tokens=False).input_ids
         if len(ids) >= tokens:
-            return str(loaded.tokenizer.decode(ids[:tokens]))
+            return whole_text(loaded.tokenizer, ids[:tokens])
         size = int(1.2 * size * tokens / max(1, len(ids))) + 64
 
 

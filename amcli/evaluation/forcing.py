@@ -91,8 +91,8 @@ def tokenize(loaded: LoadedModel, question: Question) -> Forced:
     Raises UsageError when two letters of a multiple choice are one token.
     """
     if question.continuation:
-        ids = loaded.tokenizer(question.text, add_special_tokens=False)["input_ids"]
-        return Forced(list(ids[:1]), list(ids[1:]), ends=False)
+        ids = loaded.chat.plain_ids(question.text)
+        return Forced(ids[:1], ids[1:], ends=False)
     chat = loaded.chat
     end = end_token(loaded)
     answer = chat.answer_ids(question.answer)
@@ -111,13 +111,14 @@ def tokenize(loaded: LoadedModel, question: Question) -> Forced:
 
 
 def as_replied(loaded: LoadedModel, question: Question, reply: Reply) -> Forced:
-    """The tokens of a question and of the model's own reply, with its end token if it ended.
+    """The tokens of a question and of the model's own reply, with what ended it if it ended: its
+    end token or, without a template, the beginning of another question.
 
     An empty reply is one end token.
     """
     prompt = loaded.chat.first_turn(question.text)
     end = end_token(loaded) if reply.ended else None
-    targets = list(reply.ids) if end is None else [*reply.ids, end]
+    targets = [*reply.ids, *reply.end] if end is None else [*reply.ids, end]
     if not targets:
         return Forced(prompt, [min(loaded.chat.stop_ids)], ends=True)
     return Forced(prompt, targets, end is not None)

@@ -21,6 +21,7 @@ from amcli.matching import methods
 from amcli.models.cache import CompactCache
 from amcli.models.generate import stream
 from amcli.models.loading import LoadedModel
+from amcli.models.spoken import Spoken, whole_text
 from amcli.pipeline.compaction.compacting import compact
 from amcli.pipeline.compaction.defaults import AUTO
 from amcli.pipeline.compaction.plan import Target
@@ -130,9 +131,13 @@ def summary(context: Context, request: Request, passes: Passes, progress: Progre
     ids: list[int] = []
     if room > 0:
         progress.start("summary", room)
+        spoken = Spoken(loaded.tokenizer, loaded.chat)
         for token in stream(loaded, context.cache.fork(), asked, max_tokens=room):
-            ids.append(token)
+            spoken.push(token)
             progress.advance()
+            if spoken.ended:
+                break
+        ids = spoken.tokens[: spoken.kept()[0]]
     text = _that_fits(loaded, ids, tokens)
     brief = reading.prefill(loaded, Source("summary", text))
     layers = _stored(brief, store)
@@ -154,7 +159,7 @@ def _stored(context: Context, store: str) -> list[Entries]:
 def _that_fits(loaded: LoadedModel, ids: list[int], tokens: int) -> str:
     """The longest start of a generated text that keeps the context within `tokens` tokens."""
     for end in range(len(ids), 0, -1):
-        text = str(loaded.tokenizer.decode(ids[:end], skip_special_tokens=True)).strip()
+        text = whole_text(loaded.tokenizer, ids[:end]).strip()
         if len(loaded.chat.open_document(text).ids) <= tokens:
             return text
     return ""

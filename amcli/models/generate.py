@@ -1,4 +1,4 @@
-"""Run a model over a cache: feed token ids in chunks, sample token after token, decode to text.
+"""Run a model over a cache: feed token ids in chunks, sample token after token.
 
 Knows neither templates nor files. A forward pass that fails or is interrupted leaves the cache
 as it was before that pass.
@@ -11,14 +11,13 @@ from collections.abc import Set as AbstractSet
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from amcli.errors import OutOfMemoryError
 from amcli.models.cache import CompactCache
 from amcli.models.failures import out_of_memory
 from amcli.models.geometry import decoder_of
 from amcli.models.loading import LoadedModel
-from amcli.models.template import control_ids
 
 CHUNK = 2048
 """Tokens a forward pass takes: enough to keep a GPU busy, few enough to bound its memory."""
@@ -128,46 +127,3 @@ def _choose(logits: torch.Tensor, temperature: float, generator: torch.Generator
     # On the CPU, so that a seed means the same on every device.
     weights = (logits.double().cpu() / temperature).softmax(dim=-1)
     return int(torch.multinomial(weights, 1, generator=generator))
-
-
-class TextStream:
-    """Decode tokens one by one into text, holding back bytes that do not yet form a character.
-
-    Control tokens give no text, except for those in `keep`.
-    """
-
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, keep: AbstractSet[int] = frozenset()
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._dropped = control_ids(tokenizer) - keep
-        self._ids: list[int] = []
-        self._start = 0  # decoding begins here: some tokenizers drop the first token's space
-        self._done = 0  # tokens before this one have been returned
-
-    def push(self, token: int) -> str:
-        """The text that this token completes; empty while a character is incomplete."""
-        if token in self._dropped:
-            return ""
-        self._ids.append(token)
-        new = self._pending()
-        if new.endswith("\ufffd"):
-            return ""
-        self._start, self._done = self._done, len(self._ids)
-        return new
-
-    def finish(self) -> str:
-        """What is left; an incomplete character becomes U+FFFD."""
-        new = self._pending()
-        self._start = self._done = len(self._ids)
-        return new
-
-    def _pending(self) -> str:
-        given = self._decode(self._ids[self._start : self._done])
-        return self._decode(self._ids[self._start :])[len(given) :]
-
-    def _decode(self, ids: list[int]) -> str:
-        text = self._tokenizer.decode(
-            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-        return str(text)

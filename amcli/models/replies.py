@@ -15,6 +15,7 @@ import torch
 
 from amcli.models.cache import CompactCache
 from amcli.models.loading import LoadedModel
+from amcli.models.spoken import Ending, whole_text
 
 ROWS = 32
 """Prompts answered at a time."""
@@ -24,11 +25,18 @@ _LOOK = 16  # steps between checks for all rows being done: each check waits for
 
 @dataclass(frozen=True)
 class Reply:
-    """One reply: its tokens without a stop token, whether one came, and the text."""
+    """One reply.
+
+    ids    its tokens, without a stop token
+    ended  whether it ended by itself
+    text   what it says, in whole characters
+    end    without a chat template, the tokens after `ids` that begin the next question
+    """
 
     ids: list[int]
     ended: bool
     text: str
+    end: tuple[int, ...] = ()
 
 
 def answers(
@@ -70,10 +78,22 @@ def replies(
         given = [list(prompts[i]) for i in batch]
         tokens = _lockstep(loaded, cache, given, limits, temperature, generator)
         for i, (ids, ended) in zip(batch, tokens, strict=True):
-            text = loaded.tokenizer.decode(ids, skip_special_tokens=True)
-            found[i] = Reply(ids, ended, str(text).strip())
+            found[i] = _reply(loaded, ids, ended)
         advance(len(batch))
     return [found[i] for i in range(len(prompts))]
+
+
+def _reply(loaded: LoadedModel, ids: list[int], ended: bool) -> Reply:
+    """A reply of tokens that came before a stop token (`ended`) or the limit."""
+    tokenizer, stop = loaded.tokenizer, loaded.chat.stop_text
+    ending = Ending(stop)
+    text = ending.push(whole_text(tokenizer, ids))
+    if stop is None or not ending.found:
+        return Reply(ids, ended, (text + ending.finish(cut=not ended)).strip())
+    heads = [whole_text(tokenizer, ids[:n]) for n in range(len(ids) + 1)]
+    said = next(n for n, head in enumerate(heads) if head.startswith(text))
+    over = next(n for n, head in enumerate(heads) if stop in head)
+    return Reply(ids[:said], True, text.strip(), tuple(ids[said:over]))
 
 
 def _lockstep(
@@ -124,10 +144,24 @@ def _columns(
             token = torch.where(answering, token, given[:, column])
         ids.append(token[:, None])
         done |= (answering & torch.isin(token, stops)) | (ends <= column + 1)
-        if column % _LOOK == 0 and column >= longest and bool(done.all()):
-            break
+        if column % _LOOK == 0 and column >= longest:
+            done |= _asking(loaded, prompts, ids, device)
+            if bool(done.all()):
+                break
     fork.require_attended()
     return [[int(t) for t in row] for row in torch.cat(ids, dim=1).tolist()]
+
+
+def _asking(
+    loaded: LoadedModel, prompts: list[list[int]], columns: list[torch.Tensor], device: torch.device
+) -> torch.Tensor:
+    """Which rows `[B]` have come to the text that ends replies."""
+    stop = loaded.chat.stop_text
+    if stop is None:
+        return torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    rows = torch.cat(columns, dim=1).tolist()
+    texts = (whole_text(loaded.tokenizer, r[len(p) :]) for p, r in zip(prompts, rows, strict=True))
+    return torch.tensor([stop in text for text in texts], device=device)
 
 
 def _next(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> torch.Tensor:

@@ -20,6 +20,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from amcli.errors import UsageError
+from amcli.models.plain import PlainText
 from amcli.models.thinking import Marks, Splitter, marks_of
 
 # Plain letters, so that no template trims, splits or escapes them.
@@ -27,6 +28,7 @@ _DOCUMENT, _QUESTION, _ANSWER = "AmkvDocumentHere", "AmkvQuestionHere", "AmkvAns
 _SYSTEM = "AmkvSystemHere"
 
 _JOIN = "\n\n"
+_ASKED = "Question:"
 
 # Templates' names for the thinking switch; those that know neither name ignore both.
 _SWITCHES = ("enable_thinking", "thinking")
@@ -59,6 +61,7 @@ class ChatTemplate:
         eos_token_id: int | Iterable[int] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
+        self._text = PlainText(tokenizer)
         self.raw = not getattr(tokenizer, "chat_template", None)
         ends = {eos_token_id} if isinstance(eos_token_id, int) else set(eos_token_id or ())
         if tokenizer.eos_token_id is not None:
@@ -72,9 +75,9 @@ class ChatTemplate:
 
         For a template without a system role, `system` goes in front of the document.
         """
-        document = self._plain(text)
+        document = self.plain_ids(text)
         if self.raw:
-            start = self._beginning() + ([] if system is None else self._plain(system + _JOIN))
+            start = self._beginning() + ([] if system is None else self.plain_ids(system + _JOIN))
             boundary = "raw"
         else:
             start = self._opening(system)
@@ -89,19 +92,24 @@ class ChatTemplate:
         template that has a switch for them leaves them out.
         """
         if self.raw:
-            return self._plain(f"{_JOIN}Question: {question}\nAnswer:")
-        return self._plain(_JOIN + question) + self._control(self._rest_of_turn(think))
+            return self.plain_ids(f"{_JOIN}{_ASKED} {question}\nAnswer:")
+        return self.plain_ids(_JOIN + question) + self._control(self._rest_of_turn(think))
 
     def next_turn(self, question: str, think: bool = False) -> list[int]:
         """What follows an answer: its end (not yet in the cache), and the next question's turn."""
         if self.raw:
-            return self._plain(f"{_JOIN}Question: {question}\nAnswer:")
+            return self.plain_ids(f"{_JOIN}{_ASKED} {question}\nAnswer:")
         between, _, rest = self._turns(think).partition(_QUESTION)
-        return self._control(between) + self._plain(question) + self._control(rest)
+        return self._control(between) + self.plain_ids(question) + self._control(rest)
 
     def answer_ids(self, text: str) -> list[int]:
         """An answer as the assistant would write it, without the end of its turn."""
-        return self._plain(f" {text}" if self.raw else text)
+        return self.plain_ids(f" {text}" if self.raw else text)
+
+    @property
+    def stop_text(self) -> str | None:
+        """What ends an answer without being part of it: without a template, the next question."""
+        return f"\n{_ASKED}" if self.raw else None
 
     # ---- thoughts ------------------------------------------------------------------------------
 
@@ -143,8 +151,8 @@ class ChatTemplate:
             text = ""
         before, found, between = text.partition(_DOCUMENT)[0].partition(_SYSTEM)
         if not found:  # no system role, or one that is silently dropped
-            return self._opening(None) + self._plain(system + _JOIN)
-        return self._control(before) + self._plain(system) + self._control(between)
+            return self._opening(None) + self.plain_ids(system + _JOIN)
+        return self._control(before) + self.plain_ids(system) + self._control(between)
 
     def _turns(self, think: bool = False) -> str:
         """The text from the end of one answer to the start of the next, question in between."""
@@ -188,25 +196,20 @@ class ChatTemplate:
 
     # ---- tokenising ----------------------------------------------------------------------------
 
-    def _plain(self, text: str) -> list[int]:
+    def plain_ids(self, text: str) -> list[int]:
         """Ids of outside text: what looks like a control token in it is only text."""
-        return self._encode(text, split_special_tokens=True)
+        return self._text.ids(text)
 
     def _control(self, text: str) -> list[int]:
         """Ids of the template's text, control tokens included."""
-        return self._encode(text, split_special_tokens=False)
-
-    def _encode(self, text: str, *, split_special_tokens: bool) -> list[int]:
         if not text:
             return []
-        encoded = self.tokenizer(
-            text, add_special_tokens=False, split_special_tokens=split_special_tokens
-        )
+        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=False)
         return list(encoded["input_ids"])
 
     def _beginning(self) -> list[int]:
         """What the tokenizer itself puts before any text, such as a BOS token."""
-        bare = self._plain("a")
+        bare = self.plain_ids("a")
         full = list(self.tokenizer("a")["input_ids"])
         for start in range(len(full) - len(bare) + 1):
             if full[start : start + len(bare)] == bare:

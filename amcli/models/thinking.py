@@ -76,7 +76,7 @@ class Splitter:
                 break
             yield self._part(before.rstrip())
             self.inside, self._begun, self._held = not self.inside, False, after
-        kept = _beginning(self._held, mark)
+        kept = beginning(self._held, mark)
         body = self._held[: len(self._held) - kept]
         if self.inside or not body.strip():  # may turn out to be white space before a mark
             body = body.rstrip()
@@ -90,7 +90,7 @@ class Splitter:
         return Part(text, self.inside)
 
 
-def _beginning(text: str, mark: str) -> int:
+def beginning(text: str, mark: str) -> int:
     """Number of characters at the end of `text` that might begin a mark."""
     most = min(len(mark) - 1, len(text))
     return next((n for n in range(most, 0, -1) if text.endswith(mark[:n])), 0)

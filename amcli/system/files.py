@@ -230,6 +230,11 @@ def output_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         ) from error
 
 
+def unix_lines(text: str) -> str:
+    """The text with every end of a line as LF: it may have been CRLF, or CR alone."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def read_text(path: Path, instead: str) -> str:
     """The text of a UTF-8 file that a user named; UsageError if it is not one, with what to do
     `instead`, or cannot be read."""

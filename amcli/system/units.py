@@ -22,3 +22,18 @@ def seconds_text(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s"
+
+
+def error_text(error: float | None) -> str:
+    """A relative error for people, in at most six characters: `0.042`, `12.3`, `5,650`, `1.2e9`."""
+    if error is None:
+        return "–"
+    if not abs(error) < float("inf"):
+        return str(error)
+    if error < 10:
+        return f"{error:.3f}"
+    rounded = float(f"{error:.3g}")
+    if rounded < 1e5:
+        return f"{rounded:.3g}" if rounded < 1000 else f"{rounded:,.0f}"
+    digits, _, power = f"{error:.{1 if error < 9.5e99 else 0}e}".partition("e")
+    return f"{digits}e{int(power)}"

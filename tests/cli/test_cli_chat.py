@@ -59,6 +59,38 @@ def test_every_line_of_a_pipe_is_a_turn(amkv: Amkv, compact: Path, question: Que
     assert [json.loads(line)["answer"] for line in done.out.splitlines()] == [question.answer] * 2
 
 
+def test_commands_work_from_a_pipe_as_on_a_terminal(
+    amkv: Amkv, compact: Path, question: Question, here: Path
+) -> None:
+    lines = f"{question.question}\n/save chat.md\n/tokens\n/quit\nnever asked\n".encode()
+    done = amkv("chat", "-c", compact, stdin=lines)
+    assert (done.code, done.out) == (0, f"{question.answer}\n")
+    saved, *tokens = done.err.splitlines()
+    assert saved == "(saved chat.md)"
+    assert [line.split()[0] for line in tokens] == ["context", "conversation", "positions"]
+    assert question.answer in (here / "chat.md").read_text(encoding="utf-8")
+    again = amkv("chat", "-c", compact, stdin=lines)  # a script must not go on as if it had saved
+    assert again.code == 2
+    assert again.errors == ["error: chat.md already exists", "hint: /save -f FILE replaces it"]
+    asked = ("-p", question.question, "-p", "/save -f chat.json")
+    assert amkv("chat", "-c", compact, *asked, "-q").out == f"{question.answer}\n"
+    assert json.loads((here / "chat.json").read_text(encoding="utf-8"))["turns"]
+
+
+def test_a_misspelt_command_is_not_put_to_the_model(amkv: Amkv, compact: Path) -> None:
+    for done in (
+        amkv("chat", "-c", compact, stdin=b"/sav chat.md\n"),
+        amkv("chat", "-c", compact, "-p", "/sav chat.md"),
+    ):
+        assert (done.code, done.out) == (2, "")
+        assert done.errors == [
+            "error: there is no command /sav",
+            "hint: did you mean '/save'? /help lists them",
+        ]
+    done = amkv("chat", "-c", compact, "-p", "/etc/hosts says what?", "--max-tokens", "2")
+    assert done.code == 0
+
+
 def test_a_long_answer_is_cut_and_said_to_be(amkv: Amkv, compact: Path) -> None:
     done = amkv("chat", "-c", compact, "-p", LONG, "--max-tokens", "5", "--json")
     assert json.loads(done.out)["tokens"] == 5

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from helptext import documented
 
+from amcli.commands import diff
 from amcli.commands.list import age
 from conftest import Amkv
 
@@ -98,3 +99,11 @@ def test_diff_of_files_of_different_models(amkv: Amkv) -> None:
     assert max(map(len, text.splitlines())) <= 80 + len(str(a))
     missing = amkv("diff", a, "no.amkv")
     assert (missing.code, missing.errors[0]) == (2, "error: no such file: no.amkv")
+
+
+def test_long_names_do_not_run_into_their_values() -> None:
+    name = "fit_errors.a-name-of-its-own.median"
+    record = {"a": "a", "b": "b", "same_document": True, "same_model": True, "moved": None}
+    record |= {"same_contents": False, "differences": {name: (0.79, 5650.0)}}
+    *_, last = diff._text(record)
+    assert last.split() == [name, "0.79", "5650"]

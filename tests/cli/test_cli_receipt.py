@@ -7,8 +7,13 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
+from amcli.commands import receipt
+from amcli.commands.receipt import HeadFacts
 from amcli.pipeline.queries import self_study
+from amcli.system.units import error_text
 from amkv_format import AmkvFile
 from conftest import Amkv
 
@@ -123,3 +128,61 @@ def test_a_store_that_spoils_a_layer_is_warned_of_where_it_was_asked_for(
     for other in ((), ("--store", "native"), ("--store", "auto")):
         warned = json.loads(amkv(*words, *other).out)["warnings"]
         assert not [x for x in warned if "changes layer" in x]
+
+
+# ---- large numbers -----------------------------------------------------------------------------
+
+
+def test_errors_of_any_size_can_be_read() -> None:
+    shown = {0.0417: "0.042", 9.9996: "10.000", 12.34: "12.3", 999.9: "1,000", 5650.2: "5,650"}
+    shown |= {99_960: "1.0e5", 123_456: "1.2e5", 7.77e30: "7.8e30", float("inf"): "inf"}
+    assert {error: error_text(error) for error in shown} == shown
+    assert error_text(None) == "–"
+
+
+errors = st.none() | st.floats(min_value=0) | st.just(float("nan"))
+
+
+@given(errors, errors, st.integers(0, 10**9))
+@example(0.792, 5650.0, 300)
+@example(9.9996, 99_999.0, 10**8)
+def test_columns_never_run_together(output: float | None, mass: float | None, entries: int) -> None:
+    texts = [error_text(output), error_text(mass)]
+    assert max(map(len, texts)) <= 6
+    row = receipt._row(HeadFacts(31, 7, entries, mass, output, None))
+    assert row.split() == ["31", "7", f"{entries:,}", *texts]
+    assert len(row) == 37 or entries >= 1_000_000
+
+
+class Made:
+    """What `warnings` looks at."""
+
+    rounding = None
+
+
+def warned(monkeypatch: pytest.MonkeyPatch, *heads: HeadFacts) -> list[str]:
+    monkeypatch.setattr(receipt, "facts", lambda made: list(heads))
+    manifest = {"requested": {"ratio": 20}, "fit_errors": {"output": [[0.1, 0.1]]}}
+    return list(receipt.warnings(Made(), manifest))  # type: ignore[arg-type]
+
+
+def test_huge_errors_are_warned_of_where_the_head_looks_at_the_document(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    good = HeadFacts(0, 0, 5, 0.1, 0.1, 0.5)
+    assert warned(monkeypatch, good, HeadFacts(0, 1, 5, 5650.0, 0.1, 0.001)) == []
+    bad = [HeadFacts(3, 1, 5, 5650.0, 0.792, 0.5), HeadFacts(4, 0, 5, 0.1, 11.0, None)]
+    [said] = warned(monkeypatch, good, *bad)
+    assert said == (
+        "2 heads with an error of 10 or more, 5,650 in layer 3, head 1: worse than no document; "
+        "try --ratio 10"
+    )
+    [said] = warned(monkeypatch, good, HeadFacts(3, 1, 5, float("nan"), 0.1, 0.5))
+    assert said.startswith("a head with an error of 10 or more, inf in layer 3, head 1")
+
+
+def test_a_huge_mean_is_written_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receipt, "facts", lambda made: [])
+    manifest = {"requested": {"tokens": 4}, "fit_errors": {"output": [[5650.0]]}}
+    [said] = receipt.warnings(Made(), manifest)  # type: ignore[arg-type]
+    assert said == "output error 5,650: above 0.3 answers change; try --tokens 8"

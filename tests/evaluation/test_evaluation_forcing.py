@@ -78,9 +78,10 @@ def test_answers_in_lockstep_are_the_answers_one_by_one(name: str) -> None:
     loaded = context.loaded
     texts = ["Who?", "What is the pet of the person who has been here for the longest time?", "Eh"]
     most = [9, 5, 1]
-    alone = [greedy(loaded, context, text, n) for text, n in zip(texts, most, strict=True)]
-    decoded = [str(loaded.tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in alone]
     prompts = [loaded.chat.first_turn(text) for text in texts]
+    alone = [greedy(loaded, context, text, n) for text, n in zip(texts, most, strict=True)]
+    texts = [str(loaded.tokenizer.decode(ids, skip_special_tokens=True)) for ids in alone]
+    decoded = [text.rstrip("\ufffd").strip() for text in texts]  # half a character is left out
     assert answers(loaded, makers.whole(context).cache, prompts, most) == decoded
 
 

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import tinymodels as tiny
-import tinytokenizer as tt
 import torch
 
 from amcli.errors import OutOfMemoryError
-from amcli.models.generate import TextStream, absorb, feed, stream
+from amcli.models.generate import absorb, feed, stream
 from amcli.models.layer import CompactLayer
 
 PROMPT = tiny.ids(19)[0].tolist()
@@ -152,24 +151,3 @@ def test_an_interrupt_between_two_steps_of_growing_leaves_no_room_taken_for_toke
 def test_feeding_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="no token ids"):
         feed(tiny.build("qwen3"), tiny.empty("qwen3"), [])
-
-
-@pytest.mark.parametrize(
-    "text", ["plain words", "naïve – “quotes” 漢字 🦊🏽 done", "🦊", "a\n\n b"]
-)
-def test_text_is_streamed_in_whole_characters(text: str) -> None:
-    tokenizer = tt.make()
-    ids = tokenizer(text)["input_ids"]
-    out = TextStream(tokenizer)
-    pieces = [out.push(token) for token in ids]
-    assert "".join(pieces) + out.finish() == text
-    assert "\ufffd" not in "".join(pieces)
-
-
-def test_an_unfinished_character_is_given_out_at_the_end_only() -> None:
-    tokenizer = tt.make()
-    *head, _ = tokenizer("x🦊")["input_ids"]
-    out = TextStream(tokenizer)
-    assert "".join(out.push(token) for token in head) == "x"
-    assert set(out.finish()) == {"\ufffd"}
-    assert out.finish() == ""

@@ -7,7 +7,7 @@ import tinytokenizer as tt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amcli.models.generate import TextStream
+from amcli.models.spoken import TextStream
 from amcli.models.template import ChatTemplate
 from amcli.models.thinking import MARKS, Part, Splitter, marks_of
 

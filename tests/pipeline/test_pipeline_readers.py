@@ -11,6 +11,7 @@ import pytest
 from amcli.errors import UsageError
 from amcli.pipeline.contexts.readers import html_text, read
 from amcli.pipeline.contexts.source import read_source
+from amcli.pipeline.talk.questions import json_lines
 
 PAGE = """\
 <!doctype html><html><head><title>A page</title><style>p { color: red }</style>
@@ -99,6 +100,18 @@ def test_broken_html_is_read_as_far_as_it_goes(page: str) -> None:
 def test_markdown_stays_as_it_is() -> None:
     text = "# Title\n\n* a < b\n\n```sh\nls\n```"
     assert read("a.md", text.replace("\n", "\r\n").encode()).text == text
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
+def test_lines_may_end_in_any_way(end: str) -> None:
+    text = "One line.\n\nAnother.\nAnd a last one."
+    assert read("a.txt", text.replace("\n", end).encode()).text == text
+    assert read("a.txt", f"One{end}two\nthree\r\n\rfour".encode()).text == "One\ntwo\nthree\n\nfour"
+    assert html_text(f"<pre>a{end}b</pre>").split() == ["a", "b"]
+    page = f"<!doctype html>{end}<p>A{end}b</p>{end}<pre>c{end}d</pre>".encode()
+    assert read("a.html", page).text == "A b\n\nc\nd"
+    rows = f'{{"question": "Who?"}}{end}"What?"{end}'
+    assert [value for _, value in json_lines(rows, "x", "")] == [{"question": "Who?"}, "What?"]
 
 
 def test_utf_16_with_its_mark_is_read() -> None:

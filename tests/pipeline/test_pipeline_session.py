@@ -107,6 +107,67 @@ def test_answers_end_where_positions_do_and_say_so() -> None:
     assert session.turns == 1
 
 
+# ---- where answers end ------------------------------------------------------------------------
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, session: Session, text: str) -> None:
+    """Makes the model say something, token by token, and then anything."""
+    tokenizer = session.context.loaded.tokenizer
+    ids = iter(tokenizer(text, add_special_tokens=False)["input_ids"])
+    rest = tokenizer("b", add_special_tokens=False)["input_ids"][0]
+    monkeypatch.setattr("amcli.models.generate._choose", lambda *_: next(ids, rest))
+
+
+@pytest.mark.parametrize("name", ["raw", "mistral", "gemma3_text"])
+def test_without_a_template_an_answer_ends_where_the_next_question_begins(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = model(name)
+    if name != "raw":  # windows that have forgotten what came before
+        monkeypatch.setattr(type(loaded.chat), "stop_text", "\nQuestion:")
+    session = Session(prefill(loaded, source(60)), max_tokens=60)
+    before = session.prompt_ids("Who?")
+    with monkeypatch.context() as patch:
+        scripted(patch, session, " Anna.\n\nQuestion: And who else?\nAnswer: Nobody.")
+        pieces = list(session.ask("Who?"))
+    [turn] = session.history
+    assert ("".join(pieces).strip(), turn.answer, turn.ended) == ("Anna.", "Anna.", "stop")
+    answer = loaded.tokenizer(" Anna.", add_special_tokens=False)["input_ids"]
+    assert session.ids == before + answer
+    assert turn.tokens == len(answer)
+    assert session.cache.get_seq_length() == session.length
+    again = Session(session.context, max_tokens=9)
+    again.adopt(session.context, list(session.ids))
+    again.history = list(session.history)
+    session.max_tokens = 9
+    assert said(again, "And then?") == said(session, "And then?")
+
+
+def test_an_answer_that_is_cut_off_shows_no_half_of_its_ending(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    session = Session(prefill(model("raw"), source(60)))
+    count = session.context.loaded.tokenizer(" Anna.\n\nQues", add_special_tokens=False)
+    session.max_tokens = len(count["input_ids"])
+    scripted(monkeypatch, session, " Anna.\n\nQuestion:")
+    assert said(session, "Who?") == " Anna."
+    assert session.history[0].ended == "max-tokens"
+    assert session.context.loaded.tokenizer.decode(session.ids).endswith("Answer: Anna.")
+    assert session.cache.get_seq_length() == session.length
+
+
+@pytest.mark.parametrize("tokens", range(1, 13))
+def test_an_answer_that_is_cut_inside_a_character_ends_before_it(
+    tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session(prefill(model("llama"), source(60)), max_tokens=tokens)
+    scripted(monkeypatch, session, "你好，这")
+    answer = said(session, "Who?")
+    assert "你好，这".startswith(answer)
+    assert len(answer) == tokens // 3
+    assert session.history[0].answer == answer
+
+
 # ---- growing -----------------------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ from amcli.errors import UsageError
 from amcli.evaluation.suites.base import Document, Question, Suite, Wanted
 from amcli.pipeline.contexts.source import STDIN, Source, read_source
 from amcli.pipeline.talk.questions import asked, from_file, json_lines
-from amcli.system.files import looks_like_artifact, read_text
+from amcli.system.files import looks_like_artifact, read_text, unix_lines
 
 KIND = "question"
 """The default kind of a question."""
@@ -115,7 +115,7 @@ def _document(where: str, row: Any, folder: Path, most: int | None) -> Document:
     for number, value in enumerate(questions[:most], 1):
         place = f"{where}: question {number}"
         found.append(_question(place, asked(place, value).text, value))
-    return Document(name or where.partition(" of ")[0], text, tuple(found))
+    return Document(name or where.partition(" of ")[0], unix_lines(text), tuple(found))
 
 
 def _read(where: str, folder: Path, path: str) -> Source:

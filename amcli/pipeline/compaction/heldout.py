@@ -22,6 +22,7 @@ import torch
 
 from amcli.entries.ragged import Entries
 from amcli.matching.fit_errors import FitErrors, fit_errors
+from amcli.models.spoken import quoted
 from amcli.pipeline.contexts.context import Context, full_layers, live_keys
 from amcli.pipeline.queries.passages import Passage
 from amcli.pipeline.queries.prompts import REPEAT_FROM
@@ -79,10 +80,10 @@ def parts(context: Context, size: int, most: int, seed: int) -> list[Passage]:
     found = []
     for start in sorted(starts[i] for i in order[:most]):
         piece = document[start : start + size]
-        quoted = min(QUOTED, len(piece) // 2)
-        head = str(tokenizer.decode(piece[:quoted], skip_special_tokens=True)).strip()
+        length = min(QUOTED, len(piece) // 2)
+        head = quoted(tokenizer, piece[:length])
         lead = context.lead(REPEAT_FROM.format(start=head))
-        found.append(Passage(lead + piece, len(lead) + quoted, context.T, slice(0, context.T)))
+        found.append(Passage(lead + piece, len(lead) + length, context.T, slice(0, context.T)))
     limit = context.loaded.geometry.max_positions
     if limit is not None and context.T + max(len(p.ids) for p in found) > limit:
         return []

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from amcli.errors import UsageError
+from amcli.system.files import unix_lines
 
 _HTML_ENDINGS = (".html", ".htm", ".xhtml")
 _HTML_STARTS = (b"<!doctype html", b"<html")
@@ -83,7 +84,7 @@ def _decode(name: str, data: bytes, declared: str | None = None) -> str:
             field="path",
             path=name,
         ) from error
-    return text.removeprefix("\ufeff").replace("\r\n", "\n").strip()
+    return unix_lines(text.removeprefix("\ufeff")).strip()
 
 
 # ---- PDF --------------------------------------------------------------------------------------
@@ -134,7 +135,7 @@ def _pdf(name: str, data: bytes) -> Reading:
             field="path",
             path=name,
         )
-    text = "\n\n".join(page for page in pages if page)
+    text = unix_lines("\n\n".join(page for page in pages if page))
     if not text:
         raise UsageError(
             f"{name} has {len(pages)} pages and no text: they are pictures",

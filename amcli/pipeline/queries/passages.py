@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from amcli.errors import UsageError, did_you_mean
 from amcli.matching.scores import ScoreKind
+from amcli.models.spoken import quoted
 from amcli.pipeline.contexts.context import Context
 from amcli.pipeline.queries.catalogue import MIXTURE
 from amcli.pipeline.queries.prompts import REPEAT, REPEAT_FROM
@@ -61,8 +62,7 @@ def repeat_passages(context: Context, part: int = PART) -> list[Passage]:
         if len(piece) == len(document):
             instruction = REPEAT
         else:
-            head = str(tokenizer.decode(piece[:_HEAD], skip_special_tokens=True))
-            instruction = REPEAT_FROM.format(start=head.strip())
+            instruction = REPEAT_FROM.format(start=quoted(tokenizer, piece[:_HEAD]))
         lead = context.lead(instruction)
         # Tokens before and after the document belong to its first and last part.
         begin = 0 if start == 0 else context.document_start + start

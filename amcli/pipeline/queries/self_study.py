@@ -17,6 +17,7 @@ import torch
 from amcli.errors import UsageError
 from amcli.models.cache import CompactCache
 from amcli.models.replies import answers
+from amcli.models.spoken import quoted
 from amcli.pipeline.contexts.context import Context, shared
 from amcli.pipeline.queries.prompts import ASK, ASK_FROM
 from amcli.system.progress import SILENT, Progress
@@ -146,9 +147,8 @@ def _pointing(context: Context, size: int, start: int, count: int) -> list[str]:
     document = context.ids[context.document_start : context.document_end]
     step = max(1, len(document) // count)
     starts = [i * step for i in range(start, start + size)]
-    decode = context.loaded.tokenizer.decode
-    heads = [decode(document[i : i + _START], skip_special_tokens=True) for i in starts]
-    return [ASK_FROM.format(start=str(head).strip()) for head in heads]
+    heads = [quoted(context.loaded.tokenizer, document[i : i + _START]) for i in starts]
+    return [ASK_FROM.format(start=head) for head in heads]
 
 
 def _room(context: Context, prompt: int) -> int:

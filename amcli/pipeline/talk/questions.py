@@ -11,7 +11,7 @@ from typing import Any
 
 from amcli.errors import UsageError
 from amcli.pipeline.contexts.source import STDIN
-from amcli.system.files import read_text
+from amcli.system.files import read_text, unix_lines
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def json_lines(text: str, name: str, form: str) -> Iterator[tuple[str, Any]]:
 
     Raises UsageError for a line that is not JSON, with the `form` it should have.
     """
-    for number, row in enumerate(text.split("\n"), 1):
+    for number, row in enumerate(unix_lines(text).split("\n"), 1):
         where, shown = f"line {number} of {name}", row.strip()
         if not shown:
             continue

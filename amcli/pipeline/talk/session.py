@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from amcli.errors import UsageError
 from amcli.models.cache import Mark
-from amcli.models.generate import TextStream, absorb, stream
+from amcli.models.generate import absorb, stream
+from amcli.models.spoken import Spoken
 from amcli.models.thinking import Part
 from amcli.pipeline.contexts.context import Context
 
@@ -23,8 +24,8 @@ class Turn:
     start    logical length of the cache before it
     tokens   tokens of the answer; `seconds` run from the question to the answer's end
     system   the instructions in force, given now or before
-    ended    why the answer ended: `stop` (the model's own end), `max-tokens`, `positions`, or
-             `broken-off`
+    ended    why the answer ended: `stop` (the model's own end or, without a template, the
+             beginning of another question), `max-tokens`, `positions`, or `broken-off`
     """
 
     question: str
@@ -143,34 +144,36 @@ class Session:
         ids = self.prompt_ids(question)
         room = self._room(len(ids))
         limit = self.max_tokens if room is None else min(self.max_tokens, room)
-        chat = self.context.loaded.chat
-        text = TextStream(self.context.loaded.tokenizer, keep=chat.mark_ids)
-        splitter = chat.splitter(self.think)
+        loaded = self.context.loaded
+        spoken = Spoken(loaded.tokenizer, loaded.chat, self.think)
         turn = Turn(question, self.length, self.system)
-        found: list[int] = []
+        found = spoken.tokens
+        parts: list[Part] = []
         read = False  # whether the model has read the question
         began = time.perf_counter()
         mark = self.cache.mark()
+        seed = self.seed + self._asked
         tokens = stream(
-            self.context.loaded,
-            self.cache,
-            ids,
-            max_tokens=limit,
-            temperature=self.temperature,
-            seed=self.seed + self._asked,
+            loaded, self.cache, ids, max_tokens=limit, temperature=self.temperature, seed=seed
         )
         try:
             with closing(tokens):
                 for token in tokens:
                     read = True
-                    found.append(token)
-                    yield from self._answered(turn, splitter.push(text.push(token)))
+                    parts = spoken.push(token)
+                    if spoken.ended:
+                        break
+                    yield from self._answered(turn, parts)
+                    parts = []
             read = True
-            if len(found) < limit:
+            cut = len(found) == limit and not spoken.ended
+            parts += spoken.finish(cut)
+            found = self._without_rest(turn.start, ids, spoken)
+            if not cut:
                 turn.ended = "stop"
             else:
                 turn.ended = "max-tokens" if limit == self.max_tokens else "positions"
-            yield from self._answered(turn, splitter.push(text.finish()) + splitter.finish())
+            yield from self._answered(turn, parts)
         finally:
             if read:
                 turn.answer = turn.answer.strip()
@@ -181,6 +184,24 @@ class Session:
                 self._asked += 1
             else:
                 self._take_back(mark)
+
+    def _without_rest(self, start: int, ids: list[int], spoken: Spoken) -> list[int]:
+        """The tokens of a reply to `ids`, after taking back what came after it from the cache."""
+        count, rest = spoken.kept()
+        kept = spoken.tokens[:count]
+        if count == len(spoken.tokens):
+            return kept
+        loaded, length = self.context.loaded, start + len(ids) + count
+        try:
+            self.cache.truncate(length)
+        except ValueError:  # a sliding layer or a state has moved on: read the rest again
+            cache = self.context.cache.fork()
+            absorb(loaded.model, cache, [*self.ids, *ids, *kept])
+            self.cache = cache
+        ends = loaded.chat.plain_ids(rest)
+        if ends:
+            absorb(loaded.model, self.cache, ends)
+        return kept + ends
 
     def _answered(self, turn: Turn, parts: list[Part]) -> Iterator[str]:
         """The parts that belong to the answer; thoughts go to `thought`."""
