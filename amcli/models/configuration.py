@@ -9,13 +9,13 @@ as settings of other programs, changes nothing.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import math
 import re
 import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedConfig
@@ -202,13 +202,20 @@ def _mentioned(config: PreTrainedConfig, name: str) -> bool:
     home = type(config).__module__
     beside = home.rpartition(".")[0] or home
     for module, code in list(sys.modules.items()):
-        if module in (home, *_SHARED) or module.rpartition(".")[0] == beside:
-            try:
-                if word.search(inspect.getsource(code)):
-                    return True
-            except (OSError, TypeError):  # no source, or nothing that has one
-                continue
+        package, _, stem = module.rpartition(".")
+        if module in (home, *_SHARED) or (package == beside and stem.startswith("modeling")):
+            if word.search(_source(vars(code).get("__file__"))):
+                return True
     return False
+
+
+@cache
+def _source(file: str | None) -> str:
+    """The text of a module; empty where there is none to be had."""
+    try:
+        return Path(file or "").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
 
 
 def _plain_rope(config: PreTrainedConfig) -> bool:
