@@ -102,9 +102,11 @@ def essence(config: PreTrainedConfig, *, read: bool = False) -> dict[str, Any]:
         part = vars(config).get(name)  # not getattr, which raises where layers differ
         if isinstance(part, PreTrainedConfig):
             kept[name] = essence(part, read=read)
-        elif name not in defaults or value != defaults[name]:
-            if not read or name in defaults or _mentioned(config, name):
+        elif name in defaults:
+            if value != defaults[name]:
                 kept[name] = value
+        elif not read or _mentioned(config, name):
+            kept[name] = value
     kept["model_type"] = config.model_type
     return kept
 
@@ -182,11 +184,12 @@ def _leaves(path: str, file: Any, model: Any) -> Iterator[Difference]:
 
 
 def _defaults(config: PreTrainedConfig) -> Mapping[str, Any]:
-    return _of_class(type(config))
+    kind: Any = type(config)
+    return _of_class(kind)
 
 
 @cache
-def _of_class(kind: type[PreTrainedConfig]) -> Mapping[str, Any]:
+def _of_class(kind: Any) -> Mapping[str, Any]:
     try:
         found: dict[str, Any] = kind().to_dict()
     except (TypeError, ValueError, AttributeError):
@@ -203,9 +206,9 @@ def _mentioned(config: PreTrainedConfig, name: str) -> bool:
     beside = home.rpartition(".")[0] or home
     for module, code in list(sys.modules.items()):
         package, _, stem = module.rpartition(".")
-        if module in (home, *_SHARED) or (package == beside and stem.startswith("modeling")):
-            if word.search(_source(vars(code).get("__file__"))):
-                return True
+        read = module in (home, *_SHARED) or (package == beside and stem.startswith("modeling"))
+        if read and word.search(_source(vars(code).get("__file__"))):
+            return True
     return False
 
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor, Replicate, Shard as Sharded
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor import Shard as Sharded
 from transformers import PreTrainedModel
 
 from amcli.models.sharding import Shard
@@ -87,7 +88,7 @@ def _of_group(tensors: list[tuple[str, torch.Tensor]]) -> Iterator[torch.Tensor 
 
 def _number(tensor: torch.Tensor, place: int) -> torch.Tensor | None:
     """The number at a place of the flat tensor, or of what this process has of it."""
-    index = []
+    index: list[int] = []
     for size in reversed(tensor.shape):
         place, at = divmod(place, size)
         index.insert(0, at)

@@ -139,7 +139,10 @@ CHANGES: dict[str, tuple[Callable[[Path], None], str]] = {
         edit("config.json", lambda config: config.update(rms_norm_eps=0.01)),
         "configuration rms_norm_eps: file 1e-06, model 0.01",
     ),
-    "rope": (edit("config.json", other_theta), "rope_parameters.rope_theta: file 100000.0, model 200000.0"),
+    "rope": (
+        edit("config.json", other_theta),
+        "rope_parameters.rope_theta: file 100000.0, model 200000.0",
+    ),
     "tokenizer": (edit("tokenizer.json", other_word), "tokenizer: file sha256:"),
     "weights": (other_weights, "weights: "),
     "chat template": (other_template, "chat template: file sha256:"),
@@ -179,7 +182,9 @@ def test_keys_that_do_nothing_do_not_refuse(
     shutil.copytree(pocket_folder(), here / "model")
     harmless(here / "model")
     assert amkv("verify", full, compact, "--model", "./model").code == 0
-    assert amkv("chat", "-c", compact, "--model", "./model", "-p", "x", "--max-tokens", "2").code == 0
+    assert (
+        amkv("chat", "-c", compact, "--model", "./model", "-p", "x", "--max-tokens", "2").code == 0
+    )
 
 
 def test_a_file_without_weights_cannot_tell(amkv: Amkv, compact: Path, here: Path) -> None:
@@ -219,8 +224,10 @@ def test_a_model_folder_that_was_moved(amkv: Amkv, here: Path) -> None:
     said = amkv(*line).errors[1].partition("say where it is now: amkv ")[2]
     assert shlex.split(said) == [*line, "--model", str(here / "elsewhere" / "model")]
     assert amkv(*shlex.split(said)).code == 0
-    assert amkv("compact", "elsewhere/doc.prefill.amkv").errors[1].endswith(
-        f"amkv compact elsewhere/doc.prefill.amkv --model {here / 'elsewhere' / 'model'}"
+    assert (
+        amkv("compact", "elsewhere/doc.prefill.amkv")
+        .errors[1]
+        .endswith(f"amkv compact elsewhere/doc.prefill.amkv --model {here / 'elsewhere' / 'model'}")
     )
 
 

@@ -240,8 +240,12 @@ def test_systems_that_write_less_than_they_were_given(
 
 @pytest.mark.parametrize(
     ("part", "field", "value"),
-    [("model", "config", {}), ("model", "weights", {}), ("tokenizer", "turns_hash", "sha256:" + "d" * 64)],
-)  # fmt: skip
+    [
+        ("model", "config", {}),
+        ("model", "weights", {}),
+        ("tokenizer", "turns_hash", "sha256:" + "d" * 64),
+    ],
+)
 def test_what_tells_models_apart_is_of_1_4(
     part: str, field: str, value: object, tmp_path: Path
 ) -> None:
