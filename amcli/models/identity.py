@@ -18,6 +18,7 @@ from amcli.models import configuration, weights
 from amcli.models.configuration import essence, said, shown
 from amcli.models.sharding import Shard
 from amcli.models.template import ChatTemplate
+from amkv_format import compare_weights
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def differences(
         found.append(_differs("architecture", file_model["architecture"], model["architecture"]))
     found += _layer_differences(file_model["layers"], model["layers"])
     found += _config_differences(file_model, model, config)
-    compared = weights.compare(file_model.get("weights"), model["weights"])
+    compared = compare_weights(file_model.get("weights"), model["weights"])
     if compared.differing:
         found.append(
             f"weights: {compared.differing:,} of {compared.compared:,} numbers differ, such as in "
@@ -140,7 +141,7 @@ def differences(
 
 def untold(file_model: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
     """What a file does not say of its model, so that nobody can tell whether it is the same."""
-    compared = weights.compare(file_model.get("weights"), model["weights"]).compared
+    compared = compare_weights(file_model.get("weights"), model["weights"]).compared
     return [] if compared else ["weights"]
 
 

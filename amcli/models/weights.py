@@ -5,6 +5,7 @@ more than rounding, so they are kept as they are, and compared within that. Ever
 at places that depend on its name and shape alone: not on dtype, device, shards or where the
 weights come from. Packed weights (integers, whatever a quantizer makes) and those that are not in
 memory are left out. Only the sampled numbers are read, so that this takes milliseconds.
+`amkv_format.weights` compares them.
 """
 
 from __future__ import annotations
@@ -13,9 +14,7 @@ import hashlib
 import math
 import re
 import struct
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch.distributed.tensor import DTensor, Replicate
@@ -128,44 +127,3 @@ def _gathered(values: list[float], shard: Shard) -> list[float]:
     everywhere = shard.everywhere(values)
     known = ([x for x in each if not math.isnan(x)] for each in zip(*everywhere, strict=True))
     return [each[0] if each else _UNKNOWN for each in known]
-
-
-# ---- comparing ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """How many numbers were compared, how many differ, and the first of these in words."""
-
-    compared: int = 0
-    differing: int = 0
-    example: str = ""
-
-
-def compare(file: Mapping[str, Any] | None, model: Mapping[str, str]) -> Comparison:
-    """The numbers of a file next to those of a model; both only where both are known."""
-    compared, differing, example = 0, 0, ""
-    for group in sorted((file or {}).keys() & model.keys()):
-        theirs, ours = _numbers((file or {})[group]), _numbers(model[group])
-        if len(theirs) != len(ours):
-            continue
-        for a, b in zip(theirs, ours, strict=True):
-            if not (math.isfinite(a) and math.isfinite(b)):
-                continue
-            compared += 1
-            if not same(a, b):
-                differing += 1
-                example = example or f"{group.rpartition(' ')[0]}: file {a:.6g}, model {b:.6g}"
-    return Comparison(compared, differing, example)
-
-
-def same(a: float, b: float) -> bool:
-    """Whether two numbers may be one number, rounded to bfloat16 and to float16."""
-    least = min(abs(a), abs(b))
-    exponent = math.frexp(least)[1] - 1
-    rounding = 9 / 8 * math.ldexp(1.0, exponent - 8) if least else 0.0
-    return abs(a - b) <= rounding + 2.0**-24
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    return struct.unpack(f">{len(text) // 8}f", bytes.fromhex(text))

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM
 from amcli.errors import UsageError
 from amcli.models import weights
 from amcli.models.loading import LoadedModel, load
+from amkv_format import compare_weights, same_weight
 
 TEXT = "The quick brown fox. Anna owns a lynx, an otter, 42 of them. Who owns a lynx?"
 
@@ -96,7 +97,7 @@ def test_one_number_rounded_in_two_ways_is_the_same() -> None:
     half = exact.half().float()
     forms = [exact, exact.bfloat16().float(), half]  # loaded in any dtype, from float32
     for a, b in [*product(forms, forms), (half, half.bfloat16().float())]:
-        assert all(map(weights.same, a.tolist(), b.tolist()))
+        assert all(map(same_weight, a.tolist(), b.tolist()))
 
 
 def test_the_next_bfloat16_is_another_number() -> None:
@@ -106,11 +107,11 @@ def test_the_next_bfloat16_is_another_number() -> None:
     for step in (-1, 1):
         near = (numbers.view(torch.int16) + step).view(torch.bfloat16)
         for a, b in zip(numbers.tolist(), near.tolist(), strict=True):
-            assert not weights.same(a, b)
-            assert not weights.same(b, a)
-    assert not weights.same(0.0, 1e-3)
-    assert not weights.same(0.5, -0.5)
-    assert weights.same(0.0, -0.0)
+            assert not same_weight(a, b)
+            assert not same_weight(b, a)
+    assert not same_weight(0.0, 1e-3)
+    assert not same_weight(0.5, -0.5)
+    assert same_weight(0.0, -0.0)
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
@@ -125,7 +126,7 @@ def test_the_weights_are_the_same_in_every_dtype(stored: torch.dtype, tmp_path: 
     ]
     for a in found:
         for b in found:
-            compared = weights.compare(a, b)
+            compared = compare_weights(a, b)
             assert compared.differing == 0
             assert compared.compared > 700
 
@@ -158,9 +159,9 @@ def test_what_is_packed_or_not_in_memory_is_left_out() -> None:
     }
     up = part["model.layers.*.mlp.up_proj.weight 48x32"]
     assert up.startswith("7fc00000" * 22)
-    compared = weights.compare(whole, part)
+    compared = compare_weights(whole, part)
     assert compared.differing == 0
-    assert weights.compare(whole, {}).compared == weights.compare(None, whole).compared == 0
+    assert compare_weights(whole, {}).compared == compare_weights(None, whole).compared == 0
 
 
 def test_many_layers_and_experts_take_milliseconds() -> None:
