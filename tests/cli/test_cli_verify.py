@@ -247,3 +247,12 @@ def test_a_model_that_is_not_there(amkv: Amkv, compact: Path) -> None:
     done = amkv("verify", compact, "--model", "./nothing")
     assert done.code == 2
     assert "model folder nothing does not exist" in done.errors[0]
+
+
+def test_diff_tells_fine_tunes_apart(amkv: Amkv, full: Path, here: Path) -> None:
+    shutil.copytree(pocket_folder(), here / "model")
+    other_weights(here / "model")
+    assert amkv("prefill", "doc.txt", "--model", "./model", "-o", "tuned.amkv").code == 0
+    assert amkv("prefill", "doc.txt", "--dtype", "bfloat16", "-o", "half.amkv").code == 0
+    for path, same in (("tuned.amkv", False), ("half.amkv", True)):
+        assert json.loads(amkv("diff", full, path, "--json").out)["same_model"] is same
