@@ -88,10 +88,11 @@ knows; for any other, name the folder or hub id that the file was made from.
   are plain text, and the model cannot be told to ask itself questions.
 - RoPE that is scaled for long texts, as in Llama 3.1, is not read from most GGUF files by
   transformers: the model works, a line says that it lost this, and the folder is the better choice.
-- A file is the same model in any place and under any name, and so is another packing of the same
-  model. A folder is the same where its configuration and tokenizer are those of the file: one that
-  was saved from it often is, but Qwen's tokenizer gains a Unicode normalisation when transformers
-  reads it from a folder. The repository the file was made from mostly says more than the file.
+- A file is the same model in any place and under any name. Another packing of it is another model:
+  its weights are other numbers, further from these than a fine-tune's often are. A folder is the
+  same where its configuration and tokenizer are those of the file: one that was saved from it often
+  is, but Qwen's tokenizer gains a Unicode normalisation when transformers reads it from a folder.
+  The repository the file was made from mostly says more than the file.
 - Old versions of transformers, such as 5.17, make another tokenizer of a file than new ones, and
   artifacts are refused across that line.
 
@@ -114,6 +115,36 @@ A base model reads the document, an empty line, `Question: …` and `Answer:`. I
 ends a turn, and would go on with questions of its own. So an answer ends where `Question:` begins
 another line; what the model wrote from there on is neither shown nor remembered. Such a model
 cannot be told to ask itself questions.
+
+## Which model an artifact fits
+
+An artifact is refused (exit code 4) by any model but the one it was made with. `amkv verify
+--model` says beforehand whether it fits. What has to be the same:
+
+- **Weights**: a thousand numbers or so, sampled from every tensor in milliseconds. No difference
+  makes the dtype, stored or loaded, and how the weights are spread over files, devices, processes
+  of tensor parallelism, or in a GGUF file.
+- **Configuration**: the keys that the model's code reads; an error names the key and both values.
+  No difference make other keys, such as `transformers.js_config`, those for training and
+  generation, and defaults spelled out; with plain RoPE, neither does `max_position_embeddings`.
+- **Tokenizer**: vocabulary, merges, normalisation, special tokens; not padding and truncation.
+- **Chat template**: what it puts around a document, questions and answers; not comments, branches
+  for tools, and how it is written.
+
+More about weights, and what cannot be told:
+
+- Weights may be rounded once: float32, bfloat16 and float16 of the same numbers are one model. A
+  fine-tune is another one, also an adapter merged into it, and so is anything quantised, as against
+  what it was made from. What is quantised is compared by its own numbers if it is unpacked when it
+  is loaded (GGUF); weights that stay packed are left out, and the rest is compared.
+- Sampled numbers cannot show everything: a change of less than rounding, or of one number in
+  thousands, may go unnoticed.
+- Files from before format 1.4 hold neither weights nor keys. They are still accepted; `amkv verify
+  --model` then says that it cannot tell which weights they were made with, and an error about their
+  configuration can only give its hash.
+- A hub model is remembered with its commit, and loaded again at that commit, whatever its branch or
+  tag has become. A model that your own script has loaded has one only if transformers says so,
+  which it has not done since 5.22.
 
 ## Several GPUs
 

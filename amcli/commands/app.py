@@ -170,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if console.switches.debug:
             traceback.print_exception(error)
-        found = as_amkv_error(error)
+        found = as_amkv_error(error, words)
         if follows() and found.exit_code in (AmkvError.exit_code, OutOfMemoryError.exit_code):
             sys.stderr = sys.__stderr__  # it may be the only process that fails
         report(found)

@@ -13,11 +13,12 @@ from amcli.commands.screen.console import Console
 from amcli.commands.screen.terminal import paint, printable
 from amcli.system.files import open_artifact
 from amcli.system.units import bytes_text
+from amkv_format import compare_weights
 
 _WIDEST = 26
 """Columns for a value: two values and a field's name fill 80."""
 
-_SKIPPED = frozenset({"file", "layers", "kept_from", "tools"})
+_SKIPPED = frozenset({"file", "layers", "kept_from", "tools", "weights"})
 
 
 def diff(
@@ -40,13 +41,14 @@ def diff(
     found = []
     for path in (a, b):
         with open_artifact(path) as artifact:
-            found.append(describe(artifact, path))
+            weights = artifact.manifest["model"].get("weights")
+            found.append(describe(artifact, path) | {"weights": weights})
     record = compare(*found)
     console.result("\n".join(_text(record)), record)
 
 
 def compare(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    """The record that `diff --json` prints, from two records of `inspect --json`."""
+    """The record that `diff --json` prints, from two records of `inspect --json` with `weights`."""
     flat = [dict(_flat(record)) for record in (a, b)]
     names = list(dict.fromkeys([*flat[0], *flat[1]]))
     differences = {
@@ -58,7 +60,8 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
         "a": a["file"],
         "b": b["file"],
         "same_document": a["document"]["sha256"] == b["document"]["sha256"],
-        "same_model": _model(a) == _model(b),
+        "same_model": _model(a) == _model(b)
+        and not compare_weights(a["weights"], b["weights"]).differing,
         "same_contents": a["payload_hash"] == b["payload_hash"],
         "differences": differences,
         "moved": _moved(a, b),

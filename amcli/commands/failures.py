@@ -5,7 +5,9 @@ Importing this module must stay fast: no torch or transformers in anything it im
 
 from __future__ import annotations
 
+import shlex
 import sys
+from collections.abc import Sequence
 
 import typer
 
@@ -16,10 +18,15 @@ from amcli.errors import AmkvError, OutOfMemoryError, UsageError
 TyperUsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 
-def as_amkv_error(error: Exception) -> AmkvError:
-    """What to tell the user about any exception."""
+def as_amkv_error(error: Exception, typed: Sequence[str] = ()) -> AmkvError:
+    """What to tell the user about any exception. typed  the words of the command line"""
     if isinstance(error, AmkvError):
-        return spoken(error)
+        found = spoken(error)
+        if error.code == "model-moved" and typed:
+            place = str(error.facts["now"] or "FOLDER")
+            line = shlex.join(["amkv", *typed, "--model", place])
+            found = found.worded(None, f"say where it is now: {line}")
+        return found
     if isinstance(error, TyperUsageError):
         return _usage_error(error)
     if _out_of_memory(error):

@@ -100,6 +100,10 @@ def _shows_bars() -> bool:
     return (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
 
 
+_LONG = ("layers", "weights")
+"""Fields of `model` that the record has elsewhere, or not at all."""
+
+
 def describe(artifact: AmkvFile, path: Path) -> dict[str, Any]:
     """The record that `inspect --json` prints; `docs/json.md` describes it."""
     manifest = artifact.manifest
@@ -112,7 +116,7 @@ def describe(artifact: AmkvFile, path: Path) -> dict[str, Any]:
         "tokens": artifact.logical_length,
         "document_tokens": manifest["document_end"] - manifest["document_start"],
         "boundary": manifest["boundary"],
-        "model": {k: v for k, v in manifest["model"].items() if k != "layers"},
+        "model": {k: v for k, v in manifest["model"].items() if k not in _LONG},
         "tokenizer": manifest["tokenizer"],
         "file_bytes": path.stat().st_size,
         "stored_bytes": payload_bytes(artifact),

@@ -29,6 +29,7 @@ class Finding:
     code, offset  of an invalid file, as `amkv-v1.md` lists them; the offset is in bytes, None
             if the fault has no single place
     differs  why it does not fit the model; None if no model was named
+    untold   what the file does not say, so that it cannot be compared; None if no model was named
     """
 
     path: Path
@@ -40,6 +41,7 @@ class Finding:
     version: str | None = None
     file_bytes: int | None = None
     differs: list[str] | None = None
+    untold: list[str] | None = None
 
     def record(self) -> dict[str, Any]:
         """The finding as JSON."""
@@ -50,7 +52,10 @@ class Finding:
         """The finding for people, in one line."""
         if self.status == VALID:
             size = bytes_text(self.file_bytes or 0)
-            return f"{self.path}: ok ({self.kind}, format {self.version}, {size})"
+            told = f"{self.path}: ok ({self.kind}, format {self.version}, {size})"
+            if not self.untold:
+                return told
+            return f"{told}; it does not say with which weights it was made, so they may be others"
         if self.status == INVALID:
             place = "" if self.offset is None else f" at byte {self.offset}"
             return f"{self.path}: {self.code}{place}: {self.message}"
@@ -76,8 +81,8 @@ def verify(
 
     Structure, manifest, token ids and biases are checked without reading keys
     and values; --deep reads them all. With --model also whether the files fit
-    that model: its configuration, tokenizer, chat template and RoPE. All files
-    are checked, whatever is wrong with one of them.
+    that model: its weights, configuration, tokenizer and chat template. All
+    files are checked, whatever is wrong with one of them.
 
     \b
       amkv verify doc.amkv
@@ -138,6 +143,7 @@ def _compare(
             if one.status == VALID:
                 with Artifact.open(one.path) as artifact:
                     one.differs = misfits(artifact, loaded)
+                    one.untold = loaded.untold(artifact.manifest["model"])
                 if one.differs:
                     one.status = MISFIT
                     one.message = f"does not fit {model}: {'; '.join(one.differs)}"

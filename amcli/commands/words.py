@@ -7,6 +7,7 @@ functions of them where one sentence is not enough. None: the error's own words 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
@@ -27,6 +28,21 @@ def _less_memory(dtype: str, device: str, **_: object) -> str:
     smaller = "--dtype bfloat16, " if dtype == "float32" else ""
     other = "a machine with more memory" if device == "cpu" else "--device cpu"
     return f"try {smaller}a smaller model, or {other}"
+
+
+def _new_place(now: object, **_: object) -> str:
+    """Where a model may be that has been moved."""
+    return f"say where it is now, with --model {shlex.quote(str(now or 'FOLDER'))}"
+
+
+def _other_model(wanted: str, model: str, changed: bool, **_: object) -> str:
+    """What to do about a model that a file was not made with."""
+    if changed:
+        return (
+            "its files have changed since: put back those of before, or read the document again "
+            f"with: amkv compact DOC --model {shlex.quote(model)}"
+        )
+    return f"use --model {shlex.quote(wanted)}, or compact the document again for this model"
 
 
 _AGAIN = "make one with: amkv compact DOC --save-budget FILE"
@@ -57,6 +73,7 @@ WORDS: dict[str, Words] = {
     ),
     "model-is-gguf": Words(hint="name the file: --model {file}"),
     "model-missing": Words(hint="check the path given to --model"),
+    "model-moved": Words(hint=_new_place),
     "model-not-divisible": Words(hint=_SPREAD),
     "model-not-loadable": Words(hint="run again with --debug"),
     "model-out-of-memory": Words(hint="try --dtype bfloat16, --device cpu, or a smaller model"),
@@ -73,7 +90,7 @@ WORDS: dict[str, Words] = {
     "no-self-study": Words(hint="use --queries repeat+quotes"),
     "numbers-not-finite": Words(hint="prefill the document again with --dtype bfloat16 or float32"),
     "template-missing": Words(hint="use --queries repeat+quotes, or an instruction-tuned model"),
-    "wrong-model": Words(hint="use --model {wanted}, or compact the document again for this model"),
+    "wrong-model": Words(hint=_other_model),
     # compaction
     "sizes-exclude": Words("--{one} and --{other} exclude each other"),
     "ratio-below-1": Words("--ratio {ratio:g} is below 1"),

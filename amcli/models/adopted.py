@@ -8,10 +8,10 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from amcli.errors import UsageError
-from amcli.models import identity
 from amcli.models.attention import NAME, register
 from amcli.models.failures import quiet
 from amcli.models.geometry import ModelGeometry, refuse_unsupported
+from amcli.models.identity import identify
 from amcli.models.lengths import forget_lengths
 from amcli.models.loading import LoadedModel
 from amcli.models.probe import probe
@@ -51,6 +51,7 @@ def adopt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = No
     _switch(model)
     geometry = _geometry(model)
     generation = getattr(model.generation_config, "eos_token_id", None)
+    chat = ChatTemplate(found, generation)
     return LoadedModel(
         model=model,
         tokenizer=found,
@@ -59,10 +60,8 @@ def adopt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = No
         geometry=geometry,
         device=geometry.devices[0] if geometry.devices else model.device,
         dtype=model.dtype,
-        config_hash=identity.config_hash(model.config),
-        tokenizer_hash=identity.tokenizer_hash(found),
-        template_hash=identity.template_hash(found),
-        chat=ChatTemplate(found, generation),
+        identity=identify(model, model.config, chat),
+        chat=chat,
     )
 
 

@@ -1,7 +1,7 @@
-"""Identify a model and tokenizer by hashes that survive a move.
+"""Identify a model and tokenizer by what survives a move.
 
 The same model loaded from another path, in another dtype or by another version of transformers
-has the same hashes; another vocabulary, chat template or architecture changes them.
+is the same; another vocabulary, chat template, architecture, configuration or weights are not.
 """
 
 from __future__ import annotations
@@ -9,23 +9,67 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-# Fields that say how a model was loaded or saved, not which model it is.
-_VOLATILE = frozenset(
-    {
-        "architectures",
-        "attn_implementation",
-        "auto_map",
-        "dtype",
-        "pad_token_id",
-        "torch_dtype",
-        "transformers_version",
-        "use_cache",
-    }
-)
+from amcli.models import configuration, weights
+from amcli.models.configuration import essence, said, shown
+from amcli.models.sharding import Shard
+from amcli.models.template import ChatTemplate
+from amkv_format import compare_weights
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What tells a model from others, as a manifest has it.
+
+    config   what its configuration says; see `configuration.said`
+    weights  numbers out of its weights; see `weights.sample`
+    turns_hash  of what its chat template does; None without one
+    """
+
+    config_hash: str
+    config: Mapping[str, Any]
+    weights: Mapping[str, str]
+    tokenizer_hash: str
+    template_hash: str | None
+    turns_hash: str | None
+
+    def model(self) -> dict[str, Any]:
+        """Its fields of a manifest's `model`."""
+        return {
+            "config_hash": self.config_hash,
+            "config": dict(self.config),
+            "weights": dict(self.weights),
+        }
+
+    def tokenizer(self) -> dict[str, Any]:
+        """A manifest's `tokenizer`."""
+        found = {"hash": self.tokenizer_hash, "template_hash": self.template_hash}
+        return found if self.turns_hash is None else found | {"turns_hash": self.turns_hash}
+
+
+def identify(
+    model: PreTrainedModel,
+    config: PreTrainedConfig,
+    chat: ChatTemplate,
+    shard: Shard | None = None,
+) -> Identity:
+    """The identity of a loaded model; called by all processes of a `shard` of several.
+
+    config  its configuration as it was read
+    """
+    turns = chat.turns()
+    return Identity(
+        config_hash(config),
+        said(config),
+        weights.sample(model, shard),
+        tokenizer_hash(chat.tokenizer),
+        template_hash(chat.tokenizer),
+        None if turns is None else _hash(canonical_json(turns)),
+    )
 
 
 def config_hash(config: PreTrainedConfig) -> str:
@@ -33,7 +77,7 @@ def config_hash(config: PreTrainedConfig) -> str:
 
     Leaving defaults out makes the hash independent of fields that later versions add.
     """
-    return _hash(canonical_json(_essence(config)))
+    return _hash(canonical_json(essence(config)))
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -68,27 +112,61 @@ def differences(
     file_tokenizer: Mapping[str, Any],
     model: Mapping[str, Any],
     tokenizer: Mapping[str, Any],
+    config: PreTrainedConfig,
 ) -> list[str]:
     """What differs between a manifest's `model` and `tokenizer` and a loaded model's, in words.
 
-    Paths, revisions and dtypes may differ; architecture, configuration, RoPE, layers, tokenizer
-    and chat template may not. An empty list means that the artifact fits.
+    Paths, revisions and dtypes may differ; architecture, layers, weights, tokenizer, and what is
+    read of configuration and chat template may not. An empty list means that the artifact fits.
     """
     found = []
     if file_model["architecture"] != model["architecture"]:
         found.append(_differs("architecture", file_model["architecture"], model["architecture"]))
     found += _layer_differences(file_model["layers"], model["layers"])
-    if file_model["config_hash"] != model["config_hash"] and file_model["rope"] != model["rope"]:
-        # RoPE is part of the configuration, and so of its hash; naming it says more.
+    found += _config_differences(file_model, model, config)
+    compared = compare_weights(file_model.get("weights"), model["weights"])
+    if compared.differing:
         found.append(
-            _differs("RoPE", canonical_json(file_model["rope"]), canonical_json(model["rope"]))
+            f"weights: {compared.differing:,} of {compared.compared:,} numbers differ, such as in "
+            f"{compared.example}"
         )
-    pairs = (
-        ("config hash", file_model["config_hash"], model["config_hash"]),
-        ("tokenizer", file_tokenizer["hash"], tokenizer["hash"]),
-        ("chat template", file_tokenizer["template_hash"], tokenizer["template_hash"]),
-    )
-    return found + [_differs(*pair) for pair in pairs if pair[1] != pair[2]]
+    if file_tokenizer["hash"] != tokenizer["hash"]:
+        found.append(_differs("tokenizer", file_tokenizer["hash"], tokenizer["hash"]))
+    theirs, ours = file_tokenizer["template_hash"], tokenizer["template_hash"]
+    turns = file_tokenizer.get("turns_hash")
+    if theirs != ours and (turns is None or turns != tokenizer.get("turns_hash")):
+        found.append(_differs("chat template", theirs, ours))
+    return found
+
+
+def untold(file_model: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
+    """What a file does not say of its model, so that nobody can tell whether it is the same."""
+    compared = compare_weights(file_model.get("weights"), model["weights"]).compared
+    return [] if compared else ["weights"]
+
+
+def _config_differences(
+    file: Mapping[str, Any], model: Mapping[str, Any], config: PreTrainedConfig
+) -> list[str]:
+    if "config" in file:
+        return [
+            f"configuration {key}: file {shown(theirs)}, model {shown(ours)}"
+            for key, theirs, ours in configuration.differences(
+                file["config"], model["config"], config
+            )
+        ]
+    # A file that only has the hash: of all keys, perhaps before some were added that do nothing.
+    if file["config_hash"] in (
+        model["config_hash"],
+        _hash(canonical_json(essence(config, read=True))),
+    ):
+        return []
+    found = []
+    if file["rope"] != model["rope"]:
+        # RoPE is part of the configuration, and so of its hash; naming it says more.
+        found.append(_differs("RoPE", canonical_json(file["rope"]), canonical_json(model["rope"])))
+    hashes = _differs("config hash", file["config_hash"], model["config_hash"])
+    return [*found, f"{hashes} (the file has no more than the hash, so no key can be named)"]
 
 
 def _layer_differences(
@@ -112,30 +190,6 @@ def _short(value: Any) -> str:
         return "none"
     text = str(value)
     return f"{text[:15]}…" if text.startswith("sha256:") else text
-
-
-def _essence(config: PreTrainedConfig) -> dict[str, Any]:
-    values = config.to_dict()
-    try:
-        defaults = type(config)().to_dict()
-    except (TypeError, ValueError, AttributeError):
-        defaults = {}  # some configurations cannot be made without arguments
-    kept: dict[str, Any] = {}
-    for name, value in values.items():
-        if name in _VOLATILE or name.startswith("_") or _is_from_gguf(name, value):
-            continue
-        part = vars(config).get(name)  # not getattr, which raises where layers differ
-        if isinstance(part, PreTrainedConfig):
-            kept[name] = _essence(part)
-        elif name not in defaults or value != defaults[name]:
-            kept[name] = value
-    kept["model_type"] = config.model_type
-    return kept
-
-
-def _is_from_gguf(name: str, value: Any) -> bool:
-    """Whether it is transformers' note of the GGUF file it read, with the file's path."""
-    return name == "quantization_config" and dict(value or {}).get("quant_method") == "gguf"
 
 
 def _hash(text: str) -> str:

@@ -28,12 +28,13 @@ from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils.import_utils import is_accelerate_available
 
 from amcli.errors import AmkvError, UsageError
-from amcli.models import gguf, identity, memory
+from amcli.models import gguf, memory
 from amcli.models.attention import NAME, register
 from amcli.models.catalogue import AUTO
 from amcli.models.devices import device_of, dtype_of
 from amcli.models.failures import explain, quiet
 from amcli.models.geometry import ModelGeometry, refuse_attention, refuse_unsupported
+from amcli.models.identity import Identity, differences, identify, untold
 from amcli.models.lengths import forget_lengths, trained_length
 from amcli.models.memory import Preview
 from amcli.models.probe import probe
@@ -59,11 +60,24 @@ class LoadedModel:
     geometry: ModelGeometry
     device: torch.device
     dtype: torch.dtype
-    config_hash: str
-    tokenizer_hash: str
-    template_hash: str | None
+    identity: Identity
     chat: ChatTemplate
     shard: Shard = field(default_factory=Shard)
+
+    @property
+    def config_hash(self) -> str:
+        """Of its configuration."""
+        return self.identity.config_hash
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """Of its tokenizer."""
+        return self.identity.tokenizer_hash
+
+    @property
+    def template_hash(self) -> str | None:
+        """Of its chat template; None without one."""
+        return self.identity.template_hash
 
     def fingerprint(self) -> dict[str, Any]:
         """`{"model": …, "tokenizer": …}` as an artifact's manifest holds them."""
@@ -72,12 +86,12 @@ class LoadedModel:
                 "id": self.id,
                 "revision": self.revision,
                 "architecture": self.geometry.architecture,
-                "config_hash": self.config_hash,
+                **self.identity.model(),
                 "dtype": memory.dtype_name(self.dtype),
                 "layers": [layer.manifest(self.shard.size) for layer in self.geometry.layers],
                 "rope": self.geometry.rope,
             },
-            "tokenizer": {"hash": self.tokenizer_hash, "template_hash": self.template_hash},
+            "tokenizer": self.identity.tokenizer(),
         }
 
     def differences(
@@ -85,9 +99,13 @@ class LoadedModel:
     ) -> list[str]:
         """Why an artifact made for the manifest's model does not fit; empty when it does."""
         mine = self.fingerprint()
-        return identity.differences(
-            manifest_model, manifest_tokenizer, mine["model"], mine["tokenizer"]
+        return differences(
+            manifest_model, manifest_tokenizer, mine["model"], mine["tokenizer"], self.model.config
         )
+
+    def untold(self, manifest_model: Mapping[str, Any]) -> list[str]:
+        """What the manifest's model does not say, so that nothing can be compared: `weights`."""
+        return untold(manifest_model, self.identity.model())
 
 
 def load(
@@ -170,11 +188,12 @@ def _find(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if source.gguf is not None:
         options["gguf_file"] = source.gguf.file
-    config = AutoConfig.from_pretrained(source.location, revision=source.revision, **options)
+    # All that follows is of this commit, whatever moves on the hub meanwhile.
+    commit = source.commit()
+    options["revision"] = commit or source.revision
+    config = AutoConfig.from_pretrained(source.location, **options)
     refuse_unsupported(config)
     dtype = dtype_of(dtype_name, device, config)
-    commit = None if Path(source.location).is_dir() else getattr(config, "_commit_hash", None)
-    options["revision"] = commit or source.revision
     tokenizer = _tokenizer(source, options)
     if len(tokenizer) == 0:
         raise UsageError(
@@ -229,6 +248,7 @@ def _load(source: ModelSource, found: _Found) -> LoadedModel:
     forget_lengths(model)
     generation = getattr(model.generation_config, "eos_token_id", None)
     geometry = _probed(model, shard)
+    chat = ChatTemplate(tokenizer, generation)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -237,10 +257,8 @@ def _load(source: ModelSource, found: _Found) -> LoadedModel:
         geometry=geometry,
         device=device if shard.size > 1 else geometry.devices[0],
         dtype=found.dtype,
-        config_hash=identity.config_hash(config),
-        tokenizer_hash=identity.tokenizer_hash(tokenizer),
-        template_hash=identity.template_hash(tokenizer),
-        chat=ChatTemplate(tokenizer, generation),
+        identity=identify(model, config, chat, shard),
+        chat=chat,
         shard=shard,
     )
 

@@ -12,10 +12,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from amcli.errors import UsageError, did_you_mean
-from amcli.models import identity
 from amcli.models.attention import NAME, register
 from amcli.models.devices import DTYPES, device_of
 from amcli.models.failures import quiet
+from amcli.models.identity import identify
 from amcli.models.loading import LoadedModel
 from amcli.models.probe import probe
 from amcli.models.template import ChatTemplate
@@ -90,6 +90,7 @@ def shaped(
         head = model.get_output_embeddings().weight
         head[words] *= _KNOWN_TOKENS
         geometry = probe(model)
+    chat = ChatTemplate(tokenizer, None)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -98,8 +99,6 @@ def shaped(
         geometry=geometry,
         device=geometry.devices[0],
         dtype=number,
-        config_hash=identity.config_hash(config),
-        tokenizer_hash=identity.tokenizer_hash(tokenizer),
-        template_hash=identity.template_hash(tokenizer),
-        chat=ChatTemplate(tokenizer, None),
+        identity=identify(model, config, chat),
+        chat=chat,
     )

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from transformers.utils.hub import cached_file, extract_commit_hash
+
 from amcli.errors import UsageError
 from amcli.models import gguf
 from amcli.models.catalogue import POCKET
@@ -36,6 +38,10 @@ class ModelSource:
     is_gguf: bool = False
     gguf: GgufModel | None = None
 
+    def commit(self) -> str | None:
+        """The commit of a hub model that its revision stands for; None for any other model."""
+        return commit_of(self.location, self.revision)
+
     @classmethod
     def of(cls, spec: str) -> ModelSource:
         """Where the model that `spec` names is. Raises UsageError for what is not a model."""
@@ -60,6 +66,17 @@ class ModelSource:
             return cls(str(path.resolve()), str(path), None)
         name, _, revision = spec.partition("@")
         return cls(name, name, revision or None)
+
+
+def commit_of(name: str, revision: str | None) -> str | None:
+    """The commit that a revision of a hub model stands for: of the cache where there is no network,
+    else of the hub; None where a model is no hub model.
+
+    The hub's library names the folder of a file after it. transformers does not always say it.
+    """
+    if Path(name).exists():
+        return None
+    return extract_commit_hash(cached_file(name, "config.json", revision=revision), None)
 
 
 def _check_folder(path: Path) -> None:

@@ -111,6 +111,26 @@ class ChatTemplate:
         """What ends an answer without being part of it: without a template, the next question."""
         return f"\n{_ASKED}" if self.raw else None
 
+    def turns(self) -> list[str | None] | None:
+        """All that the methods above can take from the template, the same on every day; None
+        without a template. Two templates with the same turns are used alike."""
+        if self.raw:
+            return None
+        user = _user(_DOCUMENT + _JOIN + _QUESTION)
+        answered = [
+            *_user(_DOCUMENT),
+            {"role": "assistant", "content": _ANSWER},
+            *_user(_QUESTION),
+        ]
+        found: list[str | None] = []
+        for messages in (user, [{"role": "system", "content": _SYSTEM}, *user], answered):
+            for think in (False, True):
+                try:
+                    found.append(self._render(messages, think, dated=False))
+                except UsageError:  # no system role
+                    found.append(None)
+        return [*found, *(self.marks or ())]
+
     # ---- thoughts ------------------------------------------------------------------------------
 
     @property
@@ -163,10 +183,15 @@ class ChatTemplate:
         ]
         return _after(self._render(messages, think), _ANSWER)
 
-    def _render(self, messages: Messages, think: bool = False) -> str:
-        """The conversation as text, up to where the assistant would begin to write."""
+    def _render(self, messages: Messages, think: bool = False, dated: bool = True) -> str:
+        """The conversation as text, up to where the assistant would begin to write.
+
+        dated  with today's date where the template has one
+        """
         failure: Exception | None = None
         switches: dict[str, Any] = dict.fromkeys(_SWITCHES, think)
+        if not dated:
+            switches["strftime_now"] = _undated
         for form in (messages, _as_parts(messages)):
             try:
                 text = str(
@@ -221,6 +246,10 @@ def control_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """The tokens that are not text: those that `skip_special_tokens` leaves out."""
     added = tokenizer.added_tokens_decoder
     return {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
+
+
+def _undated(form: str) -> str:
+    return form
 
 
 def _user(content: str) -> Messages:

@@ -25,6 +25,7 @@ from amkv_format.manifest import (
 )
 from amkv_format.reader import AmkvFile
 from amkv_format.stores import GROUP, MIXED, PACKED, STORES
+from amkv_format.weights import Comparison, compare_weights, same_weight
 from amkv_format.writer import Writer, write_file
 
 __all__ = [
@@ -42,14 +43,17 @@ __all__ = [
     "VERSION",
     "AmkvFile",
     "Code",
+    "Comparison",
     "FormatError",
     "Layer",
     "TensorInfo",
     "TensorSpec",
     "Writer",
     "canonical_json",
+    "compare_weights",
     "layer_tensor",
     "manifest_schema",
+    "same_weight",
     "state_tensor",
     "write_file",
 ]

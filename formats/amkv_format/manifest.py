@@ -49,6 +49,14 @@ MODEL_DTYPES: Final[Mapping[str, int]] = {"float32": 4, "bfloat16": 2, "float16"
 
 BOUNDARIES: Final = ("raw", "in_user_turn", "turn_closed")
 
+WEIGHTS: Final = "weights"
+"""The field of `model` with numbers out of its weights."""
+
+_SINCE_1_4: Final = (("model", "config"), ("model", WEIGHTS), ("tokenizer", "turns_hash"))
+"""Optional fields that say more of what a file belongs to, since version 1.4."""
+
+_NUMBERS: Final = re.compile("([0-9a-f]{8}){1,1024}")
+
 _VERSION: Final = re.compile(r"(0|[1-9][0-9]{0,4})\.(0|[1-9][0-9]{0,4})")
 _UTC: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z", re.ASCII)
 
@@ -181,11 +189,17 @@ def _check_origin(root: Fields, length: int) -> None:
     model.sha256("config_hash")
     model.choice("dtype", MODEL_DTYPES)
     model.object("rope")
+    if "config" in model:
+        model.object("config")
+    if WEIGHTS in model:
+        _check_weights(model.object(WEIGHTS))
 
     tokenizer = root.object("tokenizer")
     tokenizer.sha256("hash")
     if tokenizer.raw("template_hash") is not None:
         tokenizer.sha256("template_hash")
+    if "turns_hash" in tokenizer:
+        tokenizer.sha256("turns_hash")
 
     source = root.object("source")
     source.bare_name("name")
@@ -204,6 +218,22 @@ def _check_origin(root: Fields, length: int) -> None:
             Code.FIELD_CONFLICT, f"the document is tokens {start} to {end} of {length}"
         )
     root.choice("boundary", BOUNDARIES)
+
+
+def _check_weights(weights: Fields) -> None:
+    """Checks for numbers of 8 hexadecimal digits each, by the name of what they are from."""
+    if len(weights.keys()) > limits.MAX_LAYERS:
+        raise FormatError(
+            Code.FIELD_VALUE,
+            f"model.{WEIGHTS} has {len(weights.keys())} fields, not 0 to {limits.MAX_LAYERS}",
+        )
+    for name in weights.keys():  # noqa: SIM118 - Fields is no mapping
+        found = weights.raw(name)
+        if not isinstance(found, str) or not _NUMBERS.fullmatch(found):
+            raise FormatError(
+                Code.FIELD_VALUE if isinstance(found, str) else Code.FIELD_TYPE,
+                f"{weights.path(name[:80])} is not 1 to 1024 numbers of 8 lowercase hex digits",
+            )
 
 
 def _layers(root: Fields, kind: str, length: int) -> tuple[Layer, ...]:
@@ -384,7 +414,8 @@ def complete(manifest: Mapping[str, Any], payload_hash: str, ratio: float | None
     listed = manifest.get("stores")
     names = map(str, listed) if store == MIXED and isinstance(listed, list | tuple) else [store]
     used = _features(store, names, STATES in manifest)
-    minor = max([_OLDEST_WRITTEN, *(FEATURES[feature] for feature in used)])
+    told = any(field in manifest.get(part, ()) for part, field in _SINCE_1_4)
+    minor = max([4 if told else _OLDEST_WRITTEN, *(FEATURES[feature] for feature in used)])
     defaults: dict[str, Any] = {
         "features_required": [feature for feature in FEATURES if feature in used],
         "created": now,

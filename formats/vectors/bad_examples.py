@@ -16,6 +16,7 @@ from building import (
     payload_hash,
     prefill,
     recorded,
+    told,
 )
 
 BAD_FIELDS: list[tuple[str, str, Any, str]] = [
@@ -67,6 +68,19 @@ BAD_RECORDS: list[tuple[str, str, Any, str]] = [
     ("requested-fidelity", "requested.fidelity", "high", "field-type"),
     ("held-out-negative", "queries.held_out", -1, "field-value"),
     ("budget-path", "budget.file", "/etc/shares.json", "field-value"),
+]
+
+BAD_TOLD: list[tuple[str, str, Any, str]] = [
+    ("config-text", "model.config", "llama", "field-type"),
+    ("weights-array", "model.weights", [1.0], "field-type"),
+    ("weights-number", "model.weights", {"a 4": 1.0}, "field-type"),
+    ("weights-none", "model.weights", {"a 4": ""}, "field-value"),
+    ("weights-cut", "model.weights", {"a 4": "3f800000bf0000"}, "field-value"),
+    ("weights-uppercase", "model.weights", {"a 4": "3F800000"}, "field-value"),
+    ("weights-long", "model.weights", {"a 4": "0" * 8200}, "field-value"),
+    ("weights-many", "model.weights", {f"a {i}": "00000000" for i in range(4097)}, "field-value"),
+    ("turns-hash-null", "tokenizer.turns_hash", None, "field-type"),
+    ("turns-hash-short", "tokenizer.turns_hash", "sha256:" + "4" * 63, "field-value"),
 ]
 
 DEEP = '{"a":' + "[" * 32 + "]" * 32 + ","
@@ -335,6 +349,10 @@ def bad_manifests() -> Iterator[tuple[str, str, str, Example | bytes]]:
         yield name, f"{path} is {json.dumps(value)}", code, manifest_with(path, value)
     for name, path, value, code in BAD_RECORDS:
         yield name, f"{path} is {json.dumps(value)}", code, manifest_with(path, value, recorded)
+    for name, path, value, code in BAD_TOLD:
+        said = json.dumps(value)
+        said = said if len(said) < 80 else f"{said[:40]} …, {len(said)} characters"
+        yield name, f"{path} is {said}", code, manifest_with(path, value, told)
     for path in ("kind", "model.rope", "tools.amkv", "queries", "stored"):
         name = "no-" + path.replace(".", "-")
         yield name, f"{path} is absent", "field-missing", manifest_without(path)

@@ -223,6 +223,24 @@ def recorded() -> Example:
     return it
 
 
+def told() -> Example:
+    """A prefill of version 1.4 that says what its model is: configuration, weights, turns."""
+    it = prefill()
+    it.manifest["version"] = "1.4"
+    it.manifest["model"] |= {
+        "config": {"hidden_size": 8, "rope_parameters": {"rope_theta": 10000.0}, "window": None},
+        "weights": {
+            "model.embed_tokens.weight 16x8": "3f800000bf00000000000000",
+            "model.layers.*.mlp.up_proj.weight 8x8": "3d4ccccd7fc00000",
+        },
+    }
+    it.manifest["tokenizer"] |= {
+        "template_hash": "sha256:" + "2" * 64,
+        "turns_hash": "sha256:" + "4" * 64,
+    }
+    return it
+
+
 def worked() -> Example:
     """The example that the specification takes apart: one layer, two heads, three entries."""
     it = example("compact", [[1, 2]], [layer("full", 2, 2, 2, None)], T=3, beta=True)

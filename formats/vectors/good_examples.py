@@ -16,6 +16,7 @@ from building import (
     layer,
     prefill,
     recorded,
+    told,
     worked,
 )
 
@@ -89,6 +90,10 @@ def good_variants() -> Iterator[tuple[str, str, Example]]:
     it = prefill()
     it.manifest["version"] = "1.3"
     yield "prefill-1-3", "a prefill of version 1.3", it
+    yield "told", "version 1.4: configuration, weights and turns of the model", told()
+    it = told()
+    it.manifest["model"] |= {"config": {}, "weights": {}}
+    yield "told-nothing", "neither configuration nor weights are known", it
     yield "states", "layers that keep a state beside those with keys and values", hybrid()
     it = hybrid()
     it.manifest["states"][2]["of_its_own"] = "ignored"

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from helptext import documented
+from safetensors.torch import load_file, save_file
 
 from amcli.pocket import folder as pocket_folder
+from amkv_format import AmkvFile, write_file
 from conftest import Amkv
 
 VECTORS = Path(__file__).parents[2] / "formats" / "vectors"
@@ -105,7 +109,15 @@ def edit(name: str, change: Callable[[dict[str, object]], None]) -> Callable[[Pa
 
 def other_template(model: Path) -> None:
     path = model / "chat_template.jinja"
-    path.write_text(path.read_text(encoding="utf-8") + "{# changed #}", encoding="utf-8")
+    path.write_text(path.read_text(encoding="utf-8") + "{# changed #}!", encoding="utf-8")
+
+
+def other_weights(model: Path) -> None:
+    """A fine-tune: the same shape, and numbers that are not far."""
+    tensors = load_file(model / "model.safetensors")
+    torch.manual_seed(0)
+    tuned = {name: x * (1 + 0.02 * torch.randn_like(x)) for name, x in tensors.items()}
+    save_file(tuned, model / "model.safetensors", metadata={"format": "pt"})
 
 
 def other_theta(config: dict[str, object]) -> None:
@@ -125,10 +137,14 @@ def other_word(tokenizer: dict[str, object]) -> None:
 CHANGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "configuration": (
         edit("config.json", lambda config: config.update(rms_norm_eps=0.01)),
-        "config hash: file sha256:",
+        "configuration rms_norm_eps: file 1e-06, model 0.01",
     ),
-    "rope": (edit("config.json", other_theta), "RoPE: file {"),
+    "rope": (
+        edit("config.json", other_theta),
+        "rope_parameters.rope_theta: file 100000.0, model 200000.0",
+    ),
     "tokenizer": (edit("tokenizer.json", other_word), "tokenizer: file sha256:"),
+    "weights": (other_weights, "weights: "),
     "chat template": (other_template, "chat template: file sha256:"),
 }
 
@@ -155,7 +171,88 @@ def test_the_same_model_elsewhere_fits(amkv: Amkv, full: Path, compact: Path, he
     assert [x["differs"] for x in json.loads(done.out)["files"]] == [[], []]
 
 
+def harmless(model: Path) -> None:
+    edit("config.json", lambda config: config.update(rope_interleaved=False))(model)
+    edit("config.json", lambda config: config.update({"transformers.js_config": {"a": 1}}))(model)
+
+
+def test_keys_that_do_nothing_do_not_refuse(
+    amkv: Amkv, full: Path, compact: Path, here: Path
+) -> None:
+    shutil.copytree(pocket_folder(), here / "model")
+    harmless(here / "model")
+    assert amkv("verify", full, compact, "--model", "./model").code == 0
+    assert (
+        amkv("chat", "-c", compact, "--model", "./model", "-p", "x", "--max-tokens", "2").code == 0
+    )
+
+
+def test_a_file_without_weights_cannot_tell(amkv: Amkv, compact: Path, here: Path) -> None:
+    """Those of before version 1.4, with other weights of the same shape, and with the same."""
+    with AmkvFile.open(compact) as file:
+        manifest = json.loads(json.dumps(file.manifest))
+        tensors = [(spec, bytes(file.read(name))) for name, spec in file.tensors.items()]
+    for name in ("weights", "config"):
+        del manifest["model"][name]
+    del manifest["tokenizer"]["turns_hash"]
+    write_file(here / "old.amkv", manifest, tensors)
+    shutil.copytree(pocket_folder(), here / "model")
+    for change in (lambda model: None, other_weights):
+        change(here / "model")
+        done = amkv("verify", "old.amkv", "--model", "./model")
+        assert (done.code, "does not say with which weights" in done.out) == (0, True)
+    found = json.loads(amkv("verify", "old.amkv", compact, "--model", "pocket", "--json").out)
+    assert [x["untold"] for x in found["files"]] == [["weights"], []]
+    assert json.loads(amkv("verify", compact, "--json").out)["files"][0]["untold"] is None
+
+
+def test_a_model_folder_that_was_moved(amkv: Amkv, here: Path) -> None:
+    shutil.copytree(pocket_folder(), here / "model")
+    assert amkv("prefill", "doc.txt", "--model", "./model").code == 0
+    (here / "elsewhere").mkdir()
+    (here / "model").rename(here / "elsewhere" / "my model")
+    line = ("chat", "-c", "doc.prefill.amkv", "-p", "Who?", "--max-tokens", "2")
+    done = amkv(*line)
+    assert done.code == 2
+    assert f"is not where it was: model folder {here / 'model'} does not exist" in done.errors[0]
+    typed = "amkv chat -c doc.prefill.amkv -p 'Who?' --max-tokens 2 --model "
+    assert done.errors[1] == f"hint: say where it is now: {typed}FOLDER"
+    assert amkv(*line, "--model", "elsewhere/my model").code == 0
+    (here / "elsewhere" / "my model").rename(here / "elsewhere" / "model")
+    (here / "doc.prefill.amkv").rename(here / "elsewhere" / "doc.prefill.amkv")  # both were moved
+    line = ("chat", "-c", "elsewhere/doc.prefill.amkv", "-p", "Who?", "--max-tokens", "2")
+    said = amkv(*line).errors[1].partition("say where it is now: amkv ")[2]
+    assert shlex.split(said) == [*line, "--model", str(here / "elsewhere" / "model")]
+    assert amkv(*shlex.split(said)).code == 0
+    assert (
+        amkv("compact", "elsewhere/doc.prefill.amkv")
+        .errors[1]
+        .endswith(f"amkv compact elsewhere/doc.prefill.amkv --model {here / 'elsewhere' / 'model'}")
+    )
+
+
+def test_a_model_folder_whose_files_have_changed(amkv: Amkv, here: Path) -> None:
+    """`--model` is not what was wrong, and naming the same one again would not help."""
+    shutil.copytree(pocket_folder(), here / "model")
+    assert amkv("prefill", "doc.txt", "--model", "./model").code == 0
+    other_weights(here / "model")
+    done = amkv("chat", "-c", "doc.prefill.amkv", "-p", "Who?")
+    assert done.code == 4
+    assert "numbers differ, such as in model." in done.errors[0]
+    assert "its files have changed since" in done.errors[1]
+    assert f"amkv compact DOC --model {here / 'model'}" in done.errors[1]
+
+
 def test_a_model_that_is_not_there(amkv: Amkv, compact: Path) -> None:
     done = amkv("verify", compact, "--model", "./nothing")
     assert done.code == 2
     assert "model folder nothing does not exist" in done.errors[0]
+
+
+def test_diff_tells_fine_tunes_apart(amkv: Amkv, full: Path, here: Path) -> None:
+    shutil.copytree(pocket_folder(), here / "model")
+    other_weights(here / "model")
+    assert amkv("prefill", "doc.txt", "--model", "./model", "-o", "tuned.amkv").code == 0
+    assert amkv("prefill", "doc.txt", "--dtype", "bfloat16", "-o", "half.amkv").code == 0
+    for path, same in (("tuned.amkv", False), ("half.amkv", True)):
+        assert json.loads(amkv("diff", full, path, "--json").out)["same_model"] is same

@@ -236,3 +236,19 @@ def test_systems_that_write_less_than_they_were_given(
     with AmkvFile.open(tmp_path / "f.amkv") as file:
         file.verify()
         assert all(file.read(spec.name) == data for spec, data in contents)
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ("model", "config", {}),
+        ("model", "weights", {}),
+        ("tokenizer", "turns_hash", "sha256:" + "d" * 64),
+    ],
+)
+def test_what_tells_models_apart_is_of_1_4(
+    part: str, field: str, value: object, tmp_path: Path
+) -> None:
+    manifest, contents = sample("prefill")
+    manifest[part] = manifest[part] | {field: value}
+    assert write_file(tmp_path / "f.amkv", manifest, contents)["version"] == "1.4"

@@ -24,9 +24,10 @@ from transformers.integrations.gguf import gguf_tokenizer_mapping
 
 from amcli.errors import AmkvError, OutOfMemoryError, UsageError
 from amcli.models import gguf as ours
-from amcli.models import identity
+from amcli.models import identity, weights
 from amcli.models.loading import LoadedModel, load
 from amcli.models.memory import Preview
+from amkv_format import compare_weights
 
 TENSORS = 9 * 3 + 3
 
@@ -137,6 +138,24 @@ def test_a_note_of_the_file_in_the_configuration_is_not_the_model(packed: Path) 
     assert identity.config_hash(config) == before
     config.quantization_config = {"quant_method": "fp8"}
     assert identity.config_hash(config) != before
+
+
+def test_the_weights_of_a_file_are_those_it_was_made_from(plain: Path) -> None:
+    of_file = load(str(plain), device="cpu").identity.weights
+    compared = compare_weights(weights.sample(tinygguf.original()), of_file)
+    assert (compared.differing, compared.compared > 700) == (0, True)
+
+
+def test_packed_weights_are_their_own_in_every_dtype(packed: Path) -> None:
+    """Eight bits are not the weights they were made from, but unpack to the same in every type."""
+    found = [
+        load(str(packed), device="cpu", dtype=name).identity.weights
+        for name in ("float32", "bfloat16", "float16")
+    ]
+    for other in found:
+        assert compare_weights(found[0], other).differing == 0
+    original = compare_weights(weights.sample(tinygguf.original()), found[0])
+    assert original.differing > original.compared / 10
 
 
 # ---- parts -------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from amcli.errors import AmkvError, OutOfMemoryError, UsageError
-from amcli.models import loading, memory
+from amcli.models import loading, memory, sources
 
 # Whichever version of httpx huggingface_hub itself uses.
 _http = importlib.import_module("huggingface_hub.utils._http")
@@ -166,7 +166,7 @@ def test_a_disk_that_is_full_while_downloading(
     def full(*arguments: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(loading.AutoConfig, "from_pretrained", full)
+    monkeypatch.setattr(sources, "cached_file", full)
     with pytest.raises(OutOfMemoryError, match="no space left to download") as caught:
         loading.load("someone/model", device="cpu")
     assert "HF_HOME" in (caught.value.hint or "")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import re
 import shutil
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
@@ -20,10 +23,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as hf_logging
 
 from amcli.errors import AmkvError, OutOfMemoryError, UsageError
-from amcli.models import devices, loading
+from amcli.models import devices, identity, loading, sources
 from amcli.models.generate import stream
 from amcli.models.identity import config_hash
 from amcli.models.loading import load
+from amcli.pipeline.contexts.opening import model_of
 
 
 @pytest.fixture(scope="module")
@@ -89,29 +93,78 @@ def test_the_box_is_loaded_by_its_name(saved: Path, monkeypatch: pytest.MonkeyPa
     assert load("pocket", device="cpu").id == "pocket"
 
 
-def test_a_hub_revision_is_resolved_to_its_commit(
-    saved: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The three downloads must be of one commit, whatever moves on the hub meanwhile."""
-    asked = []
-    for name in ("AutoConfig", "AutoTokenizer", "AutoModelForCausalLM"):
-        original = getattr(loading, name)
+FIRST, SECOND = "a1" * 20, "b2" * 20
 
-        def from_pretrained(spec, *, original=original, name=name, **options):
-            asked.append((name, spec, options.pop("revision")))
-            result = original.from_pretrained(saved, **options)
-            if name == "AutoConfig":
-                result._commit_hash = "c0ffee"
-            return result
 
-        monkeypatch.setattr(loading, name, SimpleNamespace(from_pretrained=from_pretrained))
+@pytest.fixture
+def cached(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A hub cache as the hub's library makes it, with two commits of one model, of which `main` is
+    the second and `v1` the first; nothing else can be reached."""
+    cache = tmp_path / "hub"
+    repository = cache / "models--someone--tiny"
+    for commit, seed in ((FIRST, 0), (SECOND, 1)):
+        snapshot = repository / "snapshots" / commit
+        made = Path(shutil.copytree(saved, tmp_path / commit))
+        tensors = load_file(made / "model.safetensors")
+        torch.manual_seed(seed)
+        moved = {k: x + 0.1 * seed * torch.randn_like(x) for k, x in tensors.items()}
+        save_file(moved, made / "model.safetensors", metadata={"format": "pt"})
+        for folder in (snapshot, repository / "blobs", repository / "refs"):
+            folder.mkdir(parents=True, exist_ok=True)
+        for file in made.iterdir():
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()
+            shutil.copy(file, repository / "blobs" / digest)
+            (snapshot / file.name).symlink_to(Path("..", "..", "blobs", digest))
+    (repository / "refs" / "main").write_text(SECOND)
+    (repository / "refs" / "v1").write_text(FIRST)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return repository
+
+
+@pytest.mark.parametrize(
+    ("spec", "commit"),
+    [
+        ("someone/tiny", SECOND),
+        ("someone/tiny@main", SECOND),
+        ("someone/tiny@v1", FIRST),
+        (f"someone/tiny@{FIRST}", FIRST),
+    ],
+)
+def test_a_hub_revision_is_resolved_to_its_commit(cached: Path, spec: str, commit: str) -> None:
+    loaded = load(spec, device="cpu")
+    assert (loaded.id, loaded.revision) == ("someone/tiny", commit)
+    weights = load_file(cached / "snapshots" / commit / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(loaded.model.get_parameter(name), weights[name].float())
+
+
+def test_an_artifact_finds_its_commit_when_main_has_moved(cached: Path) -> None:
+    (cached / "refs" / "main").write_text(FIRST)
+    before = load("someone/tiny", device="cpu").fingerprint()["model"]
+    (cached / "refs" / "main").write_text(SECOND)
+    artifact: Any = SimpleNamespace(manifest={"model": before})
+    again = load(model_of(artifact), device="cpu")
+    assert (before["revision"], again.revision) == (FIRST, FIRST)
+    mine = load("someone/tiny", device="cpu")
+    (found,) = mine.differences(before, mine.fingerprint()["tokenizer"])
+    assert found.startswith("weights: ")
+
+
+def test_all_files_are_of_one_commit(cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever moves on the hub between the downloads."""
+    original = loading.AutoTokenizer.from_pretrained
+
+    def meanwhile(*args: Any, **options: Any) -> Any:
+        (cached / "refs" / "main").write_text(FIRST)
+        return original(*args, **options)
+
+    monkeypatch.setattr(loading.AutoTokenizer, "from_pretrained", meanwhile)
     loaded = load("someone/tiny@main", device="cpu")
-    assert (loaded.id, loaded.revision) == ("someone/tiny", "c0ffee")
-    assert asked == [
-        ("AutoConfig", "someone/tiny", "main"),
-        ("AutoTokenizer", "someone/tiny", "c0ffee"),
-        ("AutoModelForCausalLM", "someone/tiny", "c0ffee"),
-    ]
+    name = "model.layers.0.mlp.up_proj.weight"
+    weights = load_file(cached / "snapshots" / SECOND / "model.safetensors")
+    assert loaded.revision == SECOND
+    assert torch.equal(loaded.model.get_parameter(name), weights[name].float())
 
 
 # ---- identity ----------------------------------------------------------------------------------
@@ -141,7 +194,7 @@ def test_using_a_tokenizer_does_not_change_its_hash(saved: Path) -> None:
     loaded = load(str(saved), device="cpu")
     loaded.tokenizer.pad_token = loaded.tokenizer.eos_token
     loaded.tokenizer(["a", "b c d"], padding="max_length", max_length=9, truncation=True)
-    assert loading.identity.tokenizer_hash(loaded.tokenizer) == loaded.tokenizer_hash
+    assert identity.tokenizer_hash(loaded.tokenizer) == loaded.tokenizer_hash
 
 
 @pytest.mark.parametrize(
@@ -175,14 +228,64 @@ def test_differences_are_said_in_plain_words(saved: Path, copy: Path) -> None:
     tokenizer["model"]["merges"].pop()
     (copy / "tokenizer.json").write_text(json.dumps(tokenizer))
     (copy / "chat_template.jinja").write_text(tt.GEMMA)
+    tensors = load_file(copy / "model.safetensors")
+    tensors["model.norm.weight"] += 1
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
     found = load(str(copy), device="cpu").differences(mine["model"], mine["tokenizer"])
-    assert [line.partition(":")[0] for line in found] == [
-        "config hash",
-        "tokenizer",
-        "chat template",
+    digits = mine["tokenizer"]["hash"][7:15]
+    assert found[0] == "configuration rms_norm_eps: file 1e-06, model 0.5"
+    assert re.fullmatch(
+        r"weights: 64 of \d+ numbers differ, such as in model.norm.weight: file 1, model 2",
+        found[1],
+    )
+    assert found[2].startswith(f"tokenizer: file sha256:{digits}…, model sha256:")
+    assert found[3].startswith("chat template: file sha256:")
+    assert len(found) == 4
+
+
+def without(model: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in model.items() if name not in names}
+
+
+def test_a_file_that_only_has_the_hash_of_the_configuration(saved: Path, copy: Path) -> None:
+    """As they all were before version 1.4: keys that do nothing may have been added since."""
+    mine = load(str(saved), device="cpu").fingerprint()
+    old = without(mine["model"], "config", "weights")
+    edit_config(copy, rope_interleaved=False, **{"transformers.js_config": {"dtype": "q4"}})
+    loaded = load(str(copy), device="cpu")
+    assert loaded.differences(old, mine["tokenizer"]) == []
+    assert loaded.differences(mine["model"], mine["tokenizer"]) == []
+    assert loaded.config_hash != old["config_hash"]  # tools of before see all keys
+    edit_config(copy, rms_norm_eps=0.5)
+    (found,) = load(str(copy), device="cpu").differences(old, mine["tokenizer"])
+    assert found.startswith("config hash: file sha256:")
+    assert found.endswith("(the file has no more than the hash, so no key can be named)")
+
+
+def test_nested_keys_are_named(saved: Path, copy: Path) -> None:
+    mine = load(str(saved), device="cpu").fingerprint()
+    rope = json.loads((copy / "config.json").read_text())["rope_parameters"]
+    edit_config(copy, rope_parameters=rope | {"rope_theta": 5000.0})
+    assert load(str(copy), device="cpu").differences(mine["model"], mine["tokenizer"]) == [
+        "configuration rope_parameters.rope_theta: file 10000.0, model 5000.0"
     ]
-    digits = mine["model"]["config_hash"][7:15]
-    assert found[0].startswith(f"config hash: file sha256:{digits}…, model sha256:")
+    old = without(mine["model"], "config")
+    found = load(str(copy), device="cpu").differences(old, mine["tokenizer"])
+    assert found[0].startswith("RoPE: file {")
+
+
+def test_a_configuration_of_anything_fits_into_a_manifest(copy: Path) -> None:
+    """Numbers that are not finite, control characters, deep and long values."""
+    deep: Any = 1
+    for _ in range(40):
+        deep = [deep]
+    edit_config(copy, a=float("inf"), b="\x00\x1b", c=deep, d="x" * 10**5, e=2**70)
+    said = load(str(copy), device="cpu").fingerprint()["model"]["config"]
+    assert said["a"] == "inf"
+    assert said["b"] == "\\u0000\\u001b"
+    assert said["c"].startswith("sha256:")
+    assert said["d"].startswith("sha256:")
+    assert said["e"] == str(2**70)
 
 
 def test_differences_name_layers_and_architecture(saved: Path) -> None:
@@ -197,7 +300,7 @@ def test_differences_name_layers_and_architecture(saved: Path) -> None:
     assert loaded.differences(mine["model"] | {"layers": wider}, mine["tokenizer"]) == [
         "layer 0 key_dim: file 99, model 8"
     ]
-    raw = mine["tokenizer"] | {"template_hash": None}
+    raw = {"hash": mine["tokenizer"]["hash"], "template_hash": None}
     assert loaded.differences(mine["model"], raw)[0].startswith("chat template: file none, model")
 
 
@@ -344,7 +447,7 @@ def test_hub_failures(
         raise hub_failure(cause)
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
-    monkeypatch.setattr(loading.AutoConfig, "from_pretrained", fail)
+    monkeypatch.setattr(sources, "cached_file", fail)
     assert words in refused(expected, "someone/model@v9").message
 
 

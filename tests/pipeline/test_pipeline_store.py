@@ -62,7 +62,7 @@ def test_the_ratio_is_that_of_the_bytes_on_disk(compacted: Compaction, tmp_path:
     assert manifest["store"] == store
     packed = store in PACKED
     assert manifest["features_required"] == ["store-packed" if packed else f"store-{store}"]
-    assert manifest["version"] == ("1.4" if packed else "1.3")
+    assert manifest["version"] == "1.4"
     assert "stores" not in manifest
     with AmkvFile.open(path) as file:
         file.verify()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from amcli.errors import ModelMismatchError
+from amcli.errors import ModelMismatchError, UsageError
 from amcli.models.cache import CompactCache
 from amcli.models.loading import LoadedModel, load
 from amcli.models.memory import Preview
@@ -23,6 +23,10 @@ def model_of(artifact: Artifact) -> str:
     return model["id"] if model["revision"] is None else f"{model['id']}@{model['revision']}"
 
 
+_ABSENT = ("model-missing", "model-not-a-folder", "model-incomplete", "model-is-gguf")
+"""Codes of errors about a folder or file that holds no model."""
+
+
 def misfits(artifact: Artifact, loaded: LoadedModel) -> list[str]:
     """Why an artifact does not fit a model, in words; empty if it does. Reads no tensor."""
     found = loaded.differences(artifact.manifest["model"], artifact.manifest["tokenizer"])
@@ -38,15 +42,19 @@ def restore(artifact: Artifact, loaded: LoadedModel) -> Context:
     manifest, states = artifact.manifest, artifact.states()
     if found := misfits(artifact, loaded):
         wanted = model_of(artifact)
+        changed = wanted in (loaded.id, f"{loaded.id}@{loaded.revision}")
         raise ModelMismatchError(
             f"{artifact.path} was made for another model than {loaded.id}: {'; '.join(found)}",
-            f"use the model {wanted}, or compact the document again for this one",
+            "its files have changed since: put back those of before, or compact the document again"
+            if changed
+            else f"use the model {wanted}, or compact the document again for this one",
             code="wrong-model",
             field="model",
             path=artifact.path,
             model=loaded.id,
             wanted=wanted,
             differs=found,
+            changed=changed,
         )
     T = artifact.logical_length
     loaded = for_length(loaded, T)
@@ -116,13 +124,33 @@ def open_contexts(
     for path in paths:
         with Artifact.open(path) as artifact:
             if not found:
-                loaded = load_model(
-                    model or model_of(artifact),
-                    device=device,
-                    dtype=dtype,
-                    trust=trust,
-                    look=look,
-                    progress=progress,
-                )
+                try:
+                    loaded = load_model(
+                        model or model_of(artifact),
+                        device=device,
+                        dtype=dtype,
+                        trust=trust,
+                        look=look,
+                        progress=progress,
+                    )
+                except UsageError as error:
+                    if model is not None or error.code not in _ABSENT:
+                        raise
+                    raise _moved(path, artifact, error) from error
             found.append(restore(artifact, loaded))
     return join(found)
+
+
+def _moved(path: Path, artifact: Artifact, error: UsageError) -> UsageError:
+    """What to say where nobody named the model, and it is not where the file says it was."""
+    name = Path(artifact.manifest["model"]["id"]).name
+    places = (folder / name for folder in (path.absolute().parent, Path.cwd()))
+    now = next((x for x in places if x.is_file() or (x / "config.json").is_file()), None)
+    return UsageError(
+        f"the model that {path} was made with is not where it was: {error.message}",
+        f"name its new place{'' if now is None else f', perhaps {now}'}, as the model",
+        code="model-moved",
+        field="model",
+        path=path,
+        now=now,
+    )

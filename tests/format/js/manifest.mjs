@@ -65,6 +65,7 @@ function pattern(regex) {
 
 const hash = pattern(/^sha256:[0-9a-f]{64}$/);
 const hexDigest = pattern(/^[0-9a-f]{64}$/);
+const sampled = /^(?:[0-9a-f]{8}){1,1024}$/;
 const fileName = pattern(/^(?!\.{1,2}$)[^/\\]+$/);
 
 function choice(value, path, allowed) {
@@ -157,10 +158,13 @@ function about(model, field) {
   text(get(model, "architecture", "model"), "model.architecture");
   hash(get(model, "config_hash", "model"), "model.config_hash");
   object(get(model, "rope", "model"), "model.rope");
+  optional(model, "config", "model", object);
+  optional(model, "weights", "model", weightsOf);
   const tokenizer = object(field("tokenizer"), "tokenizer");
   hash(get(tokenizer, "hash", "tokenizer"), "tokenizer.hash");
   const template = get(tokenizer, "template_hash", "tokenizer");
   if (template !== null) hash(template, "tokenizer.template_hash");
+  optional(tokenizer, "turns_hash", "tokenizer", hash);
   const source = object(field("source"), "source");
   fileName(get(source, "name", "source"), "source.name");
   hexDigest(get(source, "sha256", "source"), "source.sha256");
@@ -170,6 +174,15 @@ function about(model, field) {
   const tools = object(field("tools"), "tools");
   get(tools, "amkv", "tools");
   for (const [name, version] of tools) text(version, `tools.${name}`);
+}
+
+function weightsOf(value, path) {
+  const weights = object(value, path);
+  if (weights.size > LAYERS) throw wrongValue(path);
+  for (const [name, numbers] of weights) {
+    if (typeof numbers !== "string") throw wrongType(`${path}.${name}`);
+    if (!sampled.test(numbers)) throw wrongValue(`${path}.${name}`);
+  }
 }
 
 function layersOf(described, stored, kind, T) {
