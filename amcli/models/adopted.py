@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from amcli.errors import UsageError
 from amcli.models import identity
 from amcli.models.attention import NAME, register
+from amcli.models.calling import translate
 from amcli.models.failures import quiet
 from amcli.models.geometry import ModelGeometry, refuse_unsupported
 from amcli.models.lengths import forget_lengths
@@ -81,9 +82,10 @@ def _switch(model: PreTrainedModel) -> None:
 
 
 def _geometry(model: PreTrainedModel) -> ModelGeometry:
-    """Found once: the hooks that make RoPE forget lengths must not be installed twice."""
+    """Found once: the hooks on what the model is called with must not be installed twice."""
     if model not in _probed:
         forget_lengths(model)
+        translate(model)
         with torch.no_grad():
             _probed[model] = probe(model)
     return _probed[model]

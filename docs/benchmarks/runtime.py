@@ -47,6 +47,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.cache_utils import DynamicCache
 
 from amcli.entries.ragged import Entries
+from amcli.models import calling
 from amcli.models.attend import _explicit, _Seen, attend
 from amcli.models.attention import NAME
 from amcli.models.cache import CompactCache
@@ -199,9 +200,7 @@ class Decoding:
     @torch.inference_mode()
     def step(self) -> None:
         """Feed a token and choose the next, on the device."""
-        out = self.model(
-            input_ids=self.ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1
-        )
+        out = calling.run(self.model, self.cache, self.ids, logits_to_keep=1)
         self.ids = out.logits[:, -1:].argmax(-1)
 
     def timed(self, steps: int) -> None:
