@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from amcli.errors import UsageError
 from amcli.models import identity
 from amcli.models.attention import NAME, register
-from amcli.models.calling import translate
+from amcli.models.calling import translate, widen_states
 from amcli.models.failures import quiet
 from amcli.models.geometry import ModelGeometry, refuse_unsupported
 from amcli.models.lengths import forget_lengths
@@ -88,6 +88,8 @@ def _geometry(model: PreTrainedModel) -> ModelGeometry:
         translate(model)
         with torch.no_grad():
             _probed[model] = probe(model)
+        if _probed[model].states:
+            widen_states(model)
     return _probed[model]
 
 

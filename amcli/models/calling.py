@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from transformers import GenerationMixin
 
+from amcli.models.geometry import decoder_of
+
 NAMES = ("cache", "past_key_values")
 
 
@@ -73,6 +75,22 @@ def translate(model: Any) -> None:
     taken = [x.replace(name=GENERATE) if x.name == own else x for x in said.parameters.values()]
     prepared.__signature__ = said.replace(parameters=taken)  # type: ignore[attr-defined]
     model.prepare_inputs_for_generation = prepared
+
+
+def widen_states(model: Any) -> None:
+    """Give a cache's states a row for each of the model's inputs, before any layer reads them.
+
+    A layer of attention sees the inputs when it appends their keys, and needs no help.
+    """
+
+    def widen(decoder: torch.nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+        cache = cache_in(given)
+        inputs = [given.get(name) for name in ("input_ids", "inputs_embeds")]
+        rows = next((len(x) for x in (*args, *inputs) if isinstance(x, torch.Tensor)), 1)
+        for state in getattr(cache, "states", ()):
+            state.widen(rows)
+
+    decoder_of(model).register_forward_pre_hook(widen, with_kwargs=True)
 
 
 def _renamed(given: dict[str, Any], name: str) -> dict[str, Any]:

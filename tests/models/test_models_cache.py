@@ -157,11 +157,12 @@ def test_a_batched_fork_answers_different_questions_at_once() -> None:
     torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
 
 
-def test_another_batch_size_is_refused_by_name() -> None:
+@pytest.mark.parametrize("rows", [1, 3])
+def test_another_batch_size_is_refused_by_name(rows: int) -> None:
     cache = with_prefix()
-    tiny.logits(tiny.build("qwen3"), tiny.ids(2), cache)
-    with pytest.raises(ValueError, match="holds 1 sequences"):
-        tiny.logits(tiny.build("qwen3"), tiny.ids(2, batch=2), cache)
+    tiny.logits(tiny.build("qwen3"), tiny.ids(2, batch=2), cache)
+    with pytest.raises(ValueError, match="holds 2 sequences"):
+        tiny.logits(tiny.build("qwen3"), tiny.ids(2, batch=rows), cache)
 
 
 def test_beam_search_runs_on_a_prefix() -> None:
