@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from amcli.models.adopted import Model, Tokenizer, adopt, release
+from amcli.models.calling import GENERATE
 from amcli.pipeline.contexts import opening
 from amcli.pipeline.contexts.context import Context
 from amcli.pipeline.talk.session import DEFAULT_MAX_TOKENS, Session
@@ -125,7 +126,8 @@ class Attached:
         """Inputs for `model.generate(**inputs, …)`, to use its own ways of sampling.
 
         `input_ids [1, T + n]` with the document's ids in front, `attention_mask` of the same
-        shape, and `past_key_values`, a cache for this one call; only the last `n` tokens are read.
+        shape, and a cache for this one call, by the name that the installed transformers gives it;
+        only the last `n` tokens are read.
         """
         chat = self.context.loaded.chat
         closed = self.context.boundary == "turn_closed"
@@ -134,7 +136,7 @@ class Attached:
         return {
             "input_ids": ids,
             "attention_mask": torch.ones_like(ids),
-            "past_key_values": self.context.cache.fork(),
+            GENERATE: self.context.cache.fork(),
         }
 
     def detach(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 
 import pytest
 
@@ -15,6 +16,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Triton is imported, which PyTorch does.
 if shutil.which("nvidia-smi") is None:
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+# As with `python -W error`: tests see what libraries warn of where the program silences them, too,
+# and so do the processes that it starts.
+sys.warnoptions.append("error")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -155,8 +155,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.switches = Switches()
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # those of the libraries; -W brings them back
-        warnings.filterwarnings("always", category=AmkvWarning)
-        warnings.showwarning = _show_warning
+    warnings.filterwarnings("always", category=AmkvWarning)
+    warnings.showwarning = _show_warning
     try:
         with stoppable():
             code = typer.main.get_command(app).main(words, prog_name="amkv", standalone_mode=False)
@@ -180,6 +180,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code or 0
 
 
-def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    """Replaces Python's own format, which quotes the source."""
-    console.caution(str(message))
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **_: Any) -> None:
+    """Replaces Python's own format, which quotes the source, for what is meant for users."""
+    if issubclass(category, AmkvWarning):
+        console.caution(str(message))
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, *place[:2]))

@@ -13,14 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
 from amcli.errors import UsageError
 from amcli.evaluation.suites.base import Question
 from amcli.models.cache import CompactCache
+from amcli.models.calling import run
 from amcli.models.generate import CHUNK
+from amcli.models.geometry import decoder_of
 from amcli.models.loading import LoadedModel
 from amcli.models.replies import Reply
 
@@ -174,7 +175,7 @@ class Teacher:
     @torch.no_grad()
     def _pieces(self, cache: CompactCache, batch: Sequence[Forced]) -> Iterator[_Piece]:
         """Runs a batch after a context; yields the predictions of the targets, in pieces."""
-        model: Any = self.loaded.model
+        model = self.loaded.model
         device = self.loaded.device
         rows = [q.prompt + q.targets[:-1] for q in batch]
         columns = max(len(row) for row in rows)
@@ -185,17 +186,12 @@ class Teacher:
         start = 0
         while first - start > CHUNK:  # long prompts: no logits where no row has a target yet
             part = ids[:, start : start + CHUNK]
-            model.get_decoder()(input_ids=part, past_key_values=fork, use_cache=True)
+            run(decoder_of(model), fork, part)
             start += CHUNK
         while start < columns:
             stop = min(columns, max(start, first) + width)
             keep = torch.arange(max(start, first) - start, stop - start, device=device)
-            logits = model(
-                input_ids=ids[:, start:stop],
-                past_key_values=fork,
-                use_cache=True,
-                logits_to_keep=keep,
-            ).logits
+            logits = run(model, fork, ids[:, start:stop], logits_to_keep=keep).logits
             fork.require_attended()
             yield _Piece.of(logits, batch, max(start, first))
             start = stop

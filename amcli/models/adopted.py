@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from amcli.errors import UsageError
 from amcli.models.attention import NAME, register
+from amcli.models.calling import translate, widen_states
 from amcli.models.failures import quiet
 from amcli.models.geometry import ModelGeometry, refuse_unsupported
 from amcli.models.identity import identify
@@ -80,11 +81,14 @@ def _switch(model: PreTrainedModel) -> None:
 
 
 def _geometry(model: PreTrainedModel) -> ModelGeometry:
-    """Found once: the hooks that make RoPE forget lengths must not be installed twice."""
+    """Found once: the hooks on what the model is called with must not be installed twice."""
     if model not in _probed:
         forget_lengths(model)
+        translate(model)
         with torch.no_grad():
             _probed[model] = probe(model)
+        if _probed[model].states:
+            widen_states(model)
     return _probed[model]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +28,10 @@ hub_utils: Any = importlib.import_module("huggingface_hub.utils")
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence warnings and progress bars of the libraries inside the block, and only there."""
+    """Silence warnings and progress bars of the libraries inside the block, and only there.
+
+    `python -W` brings their warnings back.
+    """
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hub_level, hub_bars = hub_logging.get_verbosity(), not hub_utils.are_progress_bars_disabled()
     hf_logging.set_verbosity(logging.CRITICAL)
@@ -35,7 +39,8 @@ def quiet() -> Iterator[None]:
     hf_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            if not sys.warnoptions:
+                warnings.simplefilter("ignore")
             warnings.filterwarnings("always", category=AmkvWarning)
             yield
     finally:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from amcli.errors import OutOfMemoryError
 from amcli.models.cache import CompactCache
+from amcli.models.calling import run
 from amcli.models.failures import out_of_memory
 from amcli.models.geometry import decoder_of
 from amcli.models.loading import LoadedModel
@@ -76,7 +77,7 @@ def forward(
     mark = cache.mark()
     inputs = torch.tensor([list(ids)], device=device)
     try:
-        output = module(input_ids=inputs, past_key_values=cache, use_cache=True, **options)
+        output = run(module, cache, inputs, **options)
         cache.require_attended()
     except BaseException as error:
         cache.rewind(mark)

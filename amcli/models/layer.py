@@ -15,6 +15,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from amcli.entries.prefix import Prefix
 from amcli.models.geometry import LayerGeometry
+from amcli.models.state import selected
 
 LINK = "_amkv_layer"
 """Attribute on the returned keys by which the attention function finds the layer."""
@@ -80,9 +81,11 @@ class CompactLayer(CacheLayerMixin):
         """Append `[B, H, m, d]` and `[B, H, m, dv]`; return what the new queries may see.
 
         The returned keys carry this layer, which makes the attention function add the prefix.
-        Raises ValueError when batch size, dtype or device differ from what is stored.
+        Stored rows go on in a multiple of them, see `widen`. Raises ValueError when they cannot,
+        and when dtype or device differ from what is stored.
         """
         m = key_states.shape[2]
+        self.widen(key_states.shape[0])
         self._reserve(key_states, value_states)
         self._keys[:, :, self._end : self._end + m] = key_states
         self._values[:, :, self._end : self._end + m] = value_states
@@ -112,23 +115,36 @@ class CompactLayer(CacheLayerMixin):
         if target < self.length:
             self.truncate(target)
 
+    def widen(self, batch: int) -> None:
+        """Let each stored row go on in `batch / rows` rows, side by side, as `generate` asks for
+        beams and several sequences. Nothing is copied before the next token is appended; a number
+        that is no multiple changes nothing."""
+        rows = self.rows
+        if rows is not None and rows < batch and batch % rows == 0:
+            self.batch_repeat_interleave(batch // rows)
+
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Keep the batch rows `beam_idx`; a prefix common to all rows stays."""
         self.batch_select_indices(beam_idx)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep the batch rows `indices`."""
+        """Keep the batch rows `indices`, of which a single row has any number."""
         if self.prefix is not None and self.prefix.batch is not None:
             self.prefix = self.prefix.select(indices.tolist())
         if self.is_initialized:
-            self._replace_rows(lambda tensor: tensor[indices.to(tensor.device)])
+            self._replace_rows(lambda tensor: selected(tensor, indices))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every batch row."""
         if self.prefix is not None and self.prefix.batch is not None:
             rows = range(len(self.prefix.batch))
             self.prefix = self.prefix.select([row for row in rows for _ in range(repeats)])
-        if self.is_initialized:
+        if self.is_initialized and self._keys.shape[0] == 1:
+            shape = (repeats, -1, -1, -1)
+            self.set_buffers(
+                self._keys.expand(shape), self._values.expand(shape), shared=True, end=self._end
+            )
+        elif self.is_initialized:
             self._replace_rows(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
 
     # ---- what the attention function and the pipeline call -------------------------------------
@@ -240,6 +256,13 @@ class CompactLayer(CacheLayerMixin):
             other.set_buffers(keys, values, shared=True, end=self._end)
             self._shared = True
         return other
+
+    @property
+    def rows(self) -> int | None:
+        """Sequences in the batch; None where what is stored is common to any number of them."""
+        if self.prefix is not None and self.prefix.batch is not None:
+            return len(self.prefix.batch)
+        return self._keys.shape[0] if self._end else None
 
     @property
     def nbytes(self) -> int:

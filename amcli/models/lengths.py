@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from amcli.models.cache import CompactCache
+from amcli.models.calling import cache_in
 from amcli.models.geometry import ModelGeometry, decoder_of, rope_parameters
 
 _CHANGING = ("dynamic", "longrope")
@@ -86,7 +87,7 @@ def forget_lengths(model: PreTrainedModel) -> None:
         return
 
     def note(decoder: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         tokens = cache.geometry.turned_for if isinstance(cache, CompactCache) else None
         for module in modules:
             setattr(module, _LENGTH, tokens)

@@ -30,6 +30,7 @@ from transformers.utils.import_utils import is_accelerate_available
 from amcli.errors import AmkvError, UsageError
 from amcli.models import gguf, memory
 from amcli.models.attention import NAME, register
+from amcli.models.calling import widen_states
 from amcli.models.catalogue import AUTO
 from amcli.models.devices import device_of, dtype_of
 from amcli.models.failures import explain, quiet
@@ -273,6 +274,8 @@ def _probed(model: PreTrainedModel, shard: Shard) -> ModelGeometry:
             field="model",
             model=geometry.architecture,
         )
+    if geometry.states:
+        widen_states(model)
     return geometry
 
 

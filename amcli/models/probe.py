@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from amcli.errors import AmkvError
 from amcli.models.attention import NAME, Recording, recording
 from amcli.models.cache import CompactCache
+from amcli.models.calling import run
 from amcli.models.failures import out_of_memory
 from amcli.models.geometry import (
     LayerGeometry,
@@ -102,9 +103,7 @@ def _feed(model: PreTrainedModel, cache: Cache, ids: list[int]) -> torch.Tensor:
     tokens = torch.tensor([ids], device=model.device)
     try:
         with torch.no_grad():
-            output = model(
-                input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1
-            )
+            output = run(model, cache, tokens, logits_to_keep=1)
         if isinstance(cache, CompactCache):
             cache.require_attended()
         return cast(torch.Tensor, output.logits[0, -1].float())

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from amcli.models.cache import CompactCache
+from amcli.models.calling import run
 from amcli.models.loading import LoadedModel
 from amcli.models.spoken import Ending, whole_text
 
@@ -122,7 +123,7 @@ def _columns(
     generator: torch.Generator,
 ) -> list[list[int]]:
     """Every row's prompt and what follows it, including whatever comes after a stop token."""
-    model: Any = loaded.model
+    model = loaded.model
     device = loaded.device
     fork = cache.fork(len(prompts))
     lengths = torch.tensor([len(p) for p in prompts], device=device)
@@ -135,9 +136,7 @@ def _columns(
     done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     ids = [given[:, :shortest]]
     for column in range(shortest, total):
-        logits = model(
-            input_ids=ids[-1], past_key_values=fork, use_cache=True, logits_to_keep=1
-        ).logits
+        logits = run(model, fork, ids[-1], logits_to_keep=1).logits
         token = _next(logits[:, -1], temperature, generator)
         answering = lengths <= column
         if column < longest:

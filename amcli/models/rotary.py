@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from amcli.errors import UsageError
 from amcli.models.cache import CompactCache
+from amcli.models.calling import run
 from amcli.models.geometry import ModelGeometry, decoder_of
 from amcli.models.layer import CompactLayer
 from amcli.models.lengths import changes_with_length
@@ -163,7 +164,7 @@ def _queries(
     ids = torch.ones((1, 1), dtype=torch.long, device=model.device)
     where = torch.full_like(ids, position)
     with cache.observe(look):
-        decoder_of(model)(input_ids=ids, position_ids=where, past_key_values=cache, use_cache=True)
+        run(decoder_of(model), cache, ids, position_ids=where)
     return found
 
 

@@ -7,7 +7,7 @@ protocol for such layers (5.17 and later) and nothing of models or files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -31,6 +31,12 @@ def placed(
     its own.
     """
     return state.to(device=device, dtype=dtype if name == _CONV else state.dtype)
+
+
+def selected(tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """The `rows` of a tensor; one that has a single row has it in all places."""
+    rows = rows.to(tensor.device)
+    return tensor[torch.zeros_like(rows) if tensor.shape[0] == 1 else rows]
 
 
 def state_differences(
@@ -77,6 +83,24 @@ class StateLayer(LinearAttentionLayer):
         """Forget everything."""
         self.load({})
 
+    def widen(self, batch: int) -> None:
+        """Let each row go on in `batch / rows` rows; see `CompactLayer.widen`."""
+        rows = max((len(state) for state in self._held().values()), default=batch)
+        if rows < batch and batch % rows == 0:
+            self.batch_repeat_interleave(batch // rows)
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Keep the batch rows `beam_idx`."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep the batch rows `indices`, of which a single row has any number."""
+        self._replace_rows(lambda state: selected(state, indices))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every batch row."""
+        self._replace_rows(lambda state: state.repeat_interleave(repeats, dim=0))
+
     def fork(self, batch: int) -> StateLayer:
         """A layer that continues from the same states, with `batch` rows."""
         held = self._held()
@@ -91,6 +115,11 @@ class StateLayer(LinearAttentionLayer):
     def nbytes(self) -> int:
         """Bytes of the states."""
         return sum(state.numel() * state.element_size() for state in self._held().values())
+
+    def _replace_rows(self, pick: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        for states in (self.conv_states, self.recurrent_states):
+            if states[0] is not None:
+                states[0] = pick(states[0])
 
     def _held(self) -> dict[str, torch.Tensor]:
         found = {_CONV: self.conv_states[0], _RECURRENT: self.recurrent_states[0]}

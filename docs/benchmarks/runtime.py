@@ -48,6 +48,7 @@ from transformers.cache_utils import DynamicCache
 
 from amcli.entries.ragged import Entries
 from amcli.kernels.attention import launch
+from amcli.models import calling
 from amcli.models.attend import _explicit, _Seen, attend
 from amcli.models.attention import NAME
 from amcli.models.cache import CompactCache
@@ -200,9 +201,7 @@ class Decoding:
     @torch.inference_mode()
     def step(self) -> None:
         """Feed a token and choose the next, on the device."""
-        out = self.model(
-            input_ids=self.ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1
-        )
+        out = calling.run(self.model, self.cache, self.ids, logits_to_keep=1)
         self.ids = out.logits[:, -1:].argmax(-1)
 
     def timed(self, steps: int) -> None:

@@ -18,7 +18,7 @@ from amcli.commands.app import main
 from amcli.errors import ArtifactError, ModelMismatchError, UsageError
 from amcli.pipeline.compaction.compacting import compact
 from amcli.pipeline.compaction.request import Request
-from amcli.pipeline.contexts.reading import prefill
+from amcli.pipeline.contexts.reading import prefill, save_prefill
 from amcli.pipeline.talk.session import Session
 from amcli.pocket import folder
 
@@ -59,6 +59,33 @@ def test_the_page_as_it_stands(
     assert first == answer
     assert second.strip() == answer[: len(second.strip())]
     assert third.strip() == answer
+
+
+@pytest.mark.parametrize("kind", ["prefill", "compact"])
+def test_beams_and_several_sequences(kind: str, tmp_path: Path, model: Any) -> None:
+    """As plain transformers gives them, which reads the whole document."""
+    context = prefill(boxes.model("pocket"), boxes.source(150))
+    path = tmp_path / "doc.amkv"
+    if kind == "prefill":
+        save_prefill(context, path, overwrite=False)
+    else:
+        whole = compact(context, Request(method="keep", store="native"), errors=False)
+        whole.save(path, overwrite=False)
+    own = AutoModelForCausalLM.from_pretrained(str(folder()), dtype=torch.float32)
+    attached = amcli.load(path).attach(own)
+    for options in (
+        {"num_beams": 2},
+        {"num_beams": 3, "num_return_sequences": 2},
+        {"num_return_sequences": 3, "do_sample": True},
+    ):
+        torch.manual_seed(0)
+        inputs = attached.inputs(QUESTION)
+        got = own.generate(**inputs, **options, max_new_tokens=12)
+        torch.manual_seed(0)
+        plain = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        want = model.generate(**plain, **options, max_new_tokens=12)
+        assert got.tolist() == want.tolist()
+    attached.detach()
 
 
 def test_an_error_by_its_code(

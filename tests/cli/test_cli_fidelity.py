@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from amcli.models.calling import run
 from amcli.models.loading import load
 from amcli.pipeline.compaction import fidelity
 from amcli.pipeline.contexts.context import Context
@@ -40,7 +41,7 @@ def likeliest(context: Context) -> list[int]:
         feed = [passage.ids[: passage.first], *([t] for t in passage.ids[passage.first : -1])]
         for ids in feed:
             model = context.loaded.model
-            logits = model(input_ids=torch.tensor([ids]), past_key_values=cache).logits
+            logits = run(model, cache, torch.tensor([ids])).logits
             found.append(int(logits[0, -1].argmax()))
     return found
 

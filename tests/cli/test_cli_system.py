@@ -55,6 +55,7 @@ def test_kernels_that_cannot_run_are_one_line_and_other_warnings_none(
         return found(*arguments)
 
     found = inspect.describe
+    monkeypatch.setattr(sys, "warnoptions", [])  # as for users
     monkeypatch.setattr(inspect, "describe", describe)
     broken = Fused("attention", Kernels)  # type: ignore[arg-type]
     monkeypatch.setattr(attend, "KERNELS", broken)

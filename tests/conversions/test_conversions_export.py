@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from amcli.commands.app import main
+from amcli.models.calling import GENERATE
 from amcli.pipeline.compaction.compacting import compact
 from amcli.pipeline.compaction.request import Request
 from amcli.pipeline.contexts.reading import prefill
@@ -69,7 +70,7 @@ def test_plain_transformers_goes_on_as_we_do(
     inputs = torch.cat([ids, prompt], dim=1)
     stops = sorted(loaded.chat.stop_ids)
     found = model.generate(
-        inputs, past_key_values=cache, max_new_tokens=12, do_sample=False, eos_token_id=stops
+        inputs, **{GENERATE: cache}, max_new_tokens=12, do_sample=False, eos_token_id=stops
     )[0, inputs.shape[1] :]
     text = loaded.tokenizer.decode(found, skip_special_tokens=True)
     assert text.strip() == wanted.strip()
@@ -102,7 +103,7 @@ def example() -> str:
     text = PAGE.read_text(encoding="utf-8")
     found = re.search(r"<!-- script -->\n```python\n(.*?)```", text, re.DOTALL)
     assert found is not None
-    return found[1]
+    return found[1].replace("cache=cache,", f"{GENERATE}=cache,")
 
 
 def test_the_script_on_the_page(

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from amcli.commands.app import main
+from amcli.models.calling import run
 from amcli.pipeline.contexts.context import Context
 from amcli.pipeline.contexts.reading import prefill
 from amcli.storage.artifacts import Artifact
@@ -33,7 +34,7 @@ def cache(own: Context) -> DynamicCache:
     model = AutoModelForCausalLM.from_pretrained(own.loaded.id, dtype=torch.float32)
     cache = DynamicCache()
     with torch.no_grad():
-        model(input_ids=torch.tensor([own.ids]), past_key_values=cache, use_cache=True)
+        run(model, cache, torch.tensor([own.ids]))
     return cache
 
 

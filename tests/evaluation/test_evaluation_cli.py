@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,7 @@ def test_the_live_table_shows_rows_as_they_come(monkeypatch: pytest.MonkeyPatch)
     table.advance(3)
     for ratio in range(2, 60):
         table.cell(Fake(), "omp", float(ratio))  # type: ignore[arg-type]
-    screen = Console(width=120, height=20, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    screen = Console(width=120, height=20, record=True, file=StringIO())
     table.screen = screen
     screen.print(table.render())
     text = screen.export_text()
@@ -216,7 +217,7 @@ def test_the_live_table_shows_rows_as_they_come(monkeypatch: pytest.MonkeyPatch)
     assert len(text.splitlines()) <= 20
     assert "59×" in text
     assert "stored" in text
-    table.screen = narrow = Console(width=80, height=20, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    table.screen = narrow = Console(width=80, height=20, record=True, file=StringIO())
     narrow.print(table.render())
     text = narrow.export_text()
     assert "stored" not in text

@@ -18,6 +18,7 @@ import tinytokenizer as tt
 import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from amcli.models.calling import GENERATE, run
 from amcli.models.loading import LoadedModel, load
 from amcli.pipeline.contexts.context import Context
 from amcli.pipeline.contexts.source import Source
@@ -327,10 +328,10 @@ def full_logits(
 
     The last `singly` of them are read one by one, as an answer is written.
     """
-    past = judge(input_ids=torch.tensor([context]), use_cache=True).past_key_values
+    past = getattr(judge(input_ids=torch.tensor([context]), use_cache=True), GENERATE)
     found = []
     for part in torch.tensor([ids]).split([len(ids) - singly] + [1] * singly, dim=1):
-        found.append(judge(input_ids=part, past_key_values=past, use_cache=True).logits[0])
+        found.append(run(judge, past, part).logits[0])
     return torch.cat(found)
 
 
@@ -338,4 +339,4 @@ def full_logits(
 def cached_logits(context: Context, ids: list[int]) -> torch.Tensor:
     """Logits of `ids` behind a context of the pipeline, full or compact: `[m, V]`."""
     model, cache = context.loaded.model, context.cache.fork()
-    return model(input_ids=torch.tensor([ids]), past_key_values=cache, use_cache=True).logits[0]
+    return run(model, cache, torch.tensor([ids])).logits[0]

@@ -11,6 +11,7 @@ from amcli.entries.ragged import Entries
 from amcli.entries.stores import quantizer_of
 from amcli.errors import ModelMismatchError
 from amcli.models.cache import CompactCache
+from amcli.models.calling import GENERATE, run
 from amcli.models.geometry import LayerGeometry, ModelGeometry
 from amcli.models.layer import CompactLayer
 
@@ -156,18 +157,19 @@ def test_a_batched_fork_answers_different_questions_at_once() -> None:
     torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
 
 
-def test_another_batch_size_is_refused_by_name() -> None:
+@pytest.mark.parametrize("rows", [1, 3])
+def test_another_batch_size_is_refused_by_name(rows: int) -> None:
     cache = with_prefix()
-    tiny.logits(tiny.build("qwen3"), tiny.ids(2), cache)
-    with pytest.raises(ValueError, match="holds 1 sequences"):
-        tiny.logits(tiny.build("qwen3"), tiny.ids(2, batch=2), cache)
+    tiny.logits(tiny.build("qwen3"), tiny.ids(2, batch=2), cache)
+    with pytest.raises(ValueError, match="holds 2 sequences"):
+        tiny.logits(tiny.build("qwen3"), tiny.ids(2, batch=rows), cache)
 
 
 def test_beam_search_runs_on_a_prefix() -> None:
     options = {"max_new_tokens": 6, "num_beams": 3, "do_sample": False, "eos_token_id": None}
     tokens = torch.cat([tiny.ids(T), tiny.ids(4, seed=1)], dim=1)
     want = tiny.build("qwen3", "eager").generate(tokens, **options)
-    got = tiny.build("qwen3").generate(tokens, past_key_values=with_prefix(), **options)
+    got = tiny.build("qwen3").generate(tokens, **{GENERATE: with_prefix()}, **options)
     assert got.tolist() == want.tolist()
 
 
@@ -240,7 +242,7 @@ def test_truncate_mends_a_cache_after_an_interrupted_forward_pass() -> None:
 def test_tensors_made_under_inference_mode_can_be_appended_to_outside_of_it() -> None:
     model, cache = tiny.build("qwen3"), tiny.empty("qwen3")
     with torch.inference_mode():
-        model(input_ids=tiny.ids(5), past_key_values=cache, use_cache=True)
+        run(model, cache, tiny.ids(5))
     tiny.logits(model, tiny.ids(3), cache)
     assert cache.get_seq_length() == 8
 

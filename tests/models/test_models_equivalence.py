@@ -15,6 +15,7 @@ import torch
 
 from amcli.entries.ragged import Entries
 from amcli.models.cache import CompactCache
+from amcli.models.calling import GENERATE
 
 T, M = 21, 9  # document and question: both longer than the windows of the tiny models
 TOLERANCE = 1e-4
@@ -84,7 +85,7 @@ def test_generate_equals_the_models_own_greedy_output(name: str) -> None:
     options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     want = tiny.build(name, "eager").generate(tokens, **options)
     for cache in (tiny.empty(name), compacted(name, tokens[:, :T], twins)):
-        got = tiny.build(name).generate(tokens, past_key_values=cache, **options)
+        got = tiny.build(name).generate(tokens, **{GENERATE: cache}, **options)
         assert got.tolist() == want.tolist()
         assert cache.get_seq_length() == T + M + 11
 
@@ -98,7 +99,7 @@ def test_left_padded_rows_equal_single_rows(name: str) -> None:
     options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     options |= {"output_logits": True, "return_dict_in_generate": True}
     got = model.generate(
-        batch, attention_mask=mask, past_key_values=tiny.empty(name), **options
+        batch, attention_mask=mask, **{GENERATE: tiny.empty(name)}, **options
     ).logits
     for row, tokens in enumerate((long, short)):
         want = tiny.build(name, "eager").generate(tokens, **options).logits

@@ -11,6 +11,7 @@ import torch
 from families import cached_logits, full_logits
 
 from amcli.errors import UsageError
+from amcli.models.calling import GENERATE
 from amcli.models.generate import feed
 from amcli.models.loading import LoadedModel, load
 from amcli.pipeline.compaction.compacting import compact
@@ -98,5 +99,5 @@ def test_transformers_own_generate_runs_on_a_compact_context() -> None:
     options = {"max_new_tokens": 8, "do_sample": False}
     wanted = loaded.model.generate(ids, **options)
     kept.apply()
-    found = loaded.model.generate(ids, past_key_values=context.cache.fork(), **options)
+    found = loaded.model.generate(ids, **{GENERATE: context.cache.fork()}, **options)
     assert found.tolist() == wanted.tolist()

@@ -14,6 +14,7 @@ from families import DOCUMENT, cached_logits, full_logits
 from transformers import AutoConfig
 
 from amcli.errors import UsageError
+from amcli.models.calling import run
 from amcli.models.geometry import ModelGeometry
 from amcli.models.lengths import for_context, past_training, trained_length
 from amcli.models.loading import LoadedModel, load
@@ -185,9 +186,7 @@ def test_longrope_contexts_of_different_lengths_go_into_one_batch() -> None:
     mask = torch.cat([mask, torch.ones(2, len(ids), dtype=torch.long)], dim=1)
     where = (mask.cumsum(1) - 1)[:, -len(ids) :]
     rows = torch.tensor([ids, ids])
-    found = loaded.model(
-        input_ids=rows, past_key_values=batch, attention_mask=mask, position_ids=where
-    ).logits
+    found = run(loaded.model, batch, rows, attention_mask=mask, position_ids=where).logits
     for row, context in zip(found, contexts, strict=True):
         torch.testing.assert_close(row, cached_logits(context, ids), atol=1e-4, rtol=0)
 

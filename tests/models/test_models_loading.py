@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import shutil
+import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -308,8 +309,9 @@ def test_differences_name_layers_and_architecture(saved: Path) -> None:
 
 
 def test_loading_is_silent_and_leaves_the_callers_logging_alone(
-    saved: Path, capfd: pytest.CaptureFixture[str]
+    saved: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sys, "warnoptions", [])  # as for users
     hf_logging.set_verbosity(logging.INFO)
     root = logging.getLogger()
     before = (hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled(), root.level)

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from amcli.models.attention import NAME, register
 from amcli.models.cache import CompactCache
+from amcli.models.calling import run
 from amcli.models.geometry import ModelGeometry
 from amcli.models.probe import probe
 
@@ -112,4 +113,4 @@ def ids(length: int, seed: int = 0, batch: int = 1) -> torch.Tensor:
 
 @torch.no_grad()
 def logits(model: PreTrainedModel, tokens: torch.Tensor, cache: Any = None, **kwargs: Any) -> Any:
-    return model(input_ids=tokens, past_key_values=cache, use_cache=True, **kwargs).logits
+    return run(model, cache, tokens, **kwargs).logits

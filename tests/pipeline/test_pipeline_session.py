@@ -14,6 +14,7 @@ from boxes import model, source
 from amcli.errors import UsageError
 from amcli.generator.dialogues import Question, Questioner
 from amcli.generator.documents import generate
+from amcli.models.calling import run
 from amcli.models.thinking import MARKS
 from amcli.pipeline.compaction.compacting import compact
 from amcli.pipeline.compaction.request import Request
@@ -235,9 +236,7 @@ def test_nothing_is_lost_where_everything_is_kept(
     ids = plain.prompt_ids("Why?")
     assert grown.prompt_ids("Why?") == ids
     logits = [
-        context.loaded.model(
-            input_ids=torch.tensor([ids]), past_key_values=s.cache.fork(), logits_to_keep=1
-        ).logits
+        run(context.loaded.model, s.cache.fork(), torch.tensor([ids]), logits_to_keep=1).logits
         for s in (plain, grown)
     ]
     torch.testing.assert_close(logits[1], logits[0], atol=1e-4, rtol=0)

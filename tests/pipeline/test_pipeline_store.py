@@ -17,6 +17,7 @@ from amcli.errors import UsageError
 from amcli.generator.dialogues import Questioner
 from amcli.generator.documents import generate
 from amcli.models.cache import CompactCache
+from amcli.models.calling import run
 from amcli.pipeline.compaction.compacting import compact
 from amcli.pipeline.compaction.plan import Target
 from amcli.pipeline.compaction.request import Request
@@ -123,7 +124,7 @@ def logits(context: Context, cache: CompactCache) -> torch.Tensor:
     ids = torch.tensor([context.ids[5:17]])
     network: Any = context.loaded.model
     with torch.no_grad():
-        return network(input_ids=ids, past_key_values=cache, use_cache=True).logits
+        return run(network, cache, ids).logits
 
 
 @pytest.mark.parametrize("store", CODES)

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from amcli.generator.documents import generate
+from amcli.models.calling import run
 from amcli.models.generate import stream
 from amcli.models.loading import LoadedModel, load
 from amcli.pipeline.compaction.compacting import compact
@@ -62,7 +63,7 @@ def test_keeping_everything_gives_the_models_own_logits(
     assert kept.T > 300
     want = judge(torch.tensor([kept.ids + ids])).logits[0, kept.T :]
     cache = kept.cache.fork()
-    got = kept.loaded.model(torch.tensor([ids]), past_key_values=cache, use_cache=True).logits[0]
+    got = run(kept.loaded.model, cache, torch.tensor([ids])).logits[0]
     torch.testing.assert_close(got, want, atol=TOLERANCE, rtol=0)
     assert (want[-1].topk(2).values.diff().abs() > TOLERANCE).all()  # one can lead to another word
 

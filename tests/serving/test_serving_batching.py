@@ -10,6 +10,7 @@ from amcli.entries.ragged import Entries
 from amcli.entries.stores import quantizer_of
 from amcli.models.attend import attend
 from amcli.models.cache import CompactCache
+from amcli.models.calling import GENERATE
 from amcli.serving.batching import BatchedPrefix, batch_of
 
 
@@ -147,7 +148,7 @@ def test_generate_goes_on_from_every_context(caches: list[CompactCache]) -> None
     def answer(cache: CompactCache, question: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         ids = torch.cat((torch.full_like(mask, 5), question), dim=1)
         whole = torch.cat((mask, torch.ones_like(question)), dim=1)
-        out = model.generate(ids, attention_mask=whole, past_key_values=cache, **greedy)
+        out = model.generate(ids, attention_mask=whole, **{GENERATE: cache}, **greedy)
         return out[:, ids.shape[1] :]
 
     got = answer(batch, question, mask)

@@ -17,6 +17,7 @@ from amcli.entries.matrix import Matrix
 from amcli.entries.ragged import Entries, appended
 from amcli.entries.stores import Quantizer, quantizer_of, register
 from amcli.models.attend import attend
+from amcli.models.calling import run
 from amcli.models.sharding import Shard
 from amcli.pipeline.compaction.compacting import compact
 from amcli.pipeline.compaction.plan import Target
@@ -154,7 +155,7 @@ def test_a_document_is_compacted_to_it_and_read_on(tmp_path: Path) -> None:
     for cache in (found.context.cache, plain.context.cache):
         with torch.no_grad():
             network = context.loaded.model
-            answers.append(network(input_ids=ids, past_key_values=cache.fork()).logits)
+            answers.append(run(network, cache.fork(), ids).logits)
     assert torch.equal(*answers)
     joined = join([found.context, found.context])
     assert {layer.prefix.store for layer in joined.cache.attention} == {"ranges"}

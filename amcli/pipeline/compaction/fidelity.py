@@ -9,13 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from amcli.entries.ragged import Entries
 from amcli.errors import UsageError
 from amcli.matching import methods
+from amcli.models.calling import run
 from amcli.pipeline.compaction import heldout
 from amcli.pipeline.compaction.compacting import carry_out, measure, planned
 from amcli.pipeline.compaction.plan import Plan
@@ -184,7 +184,7 @@ class Judge:
         """`[tokens]` int64: the likeliest token at each compared place."""
         began = time.perf_counter()
         loaded = self.context.loaded
-        model: Any = loaded.model
+        model = loaded.model
         cache = shared(self.context, layers)
         progress.start("measure", self.tokens)
         found = []
@@ -193,7 +193,7 @@ class Judge:
             rows = [(p.ids[:-1] + [0] * columns)[:columns] for p in batch]
             ids = torch.tensor(rows, device=loaded.device)
             fork = cache.fork(len(batch))
-            logits = model(input_ids=ids, past_key_values=fork, use_cache=True).logits
+            logits = run(model, fork, ids).logits
             fork.require_attended()
             top = logits.argmax(-1)  # [B, columns]
             for row, p in enumerate(batch):
