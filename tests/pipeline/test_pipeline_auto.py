@@ -14,6 +14,7 @@ from boxes import model, source
 
 from amcli.errors import UsageError
 from amcli.matching.sample import Sample
+from amcli.models.calling import run
 from amcli.models.geometry import LayerGeometry
 from amcli.pipeline.compaction import choices, compacting, fidelity
 from amcli.pipeline.compaction.budget_file import BudgetFile
@@ -240,7 +241,7 @@ def next_logits(context: Context, cache: Any) -> torch.Tensor:
     with torch.no_grad():
         ids = torch.tensor([context.ids[5:17]])
         network: Any = context.loaded.model
-        return network(input_ids=ids, past_key_values=cache, use_cache=True).logits
+        return run(network, cache, ids).logits
 
 
 @pytest.mark.parametrize("name", ["gemma3_text", "gpt_oss"])
