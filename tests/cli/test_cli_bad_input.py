@@ -55,11 +55,11 @@ def without_tokenizer(here: Path) -> None:
 
 
 def other_model(here: Path) -> None:
-    """pocket with one more special token: another tokenizer."""
+    """pocket with another name for whoever answers: another chat template."""
     target = here / "model"
     shutil.copytree(pocket_folder(), target)
     template = target / "chat_template.jinja"
-    template.write_text(template.read_text() + " ")
+    template.write_text(template.read_text().replace("assistant", "helper"))
 
 
 TO = ("-o", "out.amkv")

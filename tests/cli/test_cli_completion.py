@@ -62,7 +62,8 @@ def test_lists_models_and_folders(
     offered: Offered, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert offered("amkv eval --method omp,tov") == ["omp,tova"]
-    assert offered("amkv compact --queries rep") == ["repeat", "repeat-parts", "repeat+self-study"]
+    sources = ["repeat", "repeat-parts", "repeat+quotes+self-study"]
+    assert offered("amkv compact --queries rep") == sources
     (here / "cache" / "models--Qwen--Qwen3-4B").mkdir(parents=True)
     (here / "pony").mkdir()
     (here / "pony" / "config.json").write_text("{}")

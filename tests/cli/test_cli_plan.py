@@ -50,7 +50,7 @@ def test_it_writes_nothing_and_reads_no_weights(
     lines = done.out.splitlines()
     assert max(map(len, lines)) <= 80
     assert "tokens of pocket: 9 layers, 18 heads to compact" in lines[0]
-    assert lines[1] == "method omp, queries repeat, budget adaptive, seed 0"
+    assert lines[1] == "method omp, queries repeat+quotes, budget adaptive, seed 0"
     assert "20.0× smaller" in lines[2]
     assert any(line.startswith("memory: 45.3 MB of weights, ") for line in lines)
     assert any(line.startswith("time: about ") and "prefill" in line for line in lines)
