@@ -16,6 +16,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 OWN = ("omp", "omp-no-bias", "highest-attention", "kvzip", "expected-attention", "snapkv")
@@ -43,12 +44,14 @@ SUITES = {
 }
 
 
-def published(name: str, model: Path, target: Path) -> None:
-    """Goes on from results beside this script, which know a model by the name of its folder."""
+def published(name: str, model: Path, target: Path, again: Sequence[str] = ()) -> None:
+    """Goes on from results beside this script, which know a model by the name of its folder, but
+    for the methods to measure `again`."""
     source = Path(__file__).parent / name
     if source.exists() and not target.exists():
         record = json.loads(source.read_text(encoding="utf-8"))
         record["settings"]["model"] = str(model.resolve())
+        record["cells"] = [cell for cell in record["cells"] if cell["method"] not in again]
         target.write_text(json.dumps(record), encoding="utf-8")
 
 
@@ -81,6 +84,7 @@ def main() -> None:
     parser.add_argument("--ratio", default=RATIOS)
     parser.add_argument("--groups", type=int, default=len(GROUPS), help="only the first N of 3")
     parser.add_argument("--docs", help="only the first N documents")
+    parser.add_argument("--again", default="", help="methods to measure again, by comma")
     parser.add_argument("--without", default="", help="a document of qa to leave out, by its name")
     parser.add_argument("--jobs", default="1")
     parser.add_argument("-o", "--output", type=Path, default=Path())
@@ -98,7 +102,8 @@ def main() -> None:
         if args.docs:
             options += ["--docs", args.docs]
         result = f"{args.model.name}-{args.suite}.json"
-        published(result, args.model, args.output / result)
+        again = [method for method in args.again.split(",") if method]
+        published(result, args.model, args.output / result, again)
         for group in GROUPS[: args.groups]:
             methods = dict.fromkeys([*group, *measured(args.output / result)])
             command = [
