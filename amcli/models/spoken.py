@@ -79,6 +79,11 @@ class TextStream:
         return str(text)
 
 
+def _trimmed(text: str) -> str:
+    """A text without white space at its end, and without a broken character before that."""
+    return text.rstrip().rstrip(_NOT_WHOLE).rstrip()
+
+
 class Ending:
     """Ends a reply before a text, and the white space in front of it. Takes pieces of any size.
 
@@ -102,7 +107,7 @@ class Ending:
         if self.found:
             self._held = ""
             return self._out(before.rstrip())
-        body = self._held[: len(self._held) - beginning(self._held, self._stop)].rstrip()
+        body = _trimmed(self._held[: len(self._held) - beginning(self._held, self._stop)])
         self._held = self._held[len(body) :]
         return self._out(body)
 
@@ -112,7 +117,7 @@ class Ending:
         rest, self._held = self._held, ""
         if cut and self._stop is not None:
             rest = rest[: len(rest) - beginning(rest, self._stop)]
-            rest = rest if rest.strip() else ""
+            rest = rest if _trimmed(rest) else ""
         return self._out(rest)
 
     def _out(self, text: str) -> str:

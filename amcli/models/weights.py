@@ -24,10 +24,14 @@ from transformers import PreTrainedModel
 from amcli.models.sharding import Shard
 
 _NUMBERS = 64
-"""Numbers that a group of tensors gives at least; every tensor gives one or more."""
+"""Numbers that a group of tensors gives at least; every tensor gives one or more, and as far as
+there is room, so does every expert."""
 
 _TENSORS = 256
 """Tensors of a group that are looked at, spread evenly, such as experts that are not joined."""
+
+_MOST = 1024
+"""Numbers that a group may give at most, as the format has it."""
 
 _UNKNOWN = math.nan
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -76,13 +80,17 @@ def _of_group(tensors: list[tuple[str, torch.Tensor]]) -> Iterator[torch.Tensor 
     """The sampled numbers, as views; None where they cannot be read here."""
     ordered = sorted(tensors, key=lambda item: [int(x) for x in re.findall("[0-9]+", item[0])])
     count = min(len(ordered), _TENSORS)
-    each = -(-_NUMBERS // count)
+    shape = ordered[0][1].shape
+    # Joined tensors, such as the experts of a layer, count as the tensors that they are made of.
+    joined = shape[0] if len(shape) > 2 else 1
+    each = max(-(-_NUMBERS // count), min(joined, _MOST // count))
     for i in range(count):
         name, tensor = ordered[i * len(ordered) // count]
+        part = tensor.numel() // joined
         for j in range(each):
             digest = hashlib.sha256(f"{name}:{j}".encode()).digest()
-            place = int.from_bytes(digest[:8], "big") % tensor.numel()
-            yield _number(tensor.detach(), place)
+            place = int.from_bytes(digest[:8], "big") % part
+            yield _number(tensor.detach(), (i * each + j) % joined * part + place)
 
 
 def _number(tensor: torch.Tensor, place: int) -> torch.Tensor | None:

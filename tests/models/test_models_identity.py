@@ -177,6 +177,20 @@ def test_many_layers_and_experts_take_milliseconds() -> None:
     assert seconds < 1
 
 
+def test_every_expert_of_joined_ones_gives_numbers() -> None:
+    model: Any = AutoModelForCausalLM.from_config(tiny.config("llama", num_hidden_layers=30))
+    for layer in model.model.layers:
+        layer.experts = torch.nn.Parameter(torch.randn(60, 8, 8))
+    before = weights.sample(model)
+    assert len(before["model.layers.*.experts 60x8x8"]) == 8 * 30 * (1024 // 30)
+    for expert in range(60):
+        for layer in model.model.layers:
+            layer.experts.data[expert] *= 1.5
+        after = weights.sample(model)
+        assert compare_weights(before, after).differing
+        before = after
+
+
 SHARDED = """
 import json, os, sys
 from amcli.models.loading import load

@@ -66,6 +66,15 @@ def test_bytes_that_never_become_a_character_do_not_hold_up_the_rest() -> None:
     assert said.strip("\ufffd") == "ab"
 
 
+@pytest.mark.parametrize("text", ["\ufffd\n", "\ufffd\n \n"])
+def test_a_broken_character_before_held_back_space_is_left_out_too(text: str) -> None:
+    ending = Ending(STOP)
+    assert ending.push(f"ab{text}") == "ab"
+    assert ending.finish(cut=True) == ""
+    ending = Ending(STOP)
+    assert ending.push(f"ab{text}") + ending.push("c") == f"ab{text}c"
+
+
 STOP = "\nQuestion:"
 
 
