@@ -94,7 +94,7 @@ def evaluate(loaded: LoadedModel, length: int, documents: int, count: int) -> Me
     for index in range(documents):
         text, questions = draw(length, index, sampler, count)
         context = prefill(loaded, Source(f"document {index}", text))
-        found.tokens.append(context.document_end - context.document_start)
+        found.tokens.append(len(context.document))
         said = answers(context, questions)
         guesses = answers(nothing, questions)
         for question, answer, guess in zip(questions, said, guesses, strict=True):

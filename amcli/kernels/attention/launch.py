@@ -42,8 +42,7 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 def can_attend(query: torch.Tensor, prefix: Prefix) -> bool:
     """Whether the kernels take these inputs: half or single precision, head dimensions up to 256,
-    no gradients, and a store that they read.
-    """
+    no gradients, and a store that they read."""
     entries = prefix.entries
     if query.dtype not in _DTYPES or (query.requires_grad and torch.is_grad_enabled()):
         return False

@@ -68,7 +68,7 @@ def parts(context: Context, size: int, most: int, seed: int) -> list[Passage]:
     before the first part is left out, as is a last part too short to say much, unless it is the
     only one. Empty where the model's positions leave no room after the context.
     """
-    document = context.ids[context.document_start : context.document_end]
+    document = context.document
     tokenizer = context.loaded.tokenizer
     generator = torch.Generator().manual_seed(seed)
     # From a quarter to three quarters of a part: well away from where reference passages begin.

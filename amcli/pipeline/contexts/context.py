@@ -10,7 +10,7 @@ import torch
 
 from amcli.entries.catalogue import NATIVE
 from amcli.entries.ragged import Entries
-from amcli.errors import AmkvError
+from amcli.errors import AmkvError, UsageError
 from amcli.models.cache import CompactCache
 from amcli.models.loading import LoadedModel
 from amcli.system.versions import tools
@@ -39,6 +39,24 @@ class Context:
     def T(self) -> int:
         """Logical length: tokens of the context as the model read them."""
         return len(self.ids)
+
+    @property
+    def document(self) -> list[int]:
+        """Token ids of the document alone."""
+        return self.ids[self.document_start : self.document_end]
+
+    def no_room(self, purpose: str) -> UsageError:
+        """The error that the model's positions end too soon after the context: `purpose` says for
+        what, up to "a document of"."""
+        limit = self.loaded.geometry.max_positions
+        return UsageError(
+            f"the model's {limit:,} positions leave no room {purpose} of {self.T:,} tokens",
+            "shorten the document, or choose a model with a longer context",
+            code="document-too-long",
+            field="source",
+            tokens=self.T,
+            limit=limit,
+        )
 
     def lead(self, question: str, think: bool = False) -> list[int]:
         """Token ids between the end of the context and the start of a question's answer."""

@@ -54,7 +54,7 @@ def repeat_passages(context: Context, part: int = PART) -> list[Passage]:
     Parts are shortened where the model's positions end. Raises UsageError when not even a short
     part fits after the document.
     """
-    document = context.ids[context.document_start : context.document_end]
+    document = context.document
     tokenizer, room = context.loaded.tokenizer, _room(context, part)
     passages = []
     for start in range(0, len(document), room):
@@ -79,16 +79,8 @@ def _room(context: Context, part: int = PART) -> int:
     """
     limit = context.loaded.geometry.max_positions
     room = part if limit is None else min(part, limit - context.T - 64)
-    if room < min(32, context.document_end - context.document_start):
-        raise UsageError(
-            f"the model's {limit:,} positions leave no room to repeat a document of "
-            f"{context.T:,} tokens",
-            "shorten the document, or choose a model with a longer context",
-            code="document-too-long",
-            field="source",
-            tokens=context.T,
-            limit=limit,
-        )
+    if room < min(32, len(context.document)):
+        raise context.no_room("to repeat a document")
     return room
 
 
@@ -112,10 +104,9 @@ def study_passages(context: Context, seed: int, progress: Progress) -> list[Pass
 
     Both questions and answers give reference queries: what they mention is looked up on the way.
     """
-    document = context.document_end - context.document_start
-    return _conversations(
-        context, study(context, question_count(document), seed=seed, progress=progress), asked=True
-    )
+    count = question_count(len(context.document))
+    found = study(context, count, seed=seed, progress=progress)
+    return _conversations(context, found, asked=True)
 
 
 def quote_passages(context: Context, seed: int) -> list[Passage]:

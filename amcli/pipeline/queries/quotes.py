@@ -13,6 +13,7 @@ from itertools import pairwise
 
 import torch
 
+from amcli.models.spoken import quoted
 from amcli.pipeline.contexts.context import Context
 from amcli.pipeline.queries.prompts import QUOTE_ABOUT, QUOTE_BEFORE, QUOTE_MORE, QUOTE_WORDS
 from amcli.pipeline.queries.self_study import Exchange
@@ -30,7 +31,7 @@ def sentences(context: Context) -> list[tuple[int, int]]:
     """The document in pieces of LEAST to MOST tokens that end where sentences or lines do, if they
     can: first token and the one after the last, as positions in the document. The last piece may
     be shorter."""
-    ids, tokenizer = _document(context), context.loaded.tokenizer
+    ids, tokenizer = context.document, context.loaded.tokenizer
     texts = {i: str(tokenizer.decode([i])) for i in set(ids)}
     cuts = [0]
     for at, token in enumerate(ids, 1):
@@ -51,13 +52,13 @@ def exchanges(context: Context, seed: int) -> list[Exchange]:
     By turns: what is said about a few words of it, more about them (with the next sentence), which
     sentence has these words, and what comes before the next one.
     """
-    ids, pieces = _document(context), sentences(context)
+    ids, pieces, chat = context.document, sentences(context), context.loaded.chat
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(pieces), generator=generator).tolist()
     places = torch.rand(len(pieces), generator=generator).tolist()
 
     def words(first: int, last: int) -> str:
-        return str(context.loaded.tokenizer.decode(ids[first:last], skip_special_tokens=True))
+        return quoted(context.loaded.tokenizer, ids[first:last])
 
     found: list[Exchange] = []
     left = len(ids)
@@ -66,14 +67,14 @@ def exchanges(context: Context, seed: int) -> list[Exchange]:
             break
         first, last = pieces[i]
         begin = first + int(places[i] * max(1, last - first - PHRASE))
-        phrase = words(begin, min(last, begin + PHRASE)).strip()
+        phrase = words(begin, min(last, begin + PHRASE))
         following = pieces[i + 1] if i + 1 < len(pieces) else None
-        answer = words(first, last).strip()
+        answer = words(first, last)
         form = turn % 4
         if form == 1 and following is not None:
-            answer = words(first, following[1]).strip()
+            answer = words(first, following[1])
         if form == 3 and following is not None:
-            phrase = words(following[0], min(following[1], following[0] + 2 * PHRASE)).strip()
+            phrase = words(following[0], min(following[1], following[0] + 2 * PHRASE))
             question = QUOTE_BEFORE.format(start=phrase)
         else:
             question = (QUOTE_ABOUT, QUOTE_MORE, QUOTE_WORDS, QUOTE_ABOUT)[form].format(
@@ -81,10 +82,5 @@ def exchanges(context: Context, seed: int) -> list[Exchange]:
             )
         if phrase and answer:
             found.append(Exchange(question, answer))
-            chat = context.loaded.chat
             left -= len(chat.next_turn(question)) + len(chat.answer_ids(answer))
     return found
-
-
-def _document(context: Context) -> list[int]:
-    return list(context.ids[context.document_start : context.document_end])

@@ -27,7 +27,7 @@ from amcli.system.progress import Progress
 
 MAX_QUERIES = 16384
 """Reference queries per KV head for the fits at most, over all query heads of its group: with a
-quarter of them, a real model loses a quarter more of its answers (docs/methods.md)."""
+quarter of them, a real model lost a tenth to a half more of its answers (docs/methods.md)."""
 
 MAX_QUERIES_CPU = 4096
 """The same on a CPU, where the fits would take four times as long."""

@@ -144,7 +144,7 @@ def _rows(context: Context) -> int:
 
 def _pointing(context: Context, size: int, start: int, count: int) -> list[str]:
     """Instructions that name parts of the document, evenly spread over it."""
-    document = context.ids[context.document_start : context.document_end]
+    document = context.document
     step = max(1, len(document) // count)
     starts = [i * step for i in range(start, start + size)]
     heads = [quoted(context.loaded.tokenizer, document[i : i + _START]) for i in starts]
@@ -156,15 +156,7 @@ def _room(context: Context, prompt: int) -> int:
     limit = context.loaded.geometry.max_positions
     room = QUESTION_TOKENS if limit is None else limit - context.T - prompt
     if room < 8:
-        raise UsageError(
-            f"the model's {limit:,} positions leave no room for questions about a context of "
-            f"{context.T:,} tokens",
-            "shorten the document, or choose a model with a longer context",
-            code="document-too-long",
-            field="source",
-            tokens=context.T,
-            limit=limit,
-        )
+        raise context.no_room("for questions about a context")
     return room
 
 
