@@ -44,7 +44,7 @@ from amcli.pipeline.contexts import reading
 from amcli.pipeline.contexts.context import Context, full_layers
 from amcli.pipeline.contexts.source import Source
 from amcli.pipeline.queries import prompts, quotes
-from amcli.pipeline.queries.passages import SOURCES, Passage, QuerySource
+from amcli.pipeline.queries.passages import SOURCES, Passage
 from amcli.pipeline.queries.passes import Passes
 from amcli.pipeline.queries.self_study import Exchange, dialogues, study
 from amcli.system.clock import stopwatch
@@ -66,19 +66,15 @@ VARIANTS: dict[str, Change] = {
     "native": {"store": "native"},
     # what it is asked
     "repeat alone": {"queries": "repeat"},
-    "repeat alone by rms": {"queries": "repeat by rms"},
-    "repeat by rms and quotes": {"queries": "repeat by rms+quotes"},
+    "repeat alone by max": {"queries": "repeat", "method": {"score_kind": "max"}},
+    "by max": {"method": {"score_kind": "max"}},
     "quotes alone": {"queries": "quotes"},
     "self-study alone": {"queries": "self-study"},
     "with self-study instead of quotes": {"queries": "repeat+self-study"},
-    "the same with repeat by rms": {"queries": "repeat by rms+self-study"},
     "64 questions instead of quotes": {"queries": "repeat+64 questions"},
     "with self-study": {"queries": "repeat+quotes+self-study"},
-    "the same by rms": {"queries": "repeat by rms+quotes+self-study"},
     "with 64 questions": {"queries": "repeat+quotes+64 questions"},
-    "with 64 questions by rms": {"queries": "repeat by rms+quotes+64 questions"},
-    "with 64 pointed questions by rms": {"queries": "repeat by rms+quotes+64 pointed"},
-    "with 256 questions by rms": {"queries": "repeat by rms+quotes+256 questions"},
+    "with 64 pointed questions": {"queries": "repeat+quotes+64 pointed"},
     "with the context's own": {"queries": "repeat+quotes+context"},
     "a quarter of the queries": {"max_queries": 4096},
     "oracle: the test's own questions": {"queries": "oracle"},
@@ -91,6 +87,7 @@ VARIANTS: dict[str, Change] = {
         "method": {"selection": "top", "mass": "none", "values": "original"}
     },
     "pursuit for every head": {"constant": (bucket, "PLENTY", 0)},
+    "exact pursuit": {"method": {"panel": 1, "candidates": 1 << 20}},
     "gamma 0.5": {"method": {"gamma": 0.5}},
     "16 candidates an entry": {"method": {"candidates": 16}},
     # budgets
@@ -99,6 +96,7 @@ VARIANTS: dict[str, Change] = {
     "floors of 0.03 of the mean": {"constant": (budgets, "FLOOR_SHARE", 0.03)},
     "budget of another document": {"budget": 1},
     "mean budget of three others": {"budget": 3},
+    "budget of the oracle": {"budget": "oracle"},
     # other methods
     "highest-attention": {"name": "highest-attention"},
     "kvzip": {"name": "kvzip"},
@@ -106,7 +104,8 @@ VARIANTS: dict[str, Change] = {
     "snapkv": {"name": "snapkv"},
 }
 """What differs from `--method omp --store k4v4`: fields of the request, fields of the method, a
-constant of a module, another method by name, or the mean budget of the N documents that follow."""
+constant of a module, another method by name, the mean budget of the N documents that follow, or
+that of a compaction for the questions of the test."""
 
 TEXTS = {"parts": 4, "quotes": 32, "questions": 24}
 """Text that may foretell what is lost: parts of the document repeated, as `--fidelity` does it, and
@@ -135,15 +134,13 @@ class Bench:
             found = dialogues(context, exchanges, 2048)
             return [Passage(ids, 0, context.T, whole, asked=n) for ids, n in found]
 
-        SOURCES["oracle"] = QuerySource(lambda context, *_: asked(known, context), "rms")
-        SOURCES["repeat by rms"] = replace(SOURCES["repeat"], statistic="rms")
+        SOURCES["oracle"] = lambda context, *_: asked(known, context)
 
         def some(n: int, pointed: bool, context: Context, seed: int, _: Any) -> list[Passage]:
             return asked(study(context, n, seed=seed, pointed=pointed), context)
 
-        for n in (64, 256):
-            SOURCES[f"{n} questions"] = QuerySource(partial(some, n, False), "rms")
-            SOURCES[f"{n} pointed"] = QuerySource(partial(some, n, True), "rms")
+        SOURCES["64 questions"] = partial(some, 64, False)
+        SOURCES["64 pointed"] = partial(some, 64, True)
 
     def teacher(self, questions: Sequence[base.Question]) -> Teacher:
         """Measures against the whole document, which it has measured."""
@@ -176,15 +173,17 @@ class Bench:
             for i, heads in lengths.items():
                 mine = [round(10**6 * t / total) for t in heads]
                 share[i] = [a + b for a, b in zip(share.get(i, [0] * len(mine)), mine, strict=True)]
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "budget.json"
-            budget_file.write(path, share, {}, overwrite=True)
-            return budget_named(str(path))
+        return shared_as(share)
 
     def row(self, title: str, change: Change, ratio: float) -> dict[str, Any]:
         """One variant at one ratio."""
         fields = {k: v for k, v in change.items() if k not in ("method", "constant", "name")}
-        if isinstance(change.get("budget"), int):
+        if change.get("budget") == "oracle":
+            asked = Request(ratio=ratio, store="k4v4", queries="oracle")
+            found = compact(self.context, asked, passes=self.passes, progress=Silent())
+            lengths = {i: list(found.layers[i].lengths) for i in full_layers(self.context)}
+            fields["budget"] = shared_as(lengths)
+        elif isinstance(change.get("budget"), int):
             fields["budget"] = self.budget(change["budget"])
         request = Request(ratio=ratio, store="k4v4")
         with changed(title, change) as name:
@@ -205,6 +204,14 @@ class Bench:
             "output_error": None if error is None else round(error, 6),
             "seconds": round(spent, 3),
         }
+
+
+def shared_as(lengths: dict[int, list[int]]) -> Any:
+    """A budget that shares entries out like these."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "budget.json"
+        budget_file.write(path, lengths, {}, overwrite=True)
+        return budget_named(str(path))
 
 
 def foretelling(context: Context) -> dict[str, list[base.Question]]:
