@@ -47,7 +47,6 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.cache_utils import DynamicCache
 
 from amcli.entries.ragged import Entries
-from amcli.kernels.attention import launch
 from amcli.models import calling
 from amcli.models.attend import _explicit, _Seen, attend
 from amcli.models.attention import NAME
@@ -375,7 +374,6 @@ def main() -> None:
     if "kernel" in args.parts:
         keep("kernel", measure_kernel())
     if "codes" in args.parts:
-        launch.PACKED_HALF = True
         keep("codes", measure_kernel(CODES, "int4"))
         for row in found["codes"]["rows"]:
             print(*row.values())
