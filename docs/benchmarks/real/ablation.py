@@ -44,7 +44,7 @@ from amcli.pipeline.contexts import reading
 from amcli.pipeline.contexts.context import Context, full_layers
 from amcli.pipeline.contexts.source import Source
 from amcli.pipeline.queries import prompts, quotes
-from amcli.pipeline.queries.passages import SOURCES, Passage
+from amcli.pipeline.queries.passages import SOURCES, Passage, quote_passages
 from amcli.pipeline.queries.passes import Passes
 from amcli.pipeline.queries.self_study import Exchange, dialogues, study
 from amcli.system.clock import stopwatch
@@ -68,6 +68,8 @@ VARIANTS: dict[str, Change] = {
     "repeat alone": {"queries": "repeat"},
     "repeat alone by max": {"queries": "repeat", "method": {"score_kind": "max"}},
     "by max": {"method": {"score_kind": "max"}},
+    "half as many quotes": {"queries": "repeat+half the quotes"},
+    "a quarter as many quotes": {"queries": "repeat+a quarter of the quotes"},
     "quotes alone": {"queries": "quotes"},
     "self-study alone": {"queries": "self-study"},
     "with self-study instead of quotes": {"queries": "repeat+self-study"},
@@ -76,6 +78,7 @@ VARIANTS: dict[str, Change] = {
     "with 64 questions": {"queries": "repeat+quotes+64 questions"},
     "with 64 pointed questions": {"queries": "repeat+quotes+64 pointed"},
     "with the context's own": {"queries": "repeat+quotes+context"},
+    "half of the queries": {"max_queries": 8192},
     "a quarter of the queries": {"max_queries": 4096},
     "oracle: the test's own questions": {"queries": "oracle"},
     # selection and fits
@@ -139,6 +142,8 @@ class Bench:
         def some(n: int, pointed: bool, context: Context, seed: int, _: Any) -> list[Passage]:
             return asked(study(context, n, seed=seed, pointed=pointed), context)
 
+        for name, n in (("half the quotes", 2), ("a quarter of the quotes", 4)):
+            SOURCES[name] = partial(fewer, n)
         SOURCES["64 questions"] = partial(some, 64, False)
         SOURCES["64 pointed"] = partial(some, 64, True)
 
@@ -204,6 +209,16 @@ class Bench:
             "output_error": None if error is None else round(error, 6),
             "seconds": round(spent, 3),
         }
+
+
+def fewer(n: int, context: Context, seed: int, _: Any) -> list[Passage]:
+    """One `n`th of the quotes."""
+    before = quotes.SHARE
+    quotes.SHARE = before / n
+    try:
+        return quote_passages(context, seed)
+    finally:
+        quotes.SHARE = before
 
 
 def shared_as(lengths: dict[int, list[int]]) -> Any:
