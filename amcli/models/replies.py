@@ -15,6 +15,7 @@ import torch
 
 from amcli.models.cache import CompactCache
 from amcli.models.calling import run
+from amcli.models.decoding import Decoder
 from amcli.models.loading import LoadedModel
 from amcli.models.spoken import Ending, whole_text
 
@@ -135,9 +136,12 @@ def _columns(
     stops = torch.tensor(sorted(loaded.chat.stop_ids), device=device)
     done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     ids = [given[:, :shortest]]
+    logits = run(model, fork, ids[0], logits_to_keep=1).logits[:, -1]
+    decoder = Decoder(model, fork, total - shortest - 1)
     for column in range(shortest, total):
-        logits = run(model, fork, ids[-1], logits_to_keep=1).logits
-        token = _next(logits[:, -1], temperature, generator)
+        if column > shortest:
+            logits = decoder.feed(ids[-1])
+        token = _next(logits, temperature, generator)
         answering = lengths <= column
         if column < longest:
             token = torch.where(answering, token, given[:, column])

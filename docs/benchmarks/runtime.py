@@ -49,11 +49,12 @@ from transformers.cache_utils import DynamicCache
 from amcli.entries.ragged import Entries
 from amcli.kernels.attention import launch
 from amcli.models import calling
-from amcli.models.attend import _explicit, _Seen, attend
+from amcli.models.attend import _explicit, attend
 from amcli.models.attention import NAME
 from amcli.models.cache import CompactCache
 from amcli.models.generate import absorb, feed
 from amcli.models.geometry import ModelGeometry
+from amcli.models.seen import Seen
 from amcli.serving.batching import BatchedPrefix
 from amcli.storage.artifacts import Artifact, write_artifact
 
@@ -128,7 +129,7 @@ def plain(q: torch.Tensor, prefix: Entries, k: torch.Tensor, v: torch.Tensor) ->
     """What a CUDA device without Triton runs."""
     m = q.shape[2]
     grouped = q.reshape(1, HEADS, -1, m, DIM)
-    return _explicit(grouped, prefix, k, v, SCALING, None, None, _Seen(m, m, None, None))
+    return _explicit(grouped, prefix, k, v, SCALING, None, None, Seen(m, m, None, None))
 
 
 def by_head(

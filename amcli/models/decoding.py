@@ -1,0 +1,367 @@
+"""Token after token over a cache: a decode step that Python describes once and the device repeats.
+
+From Python a step is a thousand launches, which take longer than the work they start. So the first
+step runs over buffers with room to spare, the second is captured as a graph, and every later one is
+a single launch; a longer text takes larger buffers and another capture. Where that cannot be, each
+step is a call of the model, as it always was.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache as once
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
+
+import torch
+from transformers import PreTrainedModel
+
+from amcli.errors import AmkvError, AmkvWarning, OutOfMemoryError
+from amcli.models.attention import unpadded
+from amcli.models.cache import CompactCache
+from amcli.models.calling import accepts, run
+from amcli.models.failures import out_of_memory
+from amcli.models.geometry import decoder_of
+from amcli.models.lengths import changes_with_length
+from amcli.system.processes import launched
+
+ROOM = 256
+"""Columns of the smallest buffers, and by how much buffers grow at least."""
+
+WORTH = 8
+"""Steps for which a capture, which takes about as long as two of them, pays."""
+
+
+class Graph:
+    """A step that was captured, and the tensor that is its result each time it is replayed."""
+
+    out: torch.Tensor
+
+    def __init__(self, step: Callable[[], torch.Tensor], device: torch.device) -> None:
+        raise NotImplementedError
+
+    def replay(self) -> None:
+        """Run it again, on the same tensors."""
+        raise NotImplementedError
+
+    @staticmethod
+    def strictly() -> AbstractContextManager[None]:
+        """A context in which it is an error to wait for the device, as nothing captured may."""
+        raise NotImplementedError
+
+
+class CudaGraph(Graph):
+    """A CUDA graph."""
+
+    def __init__(self, step: Callable[[], torch.Tensor], device: torch.device) -> None:
+        self._graph = torch.cuda.CUDAGraph()
+        # The outer context leaves the current stream as it was, also if ending the capture fails.
+        with torch.cuda.stream(torch.cuda.current_stream(device)):
+            stream = _stream(device)
+            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+                self.out = step()
+
+    def replay(self) -> None:
+        """Run it again, on the same tensors."""
+        self._graph.replay()
+
+    @staticmethod
+    @contextmanager
+    def strictly() -> Iterator[None]:
+        """Errors for calls that wait, of which PyTorch knows nearly all."""
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+
+
+@once
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all captures, since each stream that multiplies keeps memory of its own for it."""
+    stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return stream
+
+
+GRAPHS: dict[str, type[Graph]] = {"cuda": CudaGraph}
+"""How steps are captured, by the kind of device."""
+
+_refused: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
+"""Models whose steps cannot be captured, and why."""
+
+_said: WeakSet[PreTrainedModel] = WeakSet()
+
+_proven: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+"""Models whose steps have been found not to wait for the device."""
+
+
+class Step:
+    """A decode step over the buffers that a cache has now, which it makes larger.
+
+    rows   sequences; each is fed one token
+    left   steps for which there is room
+
+    Tokens and counters are on the device: the logical length, and the columns of the next tokens.
+    Keys and values right of those columns count for nothing, so a step that is not counted in the
+    cache might as well not have run.
+    """
+
+    def __init__(self, cache: CompactCache, rows: int, tokens: int) -> None:
+        layers = cache.attention
+        room = min(tokens, max(ROOM, *(layer.end for layer in layers)))
+        for layer in layers:
+            layer.hold(capacity(layer.live()[0].shape[2] + room))
+        self._keys = [layer.room_of_keys for layer in layers]
+        self._prefixes = [layer.prefix for layer in layers]
+        self.states = _held(cache)
+        self._before = [torch.empty_like(state) for state in self.states]
+        self.saved = False
+        ends = sorted({layer.end for layer in layers})
+        self._groups = [ends.index(layer.end) for layer in layers]
+        device = self._keys[0].device
+        self._ids = torch.zeros(rows, 1, dtype=torch.int64, device=device)
+        self._counters = torch.zeros(1 + len(ends), dtype=torch.int64, device=device)
+        self._inference = torch.is_inference_mode_enabled()
+        self.graph: Graph | None = None
+        self._ran = 0
+        self.left = 0
+
+    def fits(self, cache: CompactCache, rows: int) -> bool:
+        """Whether the cache still has these buffers, and room in them."""
+        layers = cache.attention
+        return (
+            self._ids.shape[0] == rows
+            and self._inference == torch.is_inference_mode_enabled()
+            and all(map(lambda layer, keys: layer.holds(keys), layers, self._keys))
+            and all(layer.prefix is x for layer, x in zip(layers, self._prefixes, strict=True))
+            and len({*zip(self._groups, (x.end for x in layers), strict=True)})
+            == self._counters.numel() - 1
+            and self._same_states(cache)
+            and all(layer.end < layer.capacity for layer in layers)
+        )
+
+    def _same_states(self, cache: CompactCache) -> bool:
+        held = _held(cache)
+        return len(held) == len(self.states) and all(map(lambda a, b: a is b, held, self.states))
+
+    def align(self, cache: CompactCache) -> None:
+        """Go on from where the cache is."""
+        ends = dict(zip(self._groups, (layer.end for layer in cache.attention), strict=True))
+        counters = [cache.get_seq_length(), *(ends[group] for group in range(len(ends)))]
+        self._counters.copy_(torch.tensor(counters))
+        self.left = min(layer.capacity - layer.end for layer in cache.attention)
+        self.saved = False
+
+    def launch(self, model: PreTrainedModel, cache: CompactCache, ids: torch.Tensor) -> Any:
+        """Feed `ids [rows, 1]`, not counting them in the cache yet; logits `[rows, V]`, which are
+        overwritten by the next step."""
+        self._ids.copy_(ids)
+        if self.states:
+            torch._foreach_copy_(self._before, self.states)
+            self.saved = True
+        if self.graph is not None:
+            self.graph.replay()
+            return self.graph.out
+        kind = GRAPHS[self._ids.device.type]
+
+        def step() -> torch.Tensor:
+            return self._call(model, cache)
+
+        self._ran += 1
+        if self._ran == 1:
+            found = step()
+            if not self._same_states(cache):
+                raise RuntimeError("it replaces its states instead of changing them")
+            return found
+        if model not in _proven:
+            with kind.strictly():
+                found = step()
+            _proven[model] = True
+            return found
+        graph = kind(step, self._ids.device)
+        cache.require_attended()
+        graph.replay()
+        self.graph = graph
+        return graph.out
+
+    def keep(self, cache: CompactCache) -> None:
+        """Count the tokens of the last launch in the cache."""
+        for layer in cache.attention:
+            layer.advance(1)
+        self.left -= 1
+
+    def take_back(self) -> None:
+        """Undo what a launch that is not counted may have done to states."""
+        if self.saved:
+            torch._foreach_copy_(self.states, self._before)
+
+    def _call(self, model: PreTrainedModel, cache: CompactCache) -> torch.Tensor:
+        for layer, group in zip(cache.attention, self._groups, strict=True):
+            layer.at = self._counters[1 + group : 2 + group]
+        try:
+            with unpadded():
+                place = self._counters[:1].view(1, 1)
+                found = run(model, cache, self._ids, position_ids=place, logits_to_keep=1)
+            cache.require_attended()
+        finally:
+            for layer in cache.attention:
+                layer.at = None
+        self._counters.add_(1)
+        logits: torch.Tensor = found.logits[:, -1]
+        return logits
+
+
+def _held(cache: CompactCache) -> list[torch.Tensor]:
+    return [tensor for state in cache.states for tensor in state.held().values()]
+
+
+def capacity(tokens: int) -> int:
+    """Columns of buffers for that many tokens: a half more than the last size, or less."""
+    step = max(ROOM, 1 << max(0, (tokens - 1).bit_length() - 2))
+    return -(-tokens // step) * step
+
+
+class Decoder:
+    """Feeds a cache one token after another, at most `tokens` of them.
+
+    A step that fails or is interrupted leaves the cache as it was before it.
+    """
+
+    def __init__(self, model: PreTrainedModel, cache: CompactCache, tokens: int) -> None:
+        self.model, self.cache, self.tokens = model, cache, tokens
+        self._step: Step | None = None  # if the device's counters are those of the cache
+        self._captures = True
+
+    @torch.no_grad()
+    def feed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Append `ids [rows, 1]`; logits `[rows, V]`, to be used before the next call."""
+        logits = self._captured(ids)
+        if logits is None:
+            logits = forward(self.model, self.cache, ids, logits_to_keep=1).logits[:, -1]
+        self.tokens -= 1
+        return logits
+
+    @torch.no_grad()
+    def ahead(self, ids: torch.Tensor) -> torch.Tensor | None:
+        """Let the device begin with what `feed` would do, to be counted by `keep`; or not, if
+        anything else is done instead. None where it cannot begin before that is known."""
+        step = self._step
+        if step is None or step.graph is None or step.states or not self._room(step):
+            return None
+        self._step = None
+        logits: torch.Tensor = step.launch(self.model, self.cache, ids)
+        return logits
+
+    def keep(self) -> None:
+        """Count what was begun."""
+        step, length = self.cache.step, self.cache.get_seq_length()
+        try:
+            step.keep(self.cache)
+        except BaseException:
+            self.cache.rewind_attention(length)
+            raise
+        self._step = step
+        self.tokens -= 1
+
+    def _captured(self, ids: torch.Tensor) -> torch.Tensor | None:
+        """`feed` by way of a step that is captured; None where there is none."""
+        length = self.cache.get_seq_length()
+        step = None
+        try:
+            step = self._ready(ids)
+            if step is None:
+                return None
+            step.saved = False
+            self._step = None
+            logits: torch.Tensor = step.launch(self.model, self.cache, ids)
+            step.keep(self.cache)
+            self._step = step
+            return logits
+        except BaseException as error:
+            self.cache.step = None
+            self.cache.rewind_attention(length)
+            if step is not None:
+                step.take_back()
+            known = isinstance(error, AmkvError) or not isinstance(error, Exception)
+            if known or (step is not None and step.graph is not None):
+                raise
+            self._captures = False
+            self._say(str(error).splitlines()[0] if str(error) else type(error).__name__)
+            if not out_of_memory(error):
+                _refused[self.model] = str(error)
+            return None
+
+    def _ready(self, ids: torch.Tensor) -> Step | None:
+        """The step to run, made if need be."""
+        step = self._step
+        if step is not None and self._room(step):
+            return step
+        if not self._suits(ids):
+            return None
+        self._step = None
+        step = self.cache.step
+        if step is None or not step.fits(self.cache, len(ids)):
+            if self.tokens < WORTH:
+                return None
+            step = self.cache.step = None  # first, for its memory
+            step = self.cache.step = Step(self.cache, len(ids), self.tokens)
+        step.align(self.cache)
+        return step if self._room(step) else None
+
+    def _room(self, step: Step) -> bool:
+        """Whether a step has room, in its buffers and in what the model was made for."""
+        length = self.cache.get_seq_length()
+        seen = (layer.horizon for layer in self.cache.attention)
+        return step.left > 0 and all(horizon is None or length < horizon for horizon in seen)
+
+    def _suits(self, ids: torch.Tensor) -> bool:
+        """Whether steps can be captured here; says why not."""
+        cache, model = self.cache, self.model
+        kept = [*(layer.room_of_keys for layer in cache.attention), *_held(cache)]
+        if ids.device.type not in GRAPHS or model in _refused or not self._captures:
+            return False
+        if cache.observed or {len(x) for x in kept} != {len(ids)}:
+            return False
+        reason = None
+        if len({x.device for x in [*kept, ids]}) > 1 or launched() > 1:
+            reason = "the model is spread over several devices"
+        elif changes_with_length(model):
+            reason = "the frequencies of its RoPE depend on the length"
+        elif not accepts(decoder_of(model), "position_ids"):
+            reason = "the model does not take positions"
+        if reason is not None:
+            self._say(reason)
+            _refused[model] = reason
+        return reason is None
+
+    def _say(self, reason: str) -> None:
+        if self.model in _said:
+            return
+        _said.add(self.model)
+        warnings.warn(
+            f"decoding cannot be captured as a graph here, so it takes longer: {reason}",
+            AmkvWarning,
+            stacklevel=2,
+        )
+
+
+def forward(module: torch.nn.Module, cache: CompactCache, ids: torch.Tensor, **options: Any) -> Any:
+    """One forward pass over `ids [B, m]` that leaves the cache as it was if it fails."""
+    mark = cache.mark()
+    try:
+        output = run(module, cache, ids, **options)
+        cache.require_attended()
+    except BaseException as error:
+        cache.rewind(mark)
+        if out_of_memory(error):
+            raise OutOfMemoryError(
+                f"out of memory on {ids.device} at token {mark.length + ids.shape[1]}",
+                "try a shorter document, dtype='bfloat16', or device='cpu'",
+                code="out-of-memory",
+                device=ids.device,
+            ) from error
+        raise
+    return output
