@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache as once
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -72,7 +73,9 @@ class CudaGraph(Graph):
     def strictly() -> Iterator[None]:
         """Errors for calls that wait, of which PyTorch knows nearly all."""
         before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch says that it does not know all of them
+            torch.cuda.set_sync_debug_mode("error")
         try:
             yield
         finally:
@@ -89,13 +92,10 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 GRAPHS: dict[str, type[Graph]] = {"cuda": CudaGraph}
 """How steps are captured, by the kind of device."""
 
-_refused: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
-"""Models whose steps cannot be captured, and why."""
+_can: WeakKeyDictionary[PreTrainedModel, dict[frozenset[str], bool]] = WeakKeyDictionary()
+"""Whether steps of a model can be captured, where that is known, for caches with some stores."""
 
 _said: WeakSet[PreTrainedModel] = WeakSet()
-
-_proven: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
-"""Models whose steps have been found not to wait for the device."""
 
 
 class Step:
@@ -162,30 +162,24 @@ class Step:
         if self.states:
             torch._foreach_copy_(self._before, self.states)
             self.saved = True
+        self._ran += 1
+        if self.graph is None and self._ran > 1:
+            known, stores = _can.setdefault(model, {}), _stores(cache)
+            kind = GRAPHS[self._ids.device.type]
+            if stores not in known:
+                # Once, because a capture that fails may leave more behind than an error does.
+                with kind.strictly():
+                    found = self._call(model, cache)
+                known[stores] = True
+                return found
+            self.graph = kind(partial(self._call, model, cache), self._ids.device)
         if self.graph is not None:
             self.graph.replay()
             return self.graph.out
-        kind = GRAPHS[self._ids.device.type]
-
-        def step() -> torch.Tensor:
-            return self._call(model, cache)
-
-        self._ran += 1
-        if self._ran == 1:
-            found = step()
-            if not self._same_states(cache):
-                raise RuntimeError("it replaces its states instead of changing them")
-            return found
-        if model not in _proven:
-            with kind.strictly():
-                found = step()
-            _proven[model] = True
-            return found
-        graph = kind(step, self._ids.device)
-        cache.require_attended()
-        graph.replay()
-        self.graph = graph
-        return graph.out
+        found = self._call(model, cache)
+        if not self._same_states(cache):
+            raise RuntimeError("it replaces its states instead of changing them")
+        return found
 
     def keep(self, cache: CompactCache) -> None:
         """Count the tokens of the last launch in the cache."""
@@ -216,6 +210,12 @@ class Step:
 
 def _held(cache: CompactCache) -> list[torch.Tensor]:
     return [tensor for state in cache.states for tensor in state.held().values()]
+
+
+def _stores(cache: CompactCache) -> frozenset[str]:
+    """The stores of a cache's prefixes."""
+    prefixes = (layer.prefix for layer in cache.attention)
+    return frozenset(prefix.entries.store for prefix in prefixes if prefix is not None)
 
 
 def capacity(tokens: int) -> int:
@@ -291,7 +291,7 @@ class Decoder:
             self._captures = False
             self._say(str(error).splitlines()[0] if str(error) else type(error).__name__)
             if not out_of_memory(error):
-                _refused[self.model] = str(error)
+                _can.setdefault(self.model, {})[_stores(self.cache)] = False
             return None
 
     def _ready(self, ids: torch.Tensor) -> Step | None:
@@ -321,9 +321,14 @@ class Decoder:
         """Whether steps can be captured here; says why not."""
         cache, model = self.cache, self.model
         kept = [*(layer.room_of_keys for layer in cache.attention), *_held(cache)]
-        if ids.device.type not in GRAPHS or model in _refused or not self._captures:
+        if ids.device.type not in GRAPHS or not self._captures:
             return False
-        if cache.observed or {len(x) for x in kept} != {len(ids)}:
+        known = _can.setdefault(model, {})
+        if (
+            cache.observed
+            or {len(x) for x in kept} != {len(ids)}
+            or known.get(_stores(cache)) is False
+        ):
             return False
         reason = None
         if len({x.device for x in [*kept, ids]}) > 1 or launched() > 1:
@@ -334,7 +339,7 @@ class Decoder:
             reason = "the model does not take positions"
         if reason is not None:
             self._say(reason)
-            _refused[model] = reason
+            known[_stores(cache)] = False
         return reason is None
 
     def _say(self, reason: str) -> None:

@@ -31,13 +31,14 @@ TOLERANCE = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 @dataclass
 class Case:
     query: torch.Tensor
-    prefix: Prefix
+    prefix: Any  # a prefix or None
     keys: torch.Tensor
     values: torch.Tensor
     options: dict[str, Any]
 
     def to(self, device: str) -> Case:
-        moved = (x.to(device) for x in (self.query, self.prefix, self.keys, self.values))
+        tensors = (self.query, self.prefix, self.keys, self.values)
+        moved = (None if x is None else x.to(device) for x in tensors)
         options = {
             k: x.to(device) if isinstance(x, torch.Tensor) else x for k, x in self.options.items()
         }
@@ -45,6 +46,18 @@ class Case:
 
     def plain(self) -> torch.Tensor:
         return attend(self.query, self.prefix, self.keys, self.values, **self.options)
+
+    def by_kernels(self) -> torch.Tensor:
+        """With room, and a prefix or none."""
+        from amcli.kernels.attention.launch import attend_prefix
+
+        H, d, dv = self.keys.shape[1], self.keys.shape[3], self.values.shape[3]
+        prefix = (
+            module._nothing(H, d, dv, self.query.device) if self.prefix is None else self.prefix
+        )
+        given = {"softcap": None, "sinks": None, "live": None, **self.options}
+        given["window"] = given.get("window") or self.keys.shape[2]
+        return attend_prefix(self.query, prefix, self.keys, self.values, **given)
 
     def fast(self) -> torch.Tensor:
         from amcli.kernels.attention.launch import attend_prefix, can_attend
@@ -184,6 +197,59 @@ def test_a_long_chunk_of_queries_is_taken_in_slices_of_bounded_memory(
     assert_close(case.fast(), case.plain())
     assert len(sizes) > 3
     assert sum(sizes) == 70
+
+
+def random_room(seed: int, dtypes: list[torch.dtype], scale: int) -> tuple[Case, Case]:
+    """A case with spare room right of the newest columns, which only the device knows, and the
+    same without; sometimes with a window and without a prefix."""
+    case = random_case(seed, dtypes, scale)
+    pick = random.Random(seed)
+    query = case.query[:, :, -pick.choice([1, 1, 3]) :]
+    B, H, n = case.keys.shape[:3]
+    case.options.pop("live", None)
+    keys, values = (
+        torch.cat([x, torch.randn(B, H, pick.choice([1, 90]), x.shape[3]).to(x.dtype)], 2)
+        for x in (case.keys, case.values)
+    )
+    if values.shape[2] < keys.shape[2]:
+        keys = keys[:, :, : values.shape[2]]
+    values = values[:, :, : keys.shape[2]]
+    m = min(query.shape[2], n)
+    prefix: Any = case.prefix
+    if pick.random() < 0.5:
+        prefix = None
+        case.options["window"] = pick.choice([1, 5, 40, n, 10 * n])
+    at = torch.arange(n - m, n)
+    given = dict(case.options)
+    return (
+        Case(query[:, :, -m:], prefix, keys, values, {**given, "at": at}),
+        Case(query[:, :, -m:], prefix, case.keys, case.values, given),
+    )
+
+
+@pytest.mark.parametrize("seed", range(200, 230))
+def test_columns_that_only_the_device_knows(seed: int) -> None:
+    """In plain PyTorch, and by the kernels."""
+    room, case = random_room(seed, [torch.float32], 1)
+    assert_close(room.plain(), case.plain())
+
+
+@pytest.mark.parametrize("seed", range(200, 212))
+def test_the_kernels_read_columns_that_only_the_device_knows(seed: int) -> None:
+    interpreter()
+    room, case = random_room(seed, [torch.float32, torch.float16], 1)
+    assert_close(room.by_kernels(), case.plain())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("seed", range(300, 340))
+def test_columns_that_only_the_device_knows_on_cuda(seed: int) -> None:
+    room, case = random_room(seed, [torch.float32, torch.float16, torch.bfloat16], 10)
+    want = Case(
+        case.query.double(), case.prefix, case.keys.double(), case.values.double(), case.options
+    ).plain()
+    assert_close(room.to("cuda").plain().cpu(), want.to(case.query.dtype))
+    assert module.KERNELS.broken == []
 
 
 def test_what_the_kernels_cannot_do_they_decline() -> None:
