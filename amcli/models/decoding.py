@@ -26,6 +26,7 @@ from amcli.models.calling import accepts, run
 from amcli.models.failures import out_of_memory
 from amcli.models.geometry import decoder_of
 from amcli.models.lengths import changes_with_length
+from amcli.models.quick import quick
 from amcli.system.processes import launched
 
 ROOM = 256
@@ -196,7 +197,7 @@ class Step:
         for layer, group in zip(cache.attention, self._groups, strict=True):
             layer.at = self._counters[1 + group : 2 + group]
         try:
-            with unpadded():
+            with unpadded(), quick(model):
                 place = self._counters[:1].view(1, 1)
                 found = run(model, cache, self._ids, position_ids=place, logits_to_keep=1)
             cache.require_attended()
