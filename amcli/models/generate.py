@@ -107,7 +107,7 @@ class _Told:
     def __init__(self, token: torch.Tensor) -> None:
         self._token, self._arrived = token, None
         if token.is_cuda:
-            self._token = torch.empty_like(token, device="cpu", pin_memory=True)
+            self._token = torch.empty(token.shape, dtype=token.dtype, pin_memory=True)
             self._token.copy_(token, non_blocking=True)
             self._arrived = torch.cuda.current_stream(token.device).record_event()
 
