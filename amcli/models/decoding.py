@@ -300,9 +300,9 @@ class Decoder:
         step = self._step
         if step is not None and self._room(step):
             return step
+        self._step = None
         if not self._suits(ids):
             return None
-        self._step = None
         step = self.cache.step
         if step is None or not step.fits(self.cache, len(ids)):
             if self.tokens < WORTH:
@@ -321,15 +321,11 @@ class Decoder:
     def _suits(self, ids: torch.Tensor) -> bool:
         """Whether steps can be captured here; says why not."""
         cache, model = self.cache, self.model
-        kept = [*(layer.room_of_keys for layer in cache.attention), *_held(cache)]
-        if ids.device.type not in GRAPHS or not self._captures:
+        if ids.device.type not in GRAPHS or not self._captures or cache.observed:
             return False
         known = _can.setdefault(model, {})
-        if (
-            cache.observed
-            or {len(x) for x in kept} != {len(ids)}
-            or known.get(_stores(cache)) is False
-        ):
+        kept = [*(layer.room_of_keys for layer in cache.attention), *_held(cache)]
+        if not known.get(_stores(cache), True) or {len(x) for x in kept} != {len(ids)}:
             return False
         reason = None
         if len({x.device for x in [*kept, ids]}) > 1 or launched() > 1:
