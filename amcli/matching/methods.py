@@ -205,8 +205,7 @@ class Method:
     """Which pieces a method uses. The defaults are the best measured.
 
     name            its name
-    score_kind      statistic of the reference queries' softmax that ranks keys; None: the one
-                    that suits the source of the queries
+    score_kind      statistic of the reference queries' softmax that ranks keys
     score           replaces `score_kind`: `score(ctx) -> [H, T]`, larger is better
     queries         whether it needs reference queries at all
     source          where they come from unless the user says otherwise
@@ -225,7 +224,7 @@ class Method:
     """
 
     name: str
-    score_kind: ScoreKind | None = None
+    score_kind: ScoreKind = "rms"
     score: ScoreFunction | None = None
     queries: bool = True
     source: str = "repeat"

@@ -29,13 +29,6 @@ ON_CUDA = [
 ] + [(store, 128, torch.bfloat16) for store in STORES]
 
 
-@pytest.fixture(autouse=True)
-def _half(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half precision, which is off until a GPU has computed it right."""
-    pytest.importorskip("triton")
-    monkeypatch.setattr("amcli.kernels.attention.launch.PACKED_HALF", True)
-
-
 def case(
     prefix: Prefix, d: int, dv: int, g: int, m: int, dtype: torch.dtype, batch: int = 1
 ) -> Case:

@@ -129,13 +129,13 @@ def test_a_model_that_says_nothing_cannot_study(
 def test_parts_score_their_own_keys(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a part gives its keys is what a document of that part's keys alone would get."""
     monkeypatch.setattr(passages, "OWN_PART", 80)
-    said = passages.SOURCES["repeat-parts"].passages(context, 0, Silent())
+    said = passages.SOURCES["repeat-parts"](context, 0, Silent())
     assert len(said) > 2
     found = reference.collect(context, said, progress=Silent())
     whole = [replace(passage, own=False) for passage in said]
     other = reference.collect(context, whole, progress=Silent())
     for layer in (0, len(found) - 1):
-        own, all_ = found[layer].ranked(), other[layer].ranked()
+        own, all_ = found[layer].ranked("max"), other[layer].ranked("max")
         assert own.shape == all_.shape
         assert bool((own > 0).all())
         # Fewer keys share a query's attention, so that the best of each part gets no less of it.
@@ -143,9 +143,12 @@ def test_parts_score_their_own_keys(context: Context, monkeypatch: pytest.Monkey
         assert not torch.allclose(own, all_)
     first = said[0]
     alone = reference.collect(context, [first], progress=Silent())
-    assert bool((alone[0].ranked()[:, first.part.stop :] == 0).all())
+    assert bool((alone[0].ranked("rms")[:, first.part.stop :] == 0).all())
     torch.testing.assert_close(
-        alone[0].ranked()[:, first.part], found[0].ranked()[:, first.part], atol=1e-6, rtol=1e-4
+        alone[0].ranked("max")[:, first.part],
+        found[0].ranked("max")[:, first.part],
+        atol=1e-6,
+        rtol=1e-4,
     )
 
 
@@ -166,18 +169,18 @@ def few(monkeypatch: pytest.MonkeyPatch) -> int:
 @pytest.mark.usefixtures("few")
 def test_a_mixture_ranks_by_both_and_fits_to_both(context: Context) -> None:
     def collected(name: str) -> dict[int, LayerReference]:
-        source = passages.SOURCES[name]
-        said = source.passages(context, 0, Silent())
-        return reference.collect(
-            context, said, max_queries=96, statistic=source.statistic, progress=Silent()
-        )
+        said = passages.SOURCES[name](context, 0, Silent())
+        return reference.collect(context, said, max_queries=96, progress=Silent())
 
     repeat, study = collected("repeat"), collected("self-study")
     for layer, found in reference.mixed([repeat, study], 64, 3).items():
-        a, b = repeat[layer].scores.scores("max"), study[layer].scores.scores("rms")
-        torch.testing.assert_close(found.ranked(), (a * b).sqrt())
-        means = [part[layer].scores.scores("mean") for part in (repeat, study)]
-        torch.testing.assert_close(found.ranked("mean"), (means[0] * means[1]).sqrt())
+        for kind, together in (
+            ("rms", lambda a, b: ((a.square() + b.square()) / 2).sqrt()),
+            ("mean", lambda a, b: (a + b) / 2),
+            ("max", torch.maximum),
+        ):
+            a, b = (part[layer].scores.scores(kind) for part in (repeat, study))
+            torch.testing.assert_close(found.ranked(kind), together(a, b))
         K, V = live_keys(context, layer)
         asked = found.sample.queries(K, V)
         for part, rows in ((repeat, slice(0, 48)), (study, slice(48, 64))):

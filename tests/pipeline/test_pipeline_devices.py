@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,10 @@ CHECKED = [
 
 
 def on(device: str, options: Request) -> tuple[LoadedModel, Compaction]:
+    """With as many queries on both devices, which have their own defaults."""
     loaded = load("pocket", device=device, dtype="float32")
-    return loaded, compact(prefill(loaded, source(1500)), options)
+    same = replace(options, max_queries=2048)
+    return loaded, compact(prefill(loaded, source(1500)), same)
 
 
 @pytest.mark.gpu

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from amcli.entries.catalogue import PACKED
 from amcli.entries.matrix import hadamard
 from amcli.entries.prefix import Prefix
 from amcli.entries.ragged import Entries
@@ -23,15 +22,15 @@ from amcli.kernels.attention.plan import Plan, plan_of, tile_size
 MAX_DIM = 256
 """Head dimension up to which a tile fits a multiprocessor's shared memory."""
 
-PACKED_HALF = False
-"""Whether packed stores are read in half precision too. On an H200 some results were NaN, and what
-has been changed since has not been run on one."""
-
 PART_BYTES = 256 << 20
 """Bytes for the tiles' results; longer chunks of queries are taken in slices."""
 
 DECODE_TILE = 256
 """Most entries of a tile, while the rows that see it fit into one or two blocks."""
+
+PACKED_ROWS = 256
+"""Query rows up to which packed stores are read in blocks of 16 rows, faster than in blocks of 64
+(docs/benchmarks/runtime-packed.json)."""
 
 FEW_ROWS = 2048
 """Query rows up to which latency dominates joining their tiles: use more, shorter programs."""
@@ -47,8 +46,6 @@ def can_attend(query: torch.Tensor, prefix: Prefix) -> bool:
     if query.dtype not in _DTYPES or (query.requires_grad and torch.is_grad_enabled()):
         return False
     if max(entries.key_dim, entries.value_dim) > MAX_DIM or entries.device != query.device:
-        return False
-    if entries.store in PACKED and query.dtype != torch.float32 and not PACKED_HALF:
         return False
     return takes(entries)
 
@@ -122,7 +119,8 @@ class _Work:
     ) -> _Work:
         entries = prefix.entries
         contexts = len(entries.lengths) // H
-        rows = _rows(gm * -(-B // contexts), dtype)
+        packed = PACKED_ROWS if any(FORMS[entries.store].bits) else 16
+        rows = _rows(gm * -(-B // contexts), dtype, packed)
         blocks = -(-gm * -(-B // contexts) // rows)
         most = DECODE_TILE if blocks <= 2 else 1 << 30
         plan = plan_of(prefix, B, tile_size(sum(entries.lengths), blocks, most))
@@ -174,7 +172,7 @@ def launch(
     turned = torch.empty_like(out) if entries.values.rotated else None
     prefix_programs = work.plan.tiles.shape[0] * work.blocks
     programs = prefix_programs + B * H * work.live_tiles * work.live_blocks
-    shapes = _shapes(d, dv, form, query.element_size(), work.live_rows)
+    shapes = _shapes(d, dv, form, query.element_size(), work.rows, work.live_rows)
     device.partial[(programs,)](
         query,
         asking,
@@ -249,10 +247,10 @@ def launch(
     return back.view(out.shape)
 
 
-def _rows(rows: int, dtype: torch.dtype) -> int:
-    """Rows of a block: the least a matrix unit takes, or 64. Float32 has no such unit, and more
-    rows would not fit its registers."""
-    return 16 if rows <= 16 or dtype == torch.float32 else 64
+def _rows(rows: int, dtype: torch.dtype, few: int = 16) -> int:
+    """Rows of a block: the least a matrix unit takes, up to `few` in all, or 64. Float32 has no
+    such unit, and more rows would not fit its registers."""
+    return 16 if rows <= few or dtype == torch.float32 else 64
 
 
 def _power(x: int) -> int:
@@ -265,7 +263,9 @@ def _rows_packed(x: torch.Tensor) -> torch.Tensor:
 
 
 @cache
-def _shapes(d: int, dv: int, form: Form, itemsize: int, live_rows: int) -> dict[str, Any]:
+def _shapes(
+    d: int, dv: int, form: Form, itemsize: int, rows: int, live_rows: int
+) -> dict[str, Any]:
     """Shapes the kernel is compiled for; see `device` for what the columns mean."""
     names = ("D", "BLOCK", "WIDE", "BLOCKS"), ("DV", "VBLOCK", "VWIDE", "VBLOCKS")
     found: dict[str, Any] = {}
@@ -285,7 +285,12 @@ def _shapes(d: int, dv: int, form: Form, itemsize: int, live_rows: int) -> dict[
     while step > 16 and step * a_key > _STEP_BYTES:
         step //= 2
     stages = 3 if _power(d) + _power(dv) <= 256 else 2  # with more, some GPUs lack the room
-    found.update(LIVE_WIDE=_power(d), LIVE_VWIDE=_power(dv), KEYS=step, STAGES=stages, num_warps=4)
+    # Steps of 64 keys of 8 bits by 64 rows, of 128 numbers each, came out as NaN on an H200: a
+    # fault of the ptxas that comes with Triton 3.6, which CUDA's own does not have.
+    a_step = min(step, 32) if any(form.bits) and rows == 64 else step
+    found.update(
+        LIVE_WIDE=_power(d), LIVE_VWIDE=_power(dv), KEYS=a_step, STAGES=stages, num_warps=4
+    )
     # While decoding, live tokens are few; their buffers must not stop programs that read the
     # prefix from sharing a multiprocessor.
     few = live_rows == 16

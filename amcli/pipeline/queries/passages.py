@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from amcli.errors import UsageError, did_you_mean
-from amcli.matching.scores import ScoreKind
 from amcli.models.spoken import quoted
 from amcli.pipeline.contexts.context import Context
 from amcli.pipeline.queries.catalogue import MIXTURE
@@ -135,25 +134,15 @@ def _conversations(
     ]
 
 
-@dataclass(frozen=True)
-class QuerySource:
-    """A way to make reference queries: `passages(context, seed, progress)`, and the `statistic` of
-    their attention that says which keys matter.
-
-    A repetition reaches each token once, so one look is all that a key can get; questions reach
-    what matters more often, and what does not only by chance.
-    """
-
-    passages: Callable[[Context, int, Progress], list[Passage]]
-    statistic: ScoreKind = "max"
-
+QuerySource = Callable[[Context, int, Progress], list[Passage]]
+"""A way to make reference queries: `passages(context, seed, progress)`."""
 
 SOURCES: dict[str, QuerySource] = {
-    "repeat": QuerySource(lambda context, seed, progress: repeat_passages(context)),
-    "quotes": QuerySource(lambda context, seed, progress: quote_passages(context, seed), "rms"),
-    "self-study": QuerySource(study_passages, "rms"),
-    "repeat-parts": QuerySource(lambda context, seed, progress: own_passages(context)),
-    "context": QuerySource(lambda context, seed, progress: context_passages(context)),
+    "repeat": lambda context, seed, progress: repeat_passages(context),
+    "quotes": lambda context, seed, progress: quote_passages(context, seed),
+    "self-study": study_passages,
+    "repeat-parts": lambda context, seed, progress: own_passages(context),
+    "context": lambda context, seed, progress: context_passages(context),
 }
 """Ways to make reference queries, by their catalogue names."""
 

@@ -98,18 +98,17 @@ def references(
     def ask(name: str) -> list[Passage]:
         if name == "context" and method.window is not None:
             return context_passages(context, last)
-        return SOURCES[name].passages(context, plan.seed, progress)
+        return SOURCES[name](context, plan.seed, progress)
 
-    def run(
-        passages: list[Passage], statistic: ScoreKind, kinds: tuple[ScoreKind, ...]
-    ) -> dict[int, LayerReference]:
+    kinds = _kinds(method, passes)
+
+    def run(passages: list[Passage]) -> dict[int, LayerReference]:
         found = collect(
             context,
             passages,
             max_queries=most,
             seed=plan.seed,
             kinds=kinds,
-            statistic=statistic,
             watch=method.watch,
             rotary=rotary if method.rope else None,
             progress=progress,
@@ -123,11 +122,8 @@ def references(
         passages, asking = passes.get(("passages", name, plan.seed, window), partial(ask, name))
         if name == "self-study":
             seconds["self-study"] = asking
-        statistic = SOURCES[name].statistic
-        kinds = _kinds(method, statistic, passes)
-        read = partial(run, passages, statistic, kinds)
         keys.append((name, method.watch, window, kinds, sample))
-        found, reading = passes.get(keys[-1], read)
+        found, reading = passes.get(keys[-1], partial(run, passages))
         seconds["reference"] = seconds.get("reference", 0.0) + reading
         parts.append(found)
     if len(parts) == 1:
@@ -136,10 +132,9 @@ def references(
     return together, seconds
 
 
-def _kinds(method: Method, statistic: ScoreKind, passes: Passes) -> tuple[ScoreKind, ...]:
+def _kinds(method: Method, passes: Passes) -> tuple[ScoreKind, ...]:
     """The scores to keep: those that this method, or any that may follow it, asks for."""
     if passes.shared and method.watch is None:
-        others = (other.score_kind for other in methods.loaded())
-        wanted = {statistic, *(kind for kind in others if kind is not None)}
+        wanted = {other.score_kind for other in (method, *methods.loaded())}
         return tuple(kind for kind in SCORE_KINDS if kind in wanted)
-    return () if method.score is not None else (method.score_kind or statistic,)
+    return () if method.score is not None else (method.score_kind,)

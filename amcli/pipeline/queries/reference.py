@@ -42,8 +42,7 @@ def most_queries(device: torch.device) -> int:
 class LayerReference:
     """What one layer's reference queries found.
 
-    scores   attention that all queries, sampled or not, paid to each key; `statistic` is the one
-             to rank by
+    scores   attention that all queries, sampled or not, paid to each key
     sample   the queries that the fits use, with their attention to the document; W is each query's
              share of softmax mass on the document (1 minus what falls on the tokens fed since)
     others   further sources, whose scores count as well
@@ -54,18 +53,18 @@ class LayerReference:
 
     scores: ScoreState
     sample: Sample
-    statistic: ScoreKind = "max"
     others: tuple[LayerReference, ...] = ()
     asked: int = 0
     watched: Watcher | None = None
     rows: int = 0
 
-    def ranked(self, kind: ScoreKind | None = None) -> torch.Tensor:
-        """`[H, T]`: scores by `kind`, or by each source's own statistic: the geometric mean over
-        all sources."""
+    def ranked(self, kind: ScoreKind) -> torch.Tensor:
+        """`[H, T]`: scores by `kind`, of all sources together, as if each had asked as often."""
         sources = (*self.others, self)
-        found = [source.scores.scores(kind or source.statistic) for source in sources]
-        return found[0] if len(found) == 1 else torch.stack(found).log_().mean(0).exp_()
+        found = torch.stack([source.scores.scores(kind) for source in sources])
+        if kind == "max":
+            return found.amax(0)
+        return found.mean(0) if kind == "mean" else found.square_().mean(0).sqrt_()
 
     @property
     def count(self) -> int:
@@ -76,13 +75,13 @@ class LayerReference:
 def mixed(
     parts: Sequence[dict[int, LayerReference]], max_queries: int, seed: int
 ) -> dict[int, LayerReference]:
-    """Several sources together: keys rank by the geometric mean of their scores, and the fits use
-    queries of all of them, `max_queries` in all: a quarter from each source after the first, or
-    equal shares of more than four sources.
+    """Several sources together: keys rank by their attention to all of them, each source counting
+    the same, and the fits use queries of all, `max_queries` in all: a quarter from each source
+    after the first, or equal shares of more than four sources.
 
-    A key that only one source looks at mostly serves that source's own form. The largest score
-    over all sources (that is, one pass over all) keeps those keys too, and needs far more entries
-    for as many correct answers. Fits to one source alone lose what others ask (docs/methods.md).
+    Keys have to serve both; ranking by the geometric mean, which drops a key that one source hardly
+    looks at, lost three times as much of free-form answers (docs/methods.md). So do fits to one
+    source alone lose what others ask.
     """
     *others, last = parts
     share = max_queries // max(4, len(parts))
@@ -111,7 +110,6 @@ def collect(
     max_queries: int = MAX_QUERIES,
     seed: int = 0,
     kinds: Collection[ScoreKind] = SCORE_KINDS,
-    statistic: ScoreKind = "max",
     watch: WatchFunction | None = None,
     rotary: Rotary | None = None,
     progress: Progress,
@@ -120,9 +118,9 @@ def collect(
 
     Each passage sees itself and the context before it, not the others. The context's cache does
     not change, but a passage that reads the whole context again needs a second cache of its size.
-    `kinds` are the scores that will be asked for, `statistic` the one to rank by. `watch` makes a
-    watcher that is shown all queries instead, also before RoPE if a `rotary` is given. Returns
-    one `LayerReference` for each index in `full_layers`.
+    `kinds` are the scores that will be asked for. `watch` makes a watcher that is shown all queries
+    instead, also before RoPE if a `rotary` is given. Returns one `LayerReference` for each index in
+    `full_layers`.
     """
     recorder = _Recorder(context, passages, max_queries, seed, kinds, watch, rotary)
     progress.start("reference pass", sum(len(p.ids) for p in passages))
@@ -134,10 +132,7 @@ def collect(
                 absorb(context.loaded.model, cache, ids, len(ids))
                 progress.advance(len(ids))
     asked = sum(passage.asked for passage in passages)
-    return {
-        index: replace(found, statistic=statistic, asked=asked)
-        for index, found in recorder.finish().items()
-    }
+    return {index: replace(found, asked=asked) for index, found in recorder.finish().items()}
 
 
 def _cache_at(context: Context, position: int) -> CompactCache:
