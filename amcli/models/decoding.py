@@ -9,9 +9,6 @@ step is a call of the model, as it always was.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from functools import cache as once
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -25,6 +22,7 @@ from amcli.models.cache import CompactCache
 from amcli.models.calling import accepts, run
 from amcli.models.failures import out_of_memory
 from amcli.models.geometry import decoder_of
+from amcli.models.graphs import GRAPHS, Graph
 from amcli.models.lengths import changes_with_length
 from amcli.models.quick import quick
 from amcli.system.processes import launched
@@ -35,63 +33,6 @@ ROOM = 256
 WORTH = 8
 """Steps for which a capture, which takes about as long as two of them, pays."""
 
-
-class Graph:
-    """A step that was captured, and the tensor that is its result each time it is replayed."""
-
-    out: torch.Tensor
-
-    def __init__(self, step: Callable[[], torch.Tensor], device: torch.device) -> None:
-        raise NotImplementedError
-
-    def replay(self) -> None:
-        """Run it again, on the same tensors."""
-        raise NotImplementedError
-
-    @staticmethod
-    def strictly() -> AbstractContextManager[None]:
-        """A context in which it is an error to wait for the device, as nothing captured may."""
-        raise NotImplementedError
-
-
-class CudaGraph(Graph):
-    """A CUDA graph."""
-
-    def __init__(self, step: Callable[[], torch.Tensor], device: torch.device) -> None:
-        self._graph = torch.cuda.CUDAGraph()
-        # The outer context leaves the current stream as it was, also if ending the capture fails.
-        with torch.cuda.stream(torch.cuda.current_stream(device)):
-            stream = _stream(device)
-            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
-                self.out = step()
-
-    def replay(self) -> None:
-        """Run it again, on the same tensors."""
-        self._graph.replay()
-
-    @staticmethod
-    @contextmanager
-    def strictly() -> Iterator[None]:
-        """Errors for calls that wait, of which PyTorch knows nearly all."""
-        before = torch.cuda.get_sync_debug_mode()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PyTorch says that it does not know all of them
-            torch.cuda.set_sync_debug_mode("error")
-        try:
-            yield
-        finally:
-            torch.cuda.set_sync_debug_mode(before)
-
-
-@once
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all captures, since each stream that multiplies keeps memory of its own for it."""
-    stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    return stream
-
-
-GRAPHS: dict[str, type[Graph]] = {"cuda": CudaGraph}
-"""How steps are captured, by the kind of device."""
 
 _can: WeakKeyDictionary[PreTrainedModel, dict[frozenset[str], bool]] = WeakKeyDictionary()
 """Whether steps of a model can be captured, where that is known, for caches with some stores."""
@@ -104,6 +45,7 @@ class Step:
 
     rows   sequences; each is fed one token
     left   steps for which there is room
+    free   whether the cache that had the buffers is gone, so that another may `take` them
 
     Tokens and counters are on the device: the logical length, and the columns of the next tokens.
     Keys and values right of those columns count for nothing, so a step that is not counted in the
@@ -115,33 +57,65 @@ class Step:
         room = min(tokens, max(ROOM, *(layer.end for layer in layers)))
         for layer in layers:
             layer.hold(capacity(layer.live()[0].shape[2] + room))
-        self._keys = [layer.room_of_keys for layer in layers]
+        self._buffers = [layer.buffers for layer in layers]
         self._prefixes = [layer.prefix for layer in layers]
         self.states = _held(cache)
         self._before = [torch.empty_like(state) for state in self.states]
         self.saved = False
         ends = sorted({layer.end for layer in layers})
         self._groups = [ends.index(layer.end) for layer in layers]
-        device = self._keys[0].device
+        device = self._buffers[0][0].device
         self._ids = torch.zeros(rows, 1, dtype=torch.int64, device=device)
         self._counters = torch.zeros(1 + len(ends), dtype=torch.int64, device=device)
         self._inference = torch.is_inference_mode_enabled()
         self.graph: Graph | None = None
         self._ran = 0
         self.left = 0
+        self.free = False
 
     def fits(self, cache: CompactCache, rows: int) -> bool:
         """Whether the cache still has these buffers, and room in them."""
         layers = cache.attention
         return (
-            self._ids.shape[0] == rows
-            and self._inference == torch.is_inference_mode_enabled()
-            and all(map(lambda layer, keys: layer.holds(keys), layers, self._keys))
-            and all(layer.prefix is x for layer, x in zip(layers, self._prefixes, strict=True))
-            and len({*zip(self._groups, (x.end for x in layers), strict=True)})
-            == self._counters.numel() - 1
+            self._is_of(cache, rows, [layer.end for layer in layers])
+            and self.holds(cache)
             and self._same_states(cache)
             and all(layer.end < layer.capacity for layer in layers)
+        )
+
+    def take(self, cache: CompactCache, rows: int, tokens: int) -> bool:
+        """Let another cache of the same context go on in these buffers, if no one else does and
+        there is room for so many tokens; the graph stays."""
+        kept = [layer.live()[0].shape[2] for layer in cache.attention]
+        room = min(keys.shape[2] - n for (keys, _), n in zip(self._buffers, kept, strict=True))
+        shapes = [[x.shape for x in states] for states in (_held(cache), self.states)]
+        if (
+            not self.free
+            or not self._is_of(cache, rows, kept)
+            or room < min(tokens, ROOM)
+            or shapes[0] != shapes[1]
+        ):
+            return False
+        self.free = False
+        for layer, buffers in zip(cache.attention, self._buffers, strict=True):
+            layer.move(*buffers)
+        rest = iter(self.states)
+        for state in cache.states:
+            state.move({name: next(rest) for name in state.held()})
+        return True
+
+    def holds(self, cache: CompactCache) -> bool:
+        """Whether the cache has these buffers to itself."""
+        return all(map(lambda x, own: x.holds(own[0]), cache.attention, self._buffers))
+
+    def _is_of(self, cache: CompactCache, rows: int, ends: list[int]) -> bool:
+        """Whether what was captured is right for a cache with columns in use up to `ends`."""
+        prefixes = [layer.prefix for layer in cache.attention]
+        return (
+            self._ids.shape[0] == rows
+            and self._inference == torch.is_inference_mode_enabled()
+            and all(map(lambda a, b: a is b, prefixes, self._prefixes))
+            and len({*zip(self._groups, ends, strict=True)}) == self._counters.numel() - 1
         )
 
     def _same_states(self, cache: CompactCache) -> bool:
@@ -267,6 +241,15 @@ class Decoder:
         self._step = step
         self.tokens -= 1
 
+    def let_go(self) -> list[Step]:
+        """The step, if it can serve another fork of the same context as the `step` of that; this
+        cache must not be used any more."""
+        step, self.cache.step, self._step = self.cache.step, None, None
+        if step is None or step.graph is None or not step.holds(self.cache):
+            return []
+        step.free = True
+        return [step]
+
     def _captured(self, ids: torch.Tensor) -> torch.Tensor | None:
         """`feed` by way of a step that is captured; None where there is none."""
         length = self.cache.get_seq_length()
@@ -303,12 +286,12 @@ class Decoder:
         self._step = None
         if not self._suits(ids):
             return None
-        step = self.cache.step
-        if step is None or not step.fits(self.cache, len(ids)):
+        step, asked = self.cache.step, (self.cache, len(ids))
+        if step is None or not (step.fits(*asked) or step.take(*asked, self.tokens)):
             if self.tokens < WORTH:
                 return None
             step = self.cache.step = None  # first, for its memory
-            step = self.cache.step = Step(self.cache, len(ids), self.tokens)
+            step = self.cache.step = Step(*asked, self.tokens)
         step.align(self.cache)
         return step if self._room(step) else None
 
@@ -324,7 +307,7 @@ class Decoder:
         if ids.device.type not in GRAPHS or not self._captures or cache.observed:
             return False
         known = _can.setdefault(model, {})
-        kept = [*(layer.room_of_keys for layer in cache.attention), *_held(cache)]
+        kept = [*(layer.buffers[0] for layer in cache.attention), *_held(cache)]
         if not known.get(_stores(cache), True) or {len(x) for x in kept} != {len(ids)}:
             return False
         reason = None

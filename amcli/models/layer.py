@@ -305,23 +305,24 @@ class CompactLayer(CacheLayerMixin):
         return keys.narrow(2, 0, keys.shape[2]), values.narrow(2, 0, values.shape[2])
 
     @property
-    def room_of_keys(self) -> torch.Tensor:
-        """The keys of all columns, spare ones included; empty while nothing is stored."""
-        return self._keys
+    def buffers(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of all columns, spare ones included; empty while nothing is stored."""
+        return self._keys, self._values
 
     def hold(self, capacity: int) -> None:
-        """Own buffers with that many columns, of which those that are not in use are zero.
+        """Own buffers with that many columns; see `move`."""
+        shape = self._keys.shape[0], self.geometry.kv_heads, capacity
+        keys = self._keys.new_empty(*shape, self.geometry.key_dim)
+        self.move(keys, self._values.new_empty(*shape, self.geometry.value_dim))
 
-        Of a sliding layer, the columns that the next token cannot see may be given up.
-        """
-        rows, kept = self._keys.shape[0], self._reach(self._end)
-        keys, values = self._recent(0, at_most=kept)
-        shape = (rows, self.geometry.kv_heads, capacity)
-        new_keys = keys.new_zeros(*shape, self.geometry.key_dim)
-        new_values = values.new_zeros(*shape, self.geometry.value_dim)
-        new_keys[:, :, :kept] = keys
-        new_values[:, :, :kept] = values
-        self.set_buffers(new_keys, new_values, shared=False, end=kept)
+    def move(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Go on in these buffers, which become this layer's own; columns that are not in use are
+        zero. Of a sliding layer, those that the next token cannot see are given up."""
+        kept = self._reach(self._end)
+        for new, old in zip((keys, values), self._recent(0, at_most=kept), strict=True):
+            new[:, :, :kept] = old
+            new[:, :, kept:] = 0
+        self.set_buffers(keys, values, shared=False, end=kept)
 
     def holds(self, keys: torch.Tensor) -> bool:
         """Whether those are still the keys of this layer, and of no other."""

@@ -121,6 +121,12 @@ class StateLayer(LinearAttentionLayer):
             if states[0] is not None:
                 states[0] = pick(states[0])
 
+    def move(self, into: Mapping[str, torch.Tensor]) -> None:
+        """Go on in these tensors, shaped as those of `held`, which become this layer's own."""
+        for name, state in self.held().items():
+            into[name].copy_(state)
+        self.conv_states[0], self.recurrent_states[0] = into.get(_CONV), into.get(_RECURRENT)
+
     def held(self) -> dict[str, torch.Tensor]:
         """The existing states themselves, by name."""
         found = {_CONV: self.conv_states[0], _RECURRENT: self.recurrent_states[0]}

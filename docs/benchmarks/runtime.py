@@ -7,8 +7,8 @@ default all: `kernel` (attention alone, and its bandwidth against a copy's), `co
 stores of few bits, with as many entries in each as in `int4`), `question` (rivals for the prefill
 of a question), `decode` (steps from Python and from graphs, tokens a second, the bandwidth's limit:
 `runtime_decode.py`), `load` (artifact to GPU, first token, memory). `--json FILE` keeps what other
-parts wrote there; `--packed` lets the kernels read packed stores in half precision; `--stores` says
-which of them `decode` takes.
+parts wrote there; `--stores` says which stores `decode` takes (`k4v4+k8v8`: layers by turns, as the
+default mixes them).
 """
 
 from __future__ import annotations
@@ -49,7 +49,6 @@ from runtime_setting import (
 from torch.nn.functional import scaled_dot_product_attention
 
 from amcli.entries.ragged import Entries
-from amcli.kernels.attention import launch
 from amcli.models.attend import _explicit, attend
 from amcli.models.cache import CompactCache
 from amcli.models.generate import absorb, feed
@@ -264,11 +263,9 @@ def main() -> None:
         "parts", nargs="*", default=["kernel", "codes", "question", "decode", "load"]
     )
     parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
-    parser.add_argument("--stores", nargs="*", default=["native", "int4"])
+    parser.add_argument("--stores", nargs="*", default=["native", "int4", "k4v4+k8v8"])
     parser.add_argument("--batches", nargs="*", type=int, default=[1, 32])
-    parser.add_argument("--packed", action="store_true")
     args = parser.parse_args()
-    launch.PACKED_HALF |= args.packed
     found: dict[str, Any] = json.loads(args.json.read_text()) if args.json.exists() else {}
     found |= {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
     found |= {"transformers": version("transformers"), "date": date.today().isoformat()}
@@ -280,7 +277,6 @@ def main() -> None:
     if "kernel" in args.parts:
         keep("kernel", measure_kernel())
     if "codes" in args.parts:
-        launch.PACKED_HALF = True
         keep("codes", measure_kernel(CODES, "int4"))
         for row in found["codes"]["rows"]:
             print(*row.values())

@@ -35,10 +35,12 @@ SAID = 200
 
 
 def compact_cache(geometry: ModelGeometry, store: str, contexts: int = 1) -> CompactCache:
-    """A cache that holds the context, or a context of its own for each row."""
-    cache = CompactCache.empty(geometry)
+    """A cache that holds the context, or a context of its own for each row; in several stores,
+    joined by `+`, the layers take turns."""
+    cache, stores = CompactCache.empty(geometry), store.split("+")
     for layer in range(LAYERS):
-        parts = [entries(layer, store, seed) for seed in range(contexts)]
+        one = stores[layer % len(stores)]
+        parts = [entries(layer, one, seed) for seed in range(contexts)]
         prefix: Any = BatchedPrefix.join(parts) if contexts > 1 else parts[0]
         cache.set_prefix(layer, prefix, T)
     return cache

@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from amcli.models.decoding import Graph
+from amcli.models.graphs import Graph
 
 WAITING = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select")
 
@@ -29,7 +29,9 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func._schema.name.removeprefix("aten::") in WAITING:
+        name = func._schema.name.removeprefix("aten::")
+        # Lists of numbers from Python have to be copied to the device.
+        if name in WAITING or (name == "lift_fresh" and args[0].ndim):
             raise RuntimeError(f"{func} waits for the device")
         writes = self._written(func, args, kwargs)
         for tensor in writes:

@@ -11,11 +11,13 @@ from test_models_attend_kernels import Case, assert_close, interpreter, random_c
 
 from amcli.models import attend as module
 
+STORES = ["native", "int8", "int4", "k4v4", "k8v8", "k3v2"]
+
 
 def random_room(seed: int, dtypes: list[torch.dtype], scale: int) -> tuple[Case, Case]:
     """A case with spare room right of the newest columns, which only the device knows, and the
     same without; sometimes with a window and without a prefix."""
-    case = random_case(seed, dtypes, scale)
+    case = random_case(seed, dtypes, scale, STORES)
     pick = random.Random(seed)
     query = case.query[:, :, -pick.choice([1, 1, 3]) :]
     B, H, n = case.keys.shape[:3]
@@ -47,7 +49,7 @@ def test_columns_that_only_the_device_knows(seed: int) -> None:
     assert_close(room.plain(), case.plain())
 
 
-@pytest.mark.parametrize("seed", range(200, 212))
+@pytest.mark.parametrize("seed", range(200, 224))
 def test_the_kernels_read_columns_that_only_the_device_knows(seed: int) -> None:
     interpreter()
     room, case = random_room(seed, [torch.float32, torch.float16], 1)
@@ -55,7 +57,7 @@ def test_the_kernels_read_columns_that_only_the_device_knows(seed: int) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("seed", range(300, 340))
+@pytest.mark.parametrize("seed", range(300, 380))
 def test_columns_that_only_the_device_knows_on_cuda(seed: int) -> None:
     room, case = random_room(seed, [torch.float32, torch.float16, torch.bfloat16], 10)
     want = Case(

@@ -20,11 +20,11 @@ from amcli.models.cache import CompactCache
 from amcli.models.decoding import Decoder, Step
 from amcli.models.generate import _choose, feed, stream
 from amcli.models.layer import CompactLayer
-from amcli.models.loading import load
+from amcli.models.loading import LoadedModel, load
 from amcli.models.replies import replies
 from amcli.pipeline.compaction.compacting import compact
 from amcli.pipeline.compaction.request import Request
-from amcli.pipeline.contexts.context import Context
+from amcli.pipeline.contexts.context import Context, full_layers
 from amcli.pipeline.contexts.reading import prefill
 from amcli.pipeline.talk.session import Session
 
@@ -45,21 +45,37 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Recorded, "made", 0)
 
 
-@cache
-def context(name: str, ratio: float | None = 3) -> Context:
-    """A compact context of a family's tiny model; None: the document as it is."""
-    found = prefill(families.loaded(name), families.DOCUMENT)
+MIXED = "k4v4 and k8v8"
+"""As contexts are stored by default: some layers in 4 bits, others in 8."""
+
+
+def compacted(loaded: LoadedModel, ratio: float | None, store: str) -> Context:
+    """A context of the document in a store; no ratio: as it is."""
+    found = prefill(loaded, families.DOCUMENT)
     if ratio is not None:
-        method = Request(ratio=ratio, method="highest-attention", queries="repeat", store="native")
+        layers = enumerate(full_layers(found))
+        stores = {i: ("k4v4", "k8v8")[n % 2] for n, i in layers} if store == MIXED else store
+        method = Request(ratio=ratio, method="highest-attention", queries="repeat", store=stores)
         compact(found, method, errors=False).apply()
     return found
 
 
+@cache
+def context(name: str, ratio: float | None = 3, store: str = "native") -> Context:
+    """A compact context of a family's tiny model; None: the document as it is."""
+    return compacted(families.loaded(name), ratio, store)
+
+
 def said(
-    name: str, tokens: int, temperature: float = 1.0, ratio: float | None = 3, **options: Any
+    name: str,
+    tokens: int,
+    temperature: float = 1.0,
+    ratio: float | None = 3,
+    store: str = "native",
+    **options: Any,
 ) -> tuple[list[int], CompactCache]:
     loaded = families.loaded(name)
-    fork = context(name, ratio).cache.fork()
+    fork = context(name, ratio, store).cache.fork()
     prompt = loaded.chat.first_turn(families.QUESTION)
     options = {"stop_ids": frozenset(), **options}
     ids = stream(loaded, fork, prompt, max_tokens=tokens, temperature=temperature, **options)
@@ -104,6 +120,18 @@ def test_greedy_answers_with_and_without_a_prefix(
 
 
 @pytest.mark.parametrize("name", SOME)
+def test_default_stores(name: str, request: pytest.FixtureRequest) -> None:
+    """Where kernels are missing: codes become numbers without a copy from the host."""
+    wanted, before = said(name, 30, store=MIXED)
+    request.getfixturevalue("captures")
+    found, after = said(name, 30, store=MIXED)
+    assert found == wanted
+    same(after, before)
+    assert after.step.graph is not None
+    assert decoding._stores(after) <= {"k4v4", "k8v8"}
+
+
+@pytest.mark.parametrize("name", SOME)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_replies_to_several_prompts(
     name: str, temperature: float, request: pytest.FixtureRequest
@@ -121,6 +149,47 @@ def test_replies_to_several_prompts(
     request.getfixturevalue("captures")
     assert replied() == wanted
     assert Recorded.made > 1
+
+
+@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("ratio", [3, None])
+def test_a_graph_serves_the_next_batch(
+    name: str, ratio: float | None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With windows that are full or not, and as long as there is room and the rows are as many."""
+    loaded = families.loaded(name)
+    questions = ["Who?", "Who is it?", "Where is the otter?", "Where does Omar live?", "Why?"]
+    prompts = [loaded.chat.first_turn(question) for question in questions]
+
+    def replied(limit: int) -> list[list[int]]:
+        options: dict[str, Any] = {"temperature": 1.0, "seed": 3, "rows": 2}
+        cache = context(name, ratio).cache
+        return [x.ids for x in replies(loaded, cache, prompts, [limit] * 5, **options)]
+
+    wanted = {limit: replied(limit) for limit in (30, 80)}
+    request.getfixturevalue("captures")
+    monkeypatch.setattr(decoding, "ROOM", 256)
+    assert replied(30) == wanted[30]
+    assert Recorded.made == 2, "one for two rows, one for the last"
+    monkeypatch.setattr(decoding, "ROOM", 16)
+    assert replied(80) == wanted[80]
+    assert Recorded.made > (2 if ratio is None else 4), "the buffers never were too small"
+
+
+def test_buffers_that_someone_shares_are_not_let_go(captures: None) -> None:
+    loaded, fork = families.loaded("qwen3"), context("qwen3").cache.fork()
+    decoder = Decoder(loaded.model, fork, 20)
+    for _ in range(3):
+        decoder.feed(torch.tensor([[7]]))
+    other = fork.fork()
+    assert decoder.let_go() == []
+    decoder = Decoder(loaded.model, other, 20)
+    for _ in range(3):
+        decoder.feed(torch.tensor([[7]]))
+    (step,) = decoder.let_go()
+    assert step.free
+    assert not step.take(context("qwen3").cache.fork(2), 2, 20), "other rows"
+    assert not step.take(context("qwen3", 2).cache.fork(), 1, 20), "another prefix"
 
 
 def test_a_stop_token_ends_an_answer_and_is_not_in_the_cache(captures: None) -> None:
