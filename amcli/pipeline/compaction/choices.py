@@ -24,7 +24,7 @@ from amcli.pipeline.queries.reference import LayerReference
 HARMLESS = 0.3
 """Mean output error on held-out queries, as a receipt shows it, up to which little is lost: at the
 median, at most a tenth of what real documents contribute to the answers of three real models;
-above 0.4 a seventh or more is lost (docs/benchmarks/real/real.md)."""
+above 0.5 half or more is lost (docs/benchmarks/real/real.md)."""
 
 ROUNDING = 0.25
 """Largest relative error of a layer's outputs that rounding its whole cache to COARSE may cause.

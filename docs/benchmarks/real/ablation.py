@@ -330,13 +330,15 @@ def table(folder: Path) -> str:
 
 def correlations(folder: Path) -> str:
     """Markdown: Spearman's rank correlation of what is lost with each text that may foretell it,
-    over documents, variants and ratios."""
+    over documents, variants and ratios. Not of the oracle, which serves the test alone."""
     pairs: dict[tuple[str, str], dict[str, list[tuple[float, float]]]]
     pairs = defaultdict(lambda: defaultdict(list))
     for path in sorted(folder.glob("ablation-*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
         group = record["settings"]["model"], Path(record["settings"]["file"]).stem
         for row in record["rows"]:
+            if "oracle" in row["variant"]:
+                continue
             known = {**row.get("foretold", {}), "output error": row["output_error"]}
             for name, value in known.items():
                 if value is not None:

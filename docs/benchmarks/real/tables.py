@@ -71,6 +71,16 @@ def measured(results: Results, method: str, ratio: float) -> set[int]:
     return {d for d, m, r in results.cells if (m, r) == (method, ratio)}
 
 
+def everywhere(results: Results) -> tuple[str, ...]:
+    """The main methods that were measured on every document that `omp` was, at every ratio."""
+    all_ = set.intersection(*(measured(results, "omp", ratio) for ratio in RATIOS))
+    return tuple(
+        method
+        for method in OWN + RIVALS
+        if all(measured(results, method, ratio) >= all_ for ratio in RATIOS)
+    )
+
+
 def only(results: Results, documents: Iterable[int]) -> Results:
     """The same on some of the documents."""
     kept = set(documents)
@@ -161,14 +171,8 @@ def qa_section() -> list[str]:
             results = read(f"{model}-{suite}")
             if results is None:
                 continue
-            shared = set.intersection(
-                *(measured(results, m, r) for m in (*OWN, *RIVALS) for r in RATIOS)
-            )
-            some = only(results, shared)
-            partly = len(shared) < len(results.documents)
-            more = f" ({len(shared)} of them measured with every method)" if partly else ""
-            lines += [f"**{title}**, `{suite}`: {about(results)}{more}", ""]
-            lines += by_ratio(some, (*OWN, *RIVALS), lambda row: interval(row["lost"]))
+            lines += [f"**{title}**, `{suite}`: {about(results)}", ""]
+            lines += by_ratio(results, everywhere(results), lambda row: interval(row["lost"]))
             lines.append("")
     return lines
 
@@ -202,7 +206,8 @@ def others_section() -> list[str]:
             results = read(f"{model}-{suite}")
             if results is None:
                 continue
-            methods = dict.fromkeys(m for _, m, r in results.cells if r and m not in OWN + RIVALS)
+            shown = everywhere(results)
+            methods = dict.fromkeys(m for _, m, r in results.cells if r and m not in shown)
             found = []
             for method in methods:
                 documents = measured(results, method, 10.0) & measured(results, method, 20.0)
@@ -266,15 +271,18 @@ def seconds_section() -> list[str]:
         if results is None:
             continue
         found = []
+        pairs = {(m, r) for _, m, r in results.cells if r}
+        shared = set.intersection(*(measured(results, m, r) for m, r in pairs))
+        some = only(results, shared)
         for method in dict.fromkeys(m for _, m, r in results.cells if r):
             cells = [f"`{method}`"]
             for ratio in (10.0, 40.0):
-                row = results.row(method, ratio, "all", resamples=0)
+                row = some.row(method, ratio, "all", resamples=0)
                 assert row is not None
                 spent = row["seconds"]["reference"] + row["seconds"]["compact"]
                 cells.append(f"{spent:.2f} s, {row['prefills']:.1f}")
             found.append(cells)
-        lengths = [d["tokens"] for d in results.documents]
+        lengths = [results.documents[d]["tokens"] for d in shared]
         lines += [
             f"**{title}**, one {results.hardware}: {len(lengths)} documents of {min(lengths):,} to "
             f"{max(lengths):,} tokens, means: seconds, and how many prefills that is.",
@@ -298,7 +306,7 @@ def choice_section() -> list[str]:
                 cell = lambda row: percent(row["lost"]["value"])  # noqa: E731
             else:
                 cell = lost_and("recall")
-            lines += [*by_ratio(results, (*OWN, *RIVALS), cell), ""]
+            lines += [*by_ratio(results, everywhere(results), cell), ""]
     return lines
 
 
@@ -372,8 +380,10 @@ def draw() -> None:
         for j, (model, title) in enumerate(MODELS.items()):
             panel, results = axes[i][j], read(f"{model}-{suite}")
             if results is not None:
+                shown = everywhere(results)
                 for k, method in enumerate((*OWN, *RIVALS, PAPER)):
-                    if len(measured(results, method, RATIOS[0])) < FEWEST:
+                    few = len(measured(results, method, RATIOS[0])) < FEWEST
+                    if few or (method in OWN and method not in shown):
                         continue
                     found = [results.row(method, ratio, "all", resamples=0) for ratio in RATIOS]
                     rows = [row for row in found if row is not None]
@@ -386,7 +396,7 @@ def draw() -> None:
             panel.axhline(1, color="0.35", linewidth=1, linestyle=(0, (1, 2)))
             panel.set_xscale("log")
             panel.set_yscale("log")
-            panel.set_ylim(0.004, 8)
+            panel.set_ylim(0.0015, 8)
             panel.set_xticks(RATIOS, [f"{ratio:g}×" for ratio in RATIOS])
             panel.minorticks_off()
             panel.set_yticks((0.01, 0.1, 1), ("1%", "10%", "100%"))
@@ -398,7 +408,12 @@ def draw() -> None:
                 panel.set_ylabel(f"{SUITES[suite]}\nlost, of what no context loses")
             if i == len(suites) - 1:
                 panel.set_xlabel("full bytes ÷ stored bytes")
-    handles, labels = axes[0][0].get_legend_handles_labels()
+    found = {}
+    for panel in axes.flat:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    labels = [method for method in (*OWN, *RIVALS, PAPER) if method in found]
+    handles = [found[label] for label in labels]
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(HERE / "real.png", dpi=130)
 
