@@ -48,9 +48,15 @@ def group_sizes(lengths: Sequence[int]) -> torch.Tensor:
     return (t[piece] - GROUP * before).clamp(max=GROUP)
 
 
-def group_of_row(lengths: Sequence[int]) -> torch.Tensor:
-    """`[N]` int64 on the CPU: the group that each row belongs to."""
-    return torch.repeat_interleave(group_sizes(lengths))
+def group_of_row(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
+    """`[N]` int64: the group that each row belongs to. Counted on the device: a copy to it would
+    wait, and nothing that waits can be part of a captured decode step."""
+    found, first = [torch.empty(0, dtype=torch.int64, device=device)], 0
+    for t in lengths:
+        place = torch.arange(t, device=device)
+        found.append(place.div_(GROUP, rounding_mode="floor").add_(first))
+        first += groups([t])
+    return torch.cat(found)
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,7 @@ class Grouped(Matrix):
 
     def stored(self) -> torch.Tensor:
         """`[N, d]` float32."""
-        group = group_of_row(self.runs).to(self.device)
+        group = group_of_row(self.runs, self.device)
         x = unpack_codes(self.codes, self.bits).float()
         return x.mul_(self.scale.float()[group]).add_(self.zero.float()[group])
 

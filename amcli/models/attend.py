@@ -4,14 +4,13 @@
 
 Knows torch and the ragged data structure; knows neither transformers nor caches. This module is
 the definition, in plain PyTorch. Memory stays bounded: query rows are taken in tiles, and no step
-holds more than about `MAX_SCORES` scores. `attend` is also the one place that chooses: on CUDA a
-prefix goes to the kernels of `amcli.kernels.attention` where they can take it.
+holds more than about `seen.MAX_SCORES` scores. `attend` is also the one place that chooses: on CUDA
+a prefix goes to the kernels of `amcli.kernels.attention` where they can take it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -24,15 +23,7 @@ from amcli.entries.prefix import Prefix
 from amcli.entries.ragged import Entries
 from amcli.kernels import STATISTICS, cpu
 from amcli.kernels.fused import Fused
-
-MAX_SCORES = 64 * 2**20
-"""Score elements a tile may hold: 256 MiB in float32."""
-
-CPU_SCORES = 2**20
-"""The same on a CPU, which is a quarter faster when scores stay in its caches."""
-
-_TILE_ROWS = 1024
-"""Most rows of a tile: few enough that causal and windowed tiles skip most unseen columns."""
+from amcli.models.seen import Seen
 
 
 def attend(
@@ -46,10 +37,12 @@ def attend(
     window: int | None = None,
     sinks: torch.Tensor | None = None,
     live: torch.Tensor | None = None,
+    at: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention of the newest `m` tokens; returns `[B, m, Hq, dv]` in the dtype of `query`.
 
-    query    `[B, Hq, m, d]`, post-RoPE; its rows are the last `m` of the `n` live tokens
+    query    `[B, Hq, m, d]`, post-RoPE; its rows are the last `m` of the `n` live tokens, or those
+             `at` some columns
     prefix   entries that every query sees, shared by the batch; or those of each row of the batch;
              or None. Codes become numbers here only briefly, a few heads at a time
     keys     `[B, H, n, d]`, values `[B, H, n, dv]`; `Hq` is a multiple of `H`
@@ -59,6 +52,9 @@ def attend(
              whose entries have no position of their own
     sinks    `[Hq]`, one logit per head that takes mass and adds no value
     live     `[B, n]` bool, False where a live token is padding
+    at       `[m]` int64 on the device: the columns of the `m` queries, in order; columns to the
+             right of them are spare room. Shapes then say nothing about lengths, so that a step can
+             be captured. Not together with `live`
 
     Scores and softmax are float32 (float64 for float64 inputs) wherever a prefix, a softcap or
     sinks are involved; otherwise PyTorch's own kernels run. Raises ValueError on shapes that do
@@ -66,7 +62,7 @@ def attend(
     """
     return attend_with_mass(
         query, prefix, keys, values, scaling=scaling, softcap=softcap, window=window,
-        sinks=sinks, live=live,
+        sinks=sinks, live=live, at=at,
     )[0]  # fmt: skip
 
 
@@ -81,6 +77,7 @@ def attend_with_mass(
     window: int | None = None,
     sinks: torch.Tensor | None = None,
     live: torch.Tensor | None = None,
+    at: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`attend`, and the log of each query's softmax denominator, `[B, Hq, m]` float32, if it comes
     for free with the output; else None."""
@@ -96,9 +93,14 @@ def attend_with_mass(
         raise ValueError("a sliding window cannot be applied to a compact prefix")
     if prefix is not None and prefix.batch is not None and len(prefix.batch) != B:
         raise ValueError(f"a prefix for {len(prefix.batch)} rows, queries of {B}")
+    if at is not None and live is not None:
+        raise ValueError("columns known to the device only, and padding")
     scaling = d**-0.5 if scaling is None else scaling
-    if prefix is not None and query.is_cuda:
-        found = by_kernels(query, prefix, keys, values, scaling, softcap, sinks, live)
+    if query.is_cuda and (prefix is not None or at is not None):
+        kept = _nothing(H, d, values.shape[3], query.device) if prefix is None else prefix
+        found = by_kernels(
+            query, kept, keys, values, scaling, softcap, sinks, live, at, window or n
+        )
         if found is not None:
             return found, None
     if prefix is not None and prefix.batch is not None:
@@ -113,9 +115,10 @@ def attend_with_mass(
                 softcap=softcap,
                 sinks=sinks,
                 live=None if live is None else live[rows],
+                at=at,
             )
         return out, None
-    seen = _Seen(m, n, window, live)
+    seen = Seen(m, n, window, live, at)
     grouped = query.reshape(B, H, Hq // H, m, d)
     mass = None
     streamed = None
@@ -132,6 +135,13 @@ def attend_with_mass(
         out = _explicit(grouped, past, keys, values, scaling, softcap, sinks, seen)
     # [B, H, g, m, dv] -> [B, m, Hq, dv]
     return out.permute(0, 3, 1, 2, 4).reshape(B, m, Hq, -1), mass
+
+
+@cache
+def _nothing(H: int, d: int, dv: int, where: torch.device) -> Entries:
+    """A prefix without entries, for layers that have none: the kernels take it as any other."""
+    keys, values = (torch.empty(0, dim, device=where, dtype=torch.float16) for dim in (d, dv))
+    return Entries.of(keys, values, None, (0,) * H)
 
 
 KERNELS = Fused("attention", "amcli.kernels.attention.launch")
@@ -153,59 +163,13 @@ def by_kernels(query: torch.Tensor, prefix: Prefix, *arguments: Any) -> torch.Te
     return found
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """Which of `n` live columns each of the last `m` rows sees: causal, windowed, not padded."""
-
-    m: int
-    n: int
-    window: int | None
-    live: torch.Tensor | None
-
-    def tiles(
-        self, device: torch.device, scores_per_row_and_column: int, extra_columns: int = 0
-    ) -> Iterator[_Tile]:
-        """Row tiles small enough for the device, each with the columns it can see at all."""
-        columns = self.n if self.window is None else min(self.n, self.window + _TILE_ROWS)
-        a_row = max(1, scores_per_row_and_column * (columns + extra_columns))
-        room = min(MAX_SCORES, CPU_SCORES) if device.type == "cpu" else MAX_SCORES
-        step = max(1, min(_TILE_ROWS, room // a_row))
-        for start in range(0, self.m, step):
-            stop = min(start + step, self.m)
-            first_query = self.n - self.m + start
-            low = 0 if self.window is None else max(0, first_query - self.window + 1)
-            yield _Tile(slice(start, stop), slice(low, self.n - self.m + stop))
-
-    def mask(self, tile: _Tile, device: torch.device) -> torch.Tensor | None:
-        """`[B or 1, rows, columns]` bool, True where seen; None when all of it is seen."""
-        rows, columns = tile.rows, tile.columns
-        if rows.stop - rows.start == 1 and self.live is None:
-            return None
-        offset = self.n - self.m
-        i = torch.arange(rows.start + offset, rows.stop + offset, device=device)[:, None]
-        j = torch.arange(columns.start, columns.stop, device=device)
-        seen = (j <= i)[None]
-        if self.window is not None:
-            seen = seen & (j > i - self.window)
-        if self.live is not None:
-            # Padding sees itself: a row that sees nothing is NaN, and 0 * NaN would reach others.
-            seen = seen & (self.live[:, None, columns] | (j == i))
-        return seen
-
-
-@dataclass(frozen=True)
-class _Tile:
-    rows: slice
-    columns: slice
-
-
 def _streamed(
     q: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
     scaling: float,
     softcap: float | None,
-    seen: _Seen,
+    seen: Seen,
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Long chunks of queries in half precision, by the kernel that handles grouped heads, causal
     order and softcaps: `q [B, H, g, m, d]` -> `[B, H, g, m, dv]` and `[B, H * g, m]`.
@@ -216,7 +180,7 @@ def _streamed(
     B, H, g, m, d = q.shape
     half = q.dtype in (torch.float16, torch.bfloat16)
     few = -(-g * m // 64) * B * H < _STREAM_PROGRAMS
-    if not (q.is_cuda and half) or few or seen.window is not None or seen.live is not None:
+    if not (q.is_cuda and half) or few or not seen.plain:
         return None
     if torch.is_grad_enabled() and q.requires_grad:
         return None
@@ -236,7 +200,7 @@ def _streamed(
 
 
 def _in_halves(
-    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float, seen: _Seen
+    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float, seen: Seen
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Several queries on a CPU, in two halves: the earlier tokens, which all of them see, and the
     queries' own tokens. Each half runs PyTorch's kernel without a mask, half as fast again as with.
@@ -245,7 +209,7 @@ def _in_halves(
     """
     B, H, g, m, d = q.shape
     before = seen.n - m
-    if m == 1 or seen.window is not None or seen.live is not None:
+    if m == 1 or not seen.plain:
         return None
     rows = q.reshape(B, H * g, m, d)
     if not cpu.can_take(rows, keys, values):
@@ -264,14 +228,13 @@ def _in_halves(
 
 
 def _stock(
-    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float, seen: _Seen
+    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float, seen: Seen
 ) -> torch.Tensor:
     """PyTorch's fused attention: `q [B, H, g, m, d]` -> `[B, H, g, m, dv]`, keys not repeated."""
     B, H, g, m, d = q.shape
-    plain = seen.window is None and seen.live is None
     # The half-precision flash kernels handle causal masks and grouped heads; any other combination
     # may fall back to a kernel that holds all scores, so it is tiled.
-    if plain and m > 1 and flash_takes(q, values):
+    if seen.plain and m > 1 and flash_takes(q, values):
         bias = causal_lower_right(m, seen.n)
         rows = q.reshape(B, H * g, m, d)
         out = scaled_dot_product_attention(
@@ -305,7 +268,7 @@ def _explicit(
     scaling: float,
     softcap: float | None,
     sinks: torch.Tensor | None,
-    seen: _Seen,
+    seen: Seen,
 ) -> torch.Tensor:
     """Every term written out: `q [B, H, g, m, d]` -> `[B, H, g, m, dv]`.
 
@@ -340,7 +303,7 @@ def _softmax_heads(
     scaling: float,
     softcap: float | None,
     sinks: torch.Tensor | None,
-    seen: _Seen,
+    seen: Seen,
     out: torch.Tensor,
 ) -> None:
     """Fill `out [B, h, g, m, dv]` for `h` KV heads; `entries` are given only when `h` is 1.

@@ -65,6 +65,20 @@ def recording() -> Iterator[Recording]:
         _recording.reset(token)
 
 
+_unpadded: ContextVar[bool] = ContextVar("amkv_unpadded", default=False)
+
+
+@contextmanager
+def unpadded() -> Iterator[None]:
+    """Any mask inside the block is one that a model made by itself and hides nothing: it is not
+    looked at, which would wait for the device."""
+    token = _unpadded.set(True)
+    try:
+        yield
+    finally:
+        _unpadded.reset(token)
+
+
 def attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -105,6 +119,7 @@ def attention(
         window=sliding_window,
         sinks=s_aux,
         live=_live_columns(attention_mask, key.shape[2], layer),
+        at=None if layer is None else layer.at,
     )
     for after in afters:
         after(mass)
@@ -120,6 +135,7 @@ def _window(layer: CompactLayer, asked: int | None) -> int | None:
     window = layer.geometry.window
     if window is None and asked is not None:
         if layer.length <= asked:
+            layer.horizon = asked
             return None
         raise UsageError(
             f"layer {layer.index} sees no more than {asked:,} tokens at once",
@@ -155,7 +171,7 @@ def live_mask(
         record.mask_windows.add(local_size)
     if use_vmap or not allow_is_causal_skip:
         raise NotImplementedError("amkv attention knows causal and sliding-window masks only")
-    if attention_mask is None or bool(attention_mask.all()):
+    if attention_mask is None or _unpadded.get() or bool(attention_mask.all()):
         return None
     return attention_mask
 

@@ -56,6 +56,8 @@ class CompactCache(Cache):
         for layer in layers:
             layer.observers = self._observers
         self._newest: CompactLayer | None = None
+        self.step: Any = None
+        """What decodes over the buffers that the layers have; see `decoding`."""
 
     @classmethod
     def empty(cls, geometry: ModelGeometry) -> CompactCache:
@@ -135,7 +137,7 @@ class CompactCache(Cache):
     def rewind(self, mark: Mark) -> None:
         """Return to a mark. Raises ValueError, and changes nothing, when a sliding layer has
         forgotten what it saw then; after a single forward pass, none has."""
-        self._truncate(mark.length)
+        self.rewind_attention(mark.length)
         self.set_states(mark.states)
 
     def truncate(self, logical_length: int) -> None:
@@ -147,9 +149,10 @@ class CompactCache(Cache):
         """
         if self.states and logical_length != self.get_seq_length():
             raise ValueError("layers that keep a state cannot go back")
-        self._truncate(logical_length)
+        self.rewind_attention(logical_length)
 
-    def _truncate(self, logical_length: int) -> None:
+    def rewind_attention(self, logical_length: int) -> None:
+        """`truncate` for layers of attention alone: states stay as they are."""
         for layer in self.attention:
             if not layer.can_truncate(logical_length):
                 layer.truncate(logical_length)
@@ -160,6 +163,11 @@ class CompactCache(Cache):
     def crop(self, tokens_to_remove: int) -> None:
         """Negative: take back that many tokens. Positive (transformers 5.17): keep that many."""
         self.truncate(crop_target(self.get_seq_length(), tokens_to_remove))
+
+    @property
+    def observed(self) -> bool:
+        """Whether someone looks at queries."""
+        return bool(self._observers)
 
     @contextmanager
     def observe(self, callback: Observer) -> Iterator[None]:

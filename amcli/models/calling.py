@@ -46,6 +46,11 @@ def run(module: torch.nn.Module, cache: Any, ids: torch.Tensor, **options: Any) 
     return module(input_ids=ids, use_cache=True, **{_name_of(module): cache}, **options)
 
 
+def accepts(module: torch.nn.Module, name: str) -> bool:
+    """Whether a model's `forward` has an argument of that name."""
+    return name in inspect.signature(type(module).forward).parameters
+
+
 def cache_in(arguments: Mapping[str, Any]) -> Any:
     """The cache among the arguments of a model's `forward`; None if there is none."""
     return next((arguments[name] for name in NAMES if arguments.get(name) is not None), None)

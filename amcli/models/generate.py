@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from amcli.errors import OutOfMemoryError
 from amcli.models.cache import CompactCache
-from amcli.models.calling import run
-from amcli.models.failures import out_of_memory
+from amcli.models.decoding import Decoder, forward
 from amcli.models.geometry import decoder_of
 from amcli.models.loading import LoadedModel
 
@@ -56,40 +53,14 @@ def absorb(
     decoder = decoder_of(model)
     for i in range(0, len(ids), chunk):
         part = ids[i : i + chunk]
-        forward(decoder, model.device, cache, part)
+        forward(decoder, cache, torch.tensor([list(part)], device=model.device))
         advance(len(part))
 
 
 def _forward(model: PreTrainedModel, cache: CompactCache, ids: Sequence[int]) -> torch.Tensor:
-    output = forward(model, model.device, cache, ids, logits_to_keep=1)
-    logits: torch.Tensor = output.logits[0, -1].float()
-    return logits
-
-
-def forward(
-    module: torch.nn.Module,
-    device: torch.device,
-    cache: CompactCache,
-    ids: Sequence[int],
-    **options: Any,
-) -> Any:
-    """One forward pass that leaves the cache as it was if it fails."""
-    mark = cache.mark()
-    inputs = torch.tensor([list(ids)], device=device)
-    try:
-        output = run(module, cache, inputs, **options)
-        cache.require_attended()
-    except BaseException as error:
-        cache.rewind(mark)
-        if out_of_memory(error):
-            raise OutOfMemoryError(
-                f"out of memory on {device} at token {mark.length + len(ids)}",
-                "try a shorter document, dtype='bfloat16', or device='cpu'",
-                code="out-of-memory",
-                device=device,
-            ) from error
-        raise
-    return output
+    inputs = torch.tensor([list(ids)], device=model.device)
+    logits: torch.Tensor = forward(model, cache, inputs, logits_to_keep=1).logits[0, -1]
+    return logits.float()
 
 
 def stream(
@@ -114,17 +85,46 @@ def stream(
     stops = loaded.chat.stop_ids if stop_ids is None else stop_ids
     generator = torch.Generator().manual_seed(seed)
     logits = feed(loaded.model, cache, ids)
+    decoder = Decoder(loaded.model, cache, max_tokens)
     for _ in range(max_tokens):
         token = _choose(logits, temperature, generator)
-        if token in stops:
+        told = _Told(token)
+        # Where the device can begin with the next step, it need not wait for anyone to read this.
+        begun = decoder.ahead(token[None])
+        if told.value() in stops:
             return
-        yield token
-        logits = feed(loaded.model, cache, [token])
+        yield told.value()
+        if begun is None:
+            logits = decoder.feed(token[None])[0]
+        else:
+            decoder.keep()
+            logits = begun[0]
 
 
-def _choose(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> int:
+class _Told:
+    """A token `[1]` on its way to the processor, which waits for no more than that."""
+
+    def __init__(self, token: torch.Tensor) -> None:
+        self._token, self._arrived = token, None
+        if token.is_cuda:
+            self._token = torch.empty(token.shape, dtype=token.dtype, pin_memory=True)
+            self._token.copy_(token, non_blocking=True)
+            self._arrived = torch.cuda.current_stream(token.device).record_event()
+
+    def value(self) -> int:
+        """The token."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return int(self._token)
+
+
+def _choose(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> torch.Tensor:
+    """A token `[1]` on the device of `logits [V]`, without waiting for it."""
     if temperature <= 0:
-        return int(logits.argmax())
-    # On the CPU, so that a seed means the same on every device.
-    weights = (logits.double().cpu() / temperature).softmax(dim=-1)
-    return int(torch.multinomial(weights, 1, generator=generator))
+        return logits.argmax(-1, keepdim=True)
+    shares = (logits.double() / temperature).softmax(dim=-1)
+    # What `torch.multinomial` draws on a CPU, so that a seed means the same on every device.
+    noise = torch.empty(shares.shape, dtype=shares.dtype).exponential_(generator=generator)
+    if logits.is_cuda:
+        noise = noise.pin_memory().to(logits.device, non_blocking=True)
+    return (shares / noise).argmax(-1, keepdim=True)

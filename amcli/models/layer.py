@@ -42,6 +42,9 @@ class CompactLayer(CacheLayerMixin):
     Live keys and values sit in buffers that grow by doubling; columns `[0, end)` are in use and
     hold the newest `end` of `length` logical tokens. A full layer holds every token after the
     prefix. A sliding layer has no prefix and may forget what its window can no longer reach.
+
+    While a step is captured (`decoding`), `at` says where on the device the columns of its tokens
+    are kept, `[m]` int64; lengths then stay as they are until `advance`.
     """
 
     supports_early_init = False  # geometry is known, dtype and device come with the first token
@@ -59,6 +62,8 @@ class CompactLayer(CacheLayerMixin):
         self.prefix_length = 0
         self.length = 0
         self.pending = False  # updated, but not yet seen by the attention function
+        self.at: torch.Tensor | None = None
+        self.horizon: int | None = None  # tokens that the model would see, where that is ignored
         self._end = 0
         self._drop_buffers()
 
@@ -85,14 +90,22 @@ class CompactLayer(CacheLayerMixin):
         and when dtype or device differ from what is stored.
         """
         m = key_states.shape[2]
+        if self.at is not None:
+            self._keys.index_copy_(2, self.at, key_states)
+            self._values.index_copy_(2, self.at, value_states)
+            return self._linked(*self.room())
         self.widen(key_states.shape[0])
         self._reserve(key_states, value_states)
         self._keys[:, :, self._end : self._end + m] = key_states
         self._values[:, :, self._end : self._end + m] = value_states
         self._end += m
         self.length += m
+        return self._linked(*self._recent(m))
+
+    def _linked(
+        self, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         self.pending = True
-        keys, values = self._recent(m)
         setattr(keys, LINK, self)
         return keys, values
 
@@ -156,7 +169,8 @@ class CompactLayer(CacheLayerMixin):
         to call with its mass."""
         self.pending = False
         told = [see(self.index, query, self, scaling, softcap) for see in tuple(self.observers)]
-        return *self._recent(query.shape[2]), [after for after in told if after is not None]
+        seen = self._recent(query.shape[2]) if self.at is None else self.room()
+        return *seen, [after for after in told if after is not None]
 
     def live(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Live tokens `[B, H, n, d]`, `[B, H, n, dv]`: views, do not write.
@@ -274,11 +288,50 @@ class CompactLayer(CacheLayerMixin):
         return total
 
     @property
+    def end(self) -> int:
+        """The column of the next token."""
+        return self._end
+
+    @property
     def capacity(self) -> int:
         """Tokens for which there is room before the buffers have to grow."""
         return self._keys.shape[2] if self.is_initialized else 0
 
     # ---- buffers -------------------------------------------------------------------------------
+
+    def room(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """All columns, spare ones included: views."""
+        keys, values = self._keys, self._values
+        return keys.narrow(2, 0, keys.shape[2]), values.narrow(2, 0, values.shape[2])
+
+    @property
+    def buffers(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of all columns, spare ones included; empty while nothing is stored."""
+        return self._keys, self._values
+
+    def hold(self, capacity: int) -> None:
+        """Own buffers with that many columns; see `move`."""
+        shape = self._keys.shape[0], self.geometry.kv_heads, capacity
+        keys = self._keys.new_empty(*shape, self.geometry.key_dim)
+        self.move(keys, self._values.new_empty(*shape, self.geometry.value_dim))
+
+    def move(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Go on in these buffers, which become this layer's own; columns that are not in use are
+        zero. Of a sliding layer, those that the next token cannot see are given up."""
+        kept = self._reach(self._end)
+        for new, old in zip((keys, values), self._recent(0, at_most=kept), strict=True):
+            new[:, :, :kept] = old
+            new[:, :, kept:] = 0
+        self.set_buffers(keys, values, shared=False, end=kept)
+
+    def holds(self, keys: torch.Tensor) -> bool:
+        """Whether those are still the keys of this layer, and of no other."""
+        return self._keys is keys and not self._shared
+
+    def advance(self, tokens: int) -> None:
+        """Count tokens that a captured step has put into the next columns."""
+        self._end += tokens
+        self.length += tokens
 
     def _needed(self, logical_length: int) -> int:
         """Live tokens that the layer needs to continue from `logical_length`."""

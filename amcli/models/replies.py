@@ -15,6 +15,7 @@ import torch
 
 from amcli.models.cache import CompactCache
 from amcli.models.calling import run
+from amcli.models.decoding import Decoder, Step
 from amcli.models.loading import LoadedModel
 from amcli.models.spoken import Ending, whole_text
 
@@ -73,11 +74,12 @@ def replies(
     found: dict[int, Reply] = {}
     generator = torch.Generator(device=loaded.device).manual_seed(seed)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    steps: list[Step] = []  # what one batch captured and the next may use
     for start in range(0, len(order), rows):
         batch = order[start : start + rows]
         limits = [max_tokens[i] for i in batch]
         given = [list(prompts[i]) for i in batch]
-        tokens = _lockstep(loaded, cache, given, limits, temperature, generator)
+        tokens = _lockstep(loaded, cache, given, limits, temperature, generator, steps)
         for i, (ids, ended) in zip(batch, tokens, strict=True):
             found[i] = _reply(loaded, ids, ended)
         advance(len(batch))
@@ -104,9 +106,10 @@ def _lockstep(
     limits: list[int],
     temperature: float,
     generator: torch.Generator,
+    steps: list[Step],
 ) -> Iterator[tuple[list[int], bool]]:
     stops = loaded.chat.stop_ids
-    columns = _columns(loaded, cache, prompts, limits, temperature, generator)
+    columns = _columns(loaded, cache, prompts, limits, temperature, generator, steps)
     for prompt, limit, row in zip(prompts, limits, columns, strict=True):
         answer = row[len(prompt) : len(prompt) + limit]
         end = next((k for k, token in enumerate(answer) if token in stops), len(answer))
@@ -121,11 +124,13 @@ def _columns(
     limits: list[int],
     temperature: float,
     generator: torch.Generator,
+    steps: list[Step],
 ) -> list[list[int]]:
     """Every row's prompt and what follows it, including whatever comes after a stop token."""
     model = loaded.model
     device = loaded.device
     fork = cache.fork(len(prompts))
+    fork.step = steps.pop() if steps else None
     lengths = torch.tensor([len(p) for p in prompts], device=device)
     ends = lengths + torch.tensor(limits, device=device)
     shortest, longest = min(map(len, prompts)), max(map(len, prompts))
@@ -135,9 +140,12 @@ def _columns(
     stops = torch.tensor(sorted(loaded.chat.stop_ids), device=device)
     done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     ids = [given[:, :shortest]]
+    logits = run(model, fork, ids[0], logits_to_keep=1).logits[:, -1]
+    decoder = Decoder(model, fork, total - shortest - 1)
     for column in range(shortest, total):
-        logits = run(model, fork, ids[-1], logits_to_keep=1).logits
-        token = _next(logits[:, -1], temperature, generator)
+        if column > shortest:
+            logits = decoder.feed(ids[-1])
+        token = _next(logits, temperature, generator)
         answering = lengths <= column
         if column < longest:
             token = torch.where(answering, token, given[:, column])
@@ -148,6 +156,7 @@ def _columns(
             if bool(done.all()):
                 break
     fork.require_attended()
+    steps += decoder.let_go()
     return [[int(t) for t in row] for row in torch.cat(ids, dim=1).tolist()]
 
 

@@ -64,7 +64,7 @@ class StateLayer(LinearAttentionLayer):
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The existing states, by name: copies, because the layer writes into its own."""
-        return {name: state.clone() for name, state in self._held().items()}
+        return {name: state.clone() for name, state in self.held().items()}
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Continue from copies of these states; from the beginning if there are none."""
@@ -85,7 +85,7 @@ class StateLayer(LinearAttentionLayer):
 
     def widen(self, batch: int) -> None:
         """Let each row go on in `batch / rows` rows; see `CompactLayer.widen`."""
-        rows = max((len(state) for state in self._held().values()), default=batch)
+        rows = max((len(state) for state in self.held().values()), default=batch)
         if rows < batch and batch % rows == 0:
             self.batch_repeat_interleave(batch // rows)
 
@@ -103,7 +103,7 @@ class StateLayer(LinearAttentionLayer):
 
     def fork(self, batch: int) -> StateLayer:
         """A layer that continues from the same states, with `batch` rows."""
-        held = self._held()
+        held = self.held()
         rows = {len(state) for state in held.values()}
         if not rows <= {1, batch}:
             raise ValueError(f"cannot fork {max(rows)} sequences into {batch}")
@@ -114,13 +114,20 @@ class StateLayer(LinearAttentionLayer):
     @property
     def nbytes(self) -> int:
         """Bytes of the states."""
-        return sum(state.numel() * state.element_size() for state in self._held().values())
+        return sum(state.numel() * state.element_size() for state in self.held().values())
 
     def _replace_rows(self, pick: Callable[[torch.Tensor], torch.Tensor]) -> None:
         for states in (self.conv_states, self.recurrent_states):
             if states[0] is not None:
                 states[0] = pick(states[0])
 
-    def _held(self) -> dict[str, torch.Tensor]:
+    def move(self, into: Mapping[str, torch.Tensor]) -> None:
+        """Go on in these tensors, shaped as those of `held`, which become this layer's own."""
+        for name, state in self.held().items():
+            into[name].copy_(state)
+        self.conv_states[0], self.recurrent_states[0] = into.get(_CONV), into.get(_RECURRENT)
+
+    def held(self) -> dict[str, torch.Tensor]:
+        """The existing states themselves, by name."""
         found = {_CONV: self.conv_states[0], _RECURRENT: self.recurrent_states[0]}
         return {name: state for name, state in found.items() if state is not None}

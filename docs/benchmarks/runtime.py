@@ -5,8 +5,10 @@ temporary folder. A context of 60k tokens at 50 times fewer bytes, with a budget
 ones: log-normal over the heads, one head in every fourth layer with 12 times the mean. Parts, by
 default all: `kernel` (attention alone, and its bandwidth against a copy's), `codes` (the same for
 stores of few bits, with as many entries in each as in `int4`), `question` (rivals for the prefill
-of a question), `decode` (tokens a second), `load` (artifact to GPU, first token, memory). `--json
-FILE` keeps what other parts wrote there.
+of a question), `decode` (steps from Python and from graphs, tokens a second, the bandwidth's limit:
+`runtime_decode.py`), `load` (artifact to GPU, first token, memory). `--json FILE` keeps what other
+parts wrote there; `--stores` says which stores `decode` takes (`k4v4+k8v8`: layers by turns, as the
+default mixes them).
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from runtime_decode import measure_decode
 from runtime_setting import (
     CUDA,
     DIM,
@@ -44,15 +47,13 @@ from runtime_setting import (
     wall_ms,
 )
 from torch.nn.functional import scaled_dot_product_attention
-from transformers.cache_utils import DynamicCache
 
 from amcli.entries.ragged import Entries
-from amcli.models import calling
-from amcli.models.attend import _explicit, _Seen, attend
-from amcli.models.attention import NAME
+from amcli.models.attend import _explicit, attend
 from amcli.models.cache import CompactCache
 from amcli.models.generate import absorb, feed
 from amcli.models.geometry import ModelGeometry
+from amcli.models.seen import Seen
 from amcli.serving.batching import BatchedPrefix
 from amcli.storage.artifacts import Artifact, write_artifact
 
@@ -127,7 +128,7 @@ def plain(q: torch.Tensor, prefix: Entries, k: torch.Tensor, v: torch.Tensor) ->
     """What a CUDA device without Triton runs."""
     m = q.shape[2]
     grouped = q.reshape(1, HEADS, -1, m, DIM)
-    return _explicit(grouped, prefix, k, v, SCALING, None, None, _Seen(m, m, None, None))
+    return _explicit(grouped, prefix, k, v, SCALING, None, None, Seen(m, m, None, None))
 
 
 def by_head(
@@ -166,106 +167,6 @@ def by_varlen(q: torch.Tensor, prefix: Entries, k: torch.Tensor, v: torch.Tensor
     before = past.reshape(-1, DIM)
     joined: torch.Tensor = before + share.to(DTYPE) * (now.reshape(-1, DIM) - before)
     return joined
-
-
-# ---- decode ------------------------------------------------------------------------------------
-
-
-def compact_cache(geometry: ModelGeometry, store: str) -> CompactCache:
-    """A cache that holds the context."""
-    cache = CompactCache.empty(geometry)
-    for layer in range(LAYERS):
-        cache.set_prefix(layer, entries(layer, store), T)
-    return cache
-
-
-def full_cache(model: Any, batch: int) -> DynamicCache:
-    """`T` tokens in a cache of transformers."""
-    cache = DynamicCache(config=model.config)
-    for layer in range(LAYERS):
-        cache.update(tokens(batch, T), tokens(batch, T), layer)
-    return cache
-
-
-class Decoding:
-    """A greedy decode over a cache, after a question of 16 tokens; one step at a time."""
-
-    def __init__(self, model: Any, cache: Any, batch: int) -> None:
-        self.model, self.cache = model, cache
-        self.ids = torch.full((batch, 16), 7, device=CUDA)
-        self.times: list[float] = []
-        for _ in range(4):
-            self.step()
-
-    @torch.inference_mode()
-    def step(self) -> None:
-        """Feed a token and choose the next, on the device."""
-        out = calling.run(self.model, self.cache, self.ids, logits_to_keep=1)
-        self.ids = out.logits[:, -1:].argmax(-1)
-
-    def timed(self, steps: int) -> None:
-        """Note the milliseconds of some steps by the clock."""
-        for _ in range(steps):
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            self.step()
-            torch.cuda.synchronize()
-            self.times.append((time.perf_counter() - start) * 1e3)
-
-    def device_ms(self, steps: int = 3) -> float:
-        """Milliseconds a step that kernels run, without the gaps between them."""
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            for _ in range(steps):
-                self.step()
-            torch.cuda.synchronize()
-        busy: float = sum(e.self_device_time_total for e in profile.key_averages())
-        return busy / steps / 1e3
-
-
-def measure_decode(model: Any, geometry: ModelGeometry) -> list[dict[str, Any]]:
-    """Milliseconds of a step and tokens a second, by context and batch.
-
-    The contexts take turns, because the speed of a processor that launches kernels drifts.
-    """
-    rows = []
-    for batch in (1, 8, 32):
-        model.set_attn_implementation(NAME)
-        runs = {"empty": Decoding(model, CompactCache.empty(geometry), batch)}
-        for store in ("native", "int4", "k4v4", "k4v2"):
-            runs[f"compact, {store}"] = Decoding(model, compact_cache(geometry, store), batch)
-        for _ in range(6):
-            for run in runs.values():
-                run.timed(4)
-        rows += [report(name, batch, run) for name, run in runs.items()]
-        del runs, run
-        rows.append(measure_full(model, batch))
-    return rows
-
-
-def report(name: str, batch: int, run: Decoding) -> dict[str, Any]:
-    """A line of the table."""
-    wall, device = statistics.median(run.times), run.device_ms()
-    return {
-        "batch": batch,
-        "context": name,
-        "ms": round(wall, 2),
-        "device_ms": round(device, 2),
-        "tokens_a_second": round(1e3 * batch / wall, 1),
-        "tokens_a_second_of_device_time": round(1e3 * batch / device, 1),
-    }
-
-
-def measure_full(model: Any, batch: int) -> dict[str, Any]:
-    """The whole context in the cache and the attention of transformers, where memory suffices."""
-    gc.collect()
-    torch.cuda.empty_cache()
-    model.set_attn_implementation("sdpa")
-    try:
-        run = Decoding(model, full_cache(model, batch), batch)
-        run.timed(6)
-        return report("full", batch, run)
-    except torch.OutOfMemoryError:
-        return {"batch": batch, "context": "full", "ms": None, "tokens_a_second": None}
 
 
 # ---- load --------------------------------------------------------------------------------------
@@ -362,6 +263,8 @@ def main() -> None:
         "parts", nargs="*", default=["kernel", "codes", "question", "decode", "load"]
     )
     parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--stores", nargs="*", default=["native", "int4", "k4v4+k8v8"])
+    parser.add_argument("--batches", nargs="*", type=int, default=[1, 32])
     args = parser.parse_args()
     found: dict[str, Any] = json.loads(args.json.read_text()) if args.json.exists() else {}
     found |= {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
@@ -386,7 +289,7 @@ def main() -> None:
                 keep("load", measure_load(model, geometry, Path(folder)))
             keep("prefill_memory", measure_prefill_memory(model, geometry))
         if "decode" in args.parts:
-            keep("decode", measure_decode(model, geometry))
+            keep("decode", measure_decode(model, geometry, args.stores, args.batches))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from amcli.commands.screen import console as output
 from amcli.commands.screen.console import Console
 from amcli.commands.shared import open_contexts
 from amcli.generator.dialogues import Question
-from amcli.models import generate
+from amcli.models.decoding import Decoder
 from amcli.pipeline.contexts.context import Context
 from amcli.pipeline.contexts.reading import reread
 from amcli.pipeline.talk.session import Session
@@ -175,17 +175,17 @@ def test_ctrl_c_stops_the_answer_and_the_cache_stays_whole(
     talk: Talk, context: Context, question: Question, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = Session(context, max_tokens=24)
-    real, calls = generate.feed, 0
+    real, calls = Decoder.feed, 0
 
     def interrupted(*arguments: object, **more: object) -> object:
         nonlocal calls
         calls += 1
         found = real(*arguments, **more)  # type: ignore[arg-type]
-        if calls == 4:
+        if calls == 3:
             raise KeyboardInterrupt
         return found
 
-    monkeypatch.setattr(generate, "feed", interrupted)
+    monkeypatch.setattr(Decoder, "feed", interrupted)
     transcript = talk("Repeat the previous context.", question.question, session=session)
     stopped, _, rest = transcript.partition("(stopped)\n")
     assert "(footer)" in stopped

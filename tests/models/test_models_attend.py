@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from amcli.entries.ragged import Entries
 from amcli.entries.stores import quantizer_of
 from amcli.models import attend as module
+from amcli.models import seen
 from amcli.models.attend import attend, attend_with_mass
 
 
@@ -109,7 +110,7 @@ CASES: dict[str, tuple[tuple[int, ...] | None, int, dict[str, Any]]] = {
 def test_attend_equals_the_definition(
     name: str, max_scores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MAX_SCORES", max_scores)
+    monkeypatch.setattr(seen, "MAX_SCORES", max_scores)
     lengths, m, options = CASES[name]
     query, prefix, keys, values = case(2, 4, 2, m, 9, lengths)
     got = attend(query, prefix, keys, values, scaling=0.4, **options)
@@ -167,11 +168,11 @@ def test_memory_stays_bounded(
     lengths: tuple[int, ...] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit = 40_000
-    monkeypatch.setattr(module, "MAX_SCORES", limit)
+    monkeypatch.setattr(seen, "MAX_SCORES", limit)
     query, prefix, keys, values = case(1, 4, 2, 300, 900, lengths)
-    with Largest() as seen:
+    with Largest() as largest:
         attend(query, prefix, keys, values, softcap=5.0)
-    assert query.numel() < seen.elements <= 1.2 * limit
+    assert query.numel() < largest.elements <= 1.2 * limit
 
 
 class Largest(TorchDispatchMode):

@@ -31,13 +31,14 @@ TOLERANCE = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 @dataclass
 class Case:
     query: torch.Tensor
-    prefix: Prefix
+    prefix: Any  # a prefix or None
     keys: torch.Tensor
     values: torch.Tensor
     options: dict[str, Any]
 
     def to(self, device: str) -> Case:
-        moved = (x.to(device) for x in (self.query, self.prefix, self.keys, self.values))
+        tensors = (self.query, self.prefix, self.keys, self.values)
+        moved = (None if x is None else x.to(device) for x in tensors)
         options = {
             k: x.to(device) if isinstance(x, torch.Tensor) else x for k, x in self.options.items()
         }
@@ -45,6 +46,18 @@ class Case:
 
     def plain(self) -> torch.Tensor:
         return attend(self.query, self.prefix, self.keys, self.values, **self.options)
+
+    def by_kernels(self) -> torch.Tensor:
+        """With room, and a prefix or none."""
+        from amcli.kernels.attention.launch import attend_prefix
+
+        H, d, dv = self.keys.shape[1], self.keys.shape[3], self.values.shape[3]
+        prefix = (
+            module._nothing(H, d, dv, self.query.device) if self.prefix is None else self.prefix
+        )
+        given = {"softcap": None, "sinks": None, "live": None, **self.options}
+        given["window"] = given.get("window") or self.keys.shape[2]
+        return attend_prefix(self.query, prefix, self.keys, self.values, **given)
 
     def fast(self) -> torch.Tensor:
         from amcli.kernels.attention.launch import attend_prefix, can_attend

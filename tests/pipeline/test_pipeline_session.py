@@ -116,7 +116,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, session: Session, text: str) -> No
     tokenizer = session.context.loaded.tokenizer
     ids = iter(tokenizer(text, add_special_tokens=False)["input_ids"])
     rest = tokenizer("b", add_special_tokens=False)["input_ids"][0]
-    monkeypatch.setattr("amcli.models.generate._choose", lambda *_: next(ids, rest))
+    monkeypatch.setattr("amcli.models.generate._choose", lambda *_: torch.tensor([next(ids, rest)]))
 
 
 @pytest.mark.parametrize("name", ["raw", "mistral", "gemma3_text"])

@@ -162,6 +162,7 @@ def _live_tile(
     K,
     V,
     LIVE,
+    AT,
     OUT,
     LSE,
     scale,
@@ -175,7 +176,9 @@ def _live_tile(
     v_batch,
     v_head,
     live_batch,
+    window,
     HAS_LIVE: tl.constexpr,
+    HAS_AT: tl.constexpr,
     CAP: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
@@ -185,17 +188,25 @@ def _live_tile(
     DV: tl.constexpr,
     VWIDE: tl.constexpr,
 ):
-    """One block of one sequence's rows over one tile of its live tokens: causal, no beta."""
+    """One block of one sequence's rows over one tile of its live tokens: causal, no beta.
+
+    With `HAS_AT`, `n` is room for tokens; the `m` new ones stand at the columns in `AT` and see
+    `window` columns, their own included."""
     r = (pid % blocks) * ROWS + tl.arange(0, ROWS)
     k_tile = (pid // blocks) % tiles
     bh = pid // blocks // tiles
     b, h = (bh // H).to(tl.int64), (bh % H).to(tl.int64)
     seen = r < gm
     q = numbers(Q, bh.to(tl.int64) * gm + r, seen, D, D, WIDE, 1)
-    at = n - m + r % m  # where the rows stand among the live tokens
+    # Where the rows stand among the live tokens.
+    at = n - m + r % m
+    if HAS_AT:
+        at = tl.load(AT + r % m, mask=seen, other=0).to(tl.int32)
     start = k_tile * tile
     # No row of this block sees anything after its own newest token.
     stop = tl.minimum(tl.minimum(start + tile, n), tl.max(tl.where(seen, at, 0), 0) + 1)
+    if HAS_AT:
+        start = tl.maximum(start, tl.min(tl.where(seen, at, n), 0) - window + 1)
     top = tl.full((ROWS,), -INF, tl.float32)
     mass = tl.zeros((ROWS,), tl.float32)
     acc = tl.zeros((ROWS, VWIDE), tl.float32)
@@ -205,6 +216,8 @@ def _live_tile(
         k = numbers(K + b * k_batch + h * k_head, column.to(tl.int64), ok, D, D, WIDE, 1)
         s = logits(tl.dot(q, tl.trans(k.to(q.dtype)), input_precision="ieee"), scale, softcap, CAP)
         sees = ok[None, :] & (column[None, :] <= at[:, None])
+        if HAS_AT:
+            sees = sees & (column[None, :] > at[:, None] - window)
         if HAS_LIVE:
             alive = tl.load(LIVE + b * live_batch + column, mask=ok, other=0) != 0
             # Padding sees itself: a row that saw nothing would be NaN.
@@ -218,10 +231,10 @@ def _live_tile(
 
 # Arguments that change from step to step: their values must not trigger recompilation.
 _VARYING = ["prefix_programs", "prefix_blocks", "live_blocks", "live_tiles", "live_tile"]
-_VARYING += ["parts", "base", "m", "gm", "n", "live_batch"]
+_VARYING += ["parts", "base", "m", "gm", "n", "live_batch", "window"]
 
 
-@triton.jit(do_not_specialize=_VARYING, do_not_specialize_on_alignment=["LIVE"])
+@triton.jit(do_not_specialize=_VARYING, do_not_specialize_on_alignment=["LIVE", "AT"])
 def partial(
     Q,
     ASK,
@@ -234,6 +247,7 @@ def partial(
     K,
     V,
     LIVE,
+    AT,
     TILES,
     ORDER,
     OUT,
@@ -256,9 +270,11 @@ def partial(
     v_batch,
     v_head,
     live_batch,
+    window,
     KIND: tl.constexpr,
     HAS_BETA: tl.constexpr,
     HAS_LIVE: tl.constexpr,
+    HAS_AT: tl.constexpr,
     CAP: tl.constexpr,
     ROWS: tl.constexpr,
     LIVE_ROWS: tl.constexpr,
@@ -299,9 +315,10 @@ def partial(
             )  # fmt: skip
     else:
         _live_tile(
-            pid - prefix_programs, live_blocks, live_tiles, live_tile, base, Q, K, V, LIVE,
+            pid - prefix_programs, live_blocks, live_tiles, live_tile, base, Q, K, V, LIVE, AT,
             OUT, LSE, scale, softcap, m, gm, n, H, k_batch, k_head, v_batch, v_head, live_batch,
-            HAS_LIVE, CAP, LIVE_ROWS, LIVE_KEYS, LIVE_STAGES, D, LIVE_WIDE, DV, LIVE_VWIDE,
+            window, HAS_LIVE, HAS_AT, CAP, LIVE_ROWS, LIVE_KEYS, LIVE_STAGES,
+            D, LIVE_WIDE, DV, LIVE_VWIDE,
         )  # fmt: skip
 
 

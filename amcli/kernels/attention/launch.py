@@ -59,8 +59,11 @@ def attend_prefix(
     softcap: float | None,
     sinks: torch.Tensor | None,
     live: torch.Tensor | None,
+    at: torch.Tensor | None = None,
+    window: int = 0,
 ) -> torch.Tensor:
-    """`attend` for inputs that `can_attend` accepts; same arguments, same result.
+    """`attend` for inputs that `can_attend` accepts; same arguments, same result; a `window`
+    only together with `at`.
 
     Products are taken in the dtype of `query`, float32 ones without TF32, and summed in float32.
     """
@@ -70,8 +73,9 @@ def attend_prefix(
     entries = prefix.entries
     work = _Work.of(prefix, query.dtype, B, H, Hq // H * m, n)
     step = max(16, m * PART_BYTES // max(1, work.parts * dv * 4))
-    if m <= step:
-        return launch(query, entries, keys, values, scaling, softcap, sinks, live, work)
+    if m <= step or at is not None:
+        where = (at, window)
+        return launch(query, entries, keys, values, scaling, softcap, sinks, live, *where, work)
     slices = []
     for start in range(0, m, step):
         stop = min(start + step, m)
@@ -79,7 +83,7 @@ def attend_prefix(
         part = _Work.of(prefix, query.dtype, B, H, Hq // H * (stop - start), upto)
         seen = None if live is None else live[:, :upto]
         now = (query[:, :, start:stop], entries, keys[:, :, :upto], values[:, :, :upto])
-        slices.append(launch(*now, scaling, softcap, sinks, seen, part))
+        slices.append(launch(*now, scaling, softcap, sinks, seen, None, 0, part))
     return torch.cat(slices, dim=1)
 
 
@@ -147,6 +151,8 @@ def launch(
     softcap: float | None,
     sinks: torch.Tensor | None,
     live: torch.Tensor | None,
+    at: torch.Tensor | None,
+    window: int,
     work: _Work,
 ) -> torch.Tensor:
     """`attend_prefix` for queries whose results fit into memory at once."""
@@ -179,6 +185,7 @@ def launch(
         keys,
         values,
         live,
+        at,
         work.plan.tiles,
         work.plan.order,
         parts,
@@ -199,9 +206,11 @@ def launch(
         *keys.stride()[:2],
         *values.stride()[:2],
         0 if live is None else live.stride(0),
+        window,
         form.kind,
         entries.beta is not None,
         live is not None,
+        at is not None,
         softcap is not None,
         work.rows,
         work.live_rows,
