@@ -42,11 +42,11 @@ if TYPE_CHECKING:
 
 
 def _share(value: object) -> float:
-    found = opt.number("--fidelity", "0.99")(value)
+    found = opt.number("--fidelity", "0.98")(value)
     if not 0 < found <= 1:
         raise UsageError(
             f"--fidelity {found:g} is not a share: above 0, and at most 1",
-            "for example --fidelity 0.99",
+            "for example --fidelity 0.98",
             field="fidelity",
         )
     return found
@@ -59,8 +59,8 @@ Fidelity = Annotated[
         metavar="F",
         parser=_share,
         show_default=False,
-        help="Instead of a ratio: the smallest context whose likeliest next token is the full "
-        "one's in a share F of held-out places, such as 0.99. Takes several compactions.",
+        help="Instead of a ratio: the smallest context that keeps a share F of what the document "
+        "contributes, such as 0.98, as measured on quotes of it. Takes several compactions.",
     ),
 ]
 SaveBudget = Annotated[
@@ -103,7 +103,7 @@ def compact(
     sources: Annotated[
         list[str] | None, typer.Argument(metavar="SOURCE", hidden=True, show_default=False)
     ] = None,
-    ratio: opt.Ratio = None,
+    ratio: opt.RatioOrAuto = None,
     tokens: opt.Tokens = None,
     fidelity: Fidelity = None,
     method: opt.Method = DEFAULT,
@@ -136,26 +136,21 @@ def compact(
 
     \b
       amkv compact --ratio 20
+      amkv compact --ratio auto
       amkv compact handbook.txt --plan
       amkv compact handbook.txt --ratio 50 --method highest-attention
-      amkv compact handbook.txt --fidelity 0.99
+      amkv compact handbook.txt --fidelity 0.98
     """
     console = Console(json, quiet, debug)
     watch = Stopwatch()
     given = _Given.of(console, sources or [])
     path = output or Path(given.output)
-    if plan and fidelity is not None:
-        raise UsageError(
-            "--plan and --fidelity exclude each other: the size is found by trying",
-            "give a --ratio to see a plan",
-        )
     if not plan:
         _check_outputs(given, path, save_budget, force)
     if isinstance(given.content, Path) and not plan:
         read_ahead(given.content)
     with work(console):
         from amcli.pipeline.compaction import compacting
-        from amcli.pipeline.compaction import fidelity as search
         from amcli.pipeline.compaction.request import Request, check
         from amcli.pipeline.contexts import reading
         from amcli.storage.artifacts import NewArtifact
@@ -163,6 +158,7 @@ def compact(
         request = Request.of(
             ratio=ratio,
             tokens=tokens,
+            fidelity=fidelity,
             method=method,
             budget=budget,
             queries=queries,
@@ -172,8 +168,6 @@ def compact(
             positions=positions,
         )
         check(request, given.tokens)
-        if fidelity is not None:
-            search.require(fidelity, request)
     if plan:
         planning.show(console, given.content, request, model, device, dtype, trust_remote_code)
         return
@@ -205,10 +199,7 @@ def compact(
                 )
         warn_of_length(console, context)
         with NewArtifact(path, force) as new:
-            if fidelity is None:
-                result = compacting.compact(context, request, progress=progress, into=new)
-            else:
-                result = search.search(context, request, fidelity, progress=progress)
+            result = compacting.compact(context, request, progress=progress, into=new)
             watch.stages |= result.seconds
             with watch.stage("write"):
                 progress.start("write", 0)

@@ -37,7 +37,9 @@ def show(
     """Prints the plan for a text or a prefill; no weights are read, and nothing is written."""
     with work(console) as progress:
         from amcli.pipeline.compaction.estimate import estimate
+        from amcli.pipeline.compaction.fidelity import beginning
         from amcli.pipeline.compaction.plan import Target, decide
+        from amcli.pipeline.compaction.request import check
         from amcli.storage.artifacts import Artifact
 
         progress.start("look at the model", 0)
@@ -56,10 +58,15 @@ def show(
             undecided = True
             return dict.fromkeys(target.layers, 0.0)  # that of a cache which bears 4 bits
 
-        plan = decide(target, request, changes)
+        check(request, target.T)
+        share = request.share
+        first = request if share is None else beginning(request, target.T)
+        plan = decide(target, first, changes)
         found = estimate(plan, preview, prefilled=not isinstance(content, Source))
     record = {**plan.record(), "store_decided": not undecided, **found.record()}
-    console.result("\n".join(_lines(plan, found, undecided)), record)
+    if share is not None:
+        record["requested"]["fidelity"] = share
+    console.result("\n".join(_lines(plan, found, undecided, share)), record)
 
 
 def _preview(spec: str, device: str | None, dtype: str | None, trust: bool) -> Preview:
@@ -88,8 +95,8 @@ def _of_artifact(
         return None
 
 
-def _lines(plan: Plan, found: Estimate, undecided: bool) -> Iterator[str]:
-    """The plan for people, in 80 columns."""
+def _lines(plan: Plan, found: Estimate, undecided: bool, share: float | None) -> Iterator[str]:
+    """The plan for people, in 80 columns; of a search for the fidelity `share`, its beginning."""
     target, layers = plan.target, plan.layers
     heads = sum(x.shape.heads for x in layers)
     entries = sum(x.shape.heads * x.entries for x in layers) / max(1, heads)
@@ -98,6 +105,9 @@ def _lines(plan: Plan, found: Estimate, undecided: bool) -> Iterator[str]:
         f"method {plan.method.name}, queries {plan.queries.name}, budget {plan.budget}, "
         f"seed {plan.seed}"
     )
+    if share is not None:
+        yield f"the ratio is found by trying: the largest with a fidelity of {share:g}"
+        yield "  up to six are tried; what follows is for the first"
     full, stored = plan.full_bytes, plan.stored_bytes
     ratio = full / max(1, stored)
     yield (

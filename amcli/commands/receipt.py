@@ -158,11 +158,13 @@ def lines(
             yield from wrap(said, 80, initial_indent="  ", subsequent_indent="  ")
     if result.fidelity is not None:
         reached = result.fidelity
-        yield (
-            f"agreement {reached.agreement:.3f} at {result.ratio:.1f}×, asked for "
-            f"{reached.asked:g} ({reached.tokens:,} held-out tokens, "
-            f"{len(reached.probes)} ratios tried)"
+        said = (
+            f"fidelity {reached.agreement:.3f} at {result.ratio:.1f}×, the largest of "
+            f"{len(reached.probes)} ratios tried with at least {reached.asked:g}: "
+            f"{1 - reached.agreement:.1%} is lost of what the document adds to "
+            f"{reached.tokens:,} held-out tokens"
         )
+        yield from wrap(said, 80, subsequent_indent="  ")
     known = fit_errors(manifest)
     if known and result.errors is not None:
         means = ", ".join(

@@ -108,9 +108,11 @@ WORDS: dict[str, Words] = {
     "not-storable": Words(hint="use --store native"),
     "fidelity-no-share": Words(
         "--fidelity {fidelity:g} is not a share: above 0, and at most 1",
-        "for example --fidelity 0.99",
+        "for example --fidelity 0.98",
     ),
     "nothing-to-search": Words(hint="leave --fidelity out, or choose another method"),
+    "nothing-to-quote": Words(hint="give a --ratio"),
+    "nothing-to-lose": Words(hint="give a --ratio, or another --model"),
     "no-room-to-measure": Words(hint="shorten the document, or give a --ratio"),
     "fidelity-not-reached": Words(
         hint="ask for less, such as --fidelity {less:g}, or keep everything with --method keep"

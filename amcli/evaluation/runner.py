@@ -11,7 +11,7 @@ import torch
 
 from amcli.errors import UsageError
 from amcli.evaluation import makers, scorers
-from amcli.evaluation.forcing import Forced, Limits, Outcome, Teacher, as_replied, tokenize
+from amcli.evaluation.forcing import as_replied, tokenize
 from amcli.evaluation.makers import FULL, NONE, Made
 from amcli.evaluation.results import Results, finite
 from amcli.evaluation.settings import Settings, sha256
@@ -20,6 +20,7 @@ from amcli.models.loading import LoadedModel
 from amcli.models.replies import Reply, answers, replies
 from amcli.pipeline.contexts import reading
 from amcli.pipeline.contexts.context import Context
+from amcli.pipeline.contexts.forcing import Forced, Limits, Outcome, Teacher
 from amcli.pipeline.contexts.source import Source
 from amcli.pipeline.queries.passes import Passes
 from amcli.system.clock import stopwatch

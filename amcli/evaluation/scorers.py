@@ -16,8 +16,8 @@ import re
 import string
 from collections import Counter
 
-from amcli.evaluation.forcing import Outcome
 from amcli.evaluation.suites.base import Question, Scorer
+from amcli.pipeline.contexts.forcing import Outcome
 
 GENERATING: tuple[Scorer, ...] = ("substring", "reasoned")
 """Scorers that look at a generated answer."""

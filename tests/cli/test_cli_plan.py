@@ -79,8 +79,20 @@ def test_a_prefill_whose_model_is_gone_has_a_plan_without_seconds(
 
 
 def test_what_makes_no_sense_is_said_here_too(amkv: Amkv) -> None:
-    done = amkv("compact", "doc.txt", "--plan", "--fidelity", "0.9")
-    assert done.code == 2
-    assert "--plan and --fidelity exclude each other" in done.err
     done = amkv("compact", "doc.txt", "--plan", "--ratio", "1e9")
     assert (done.code, "is more than the context has tokens" in done.err) == (2, True)
+
+
+@pytest.mark.parametrize("words", [("--ratio", "auto"), ("--fidelity", "0.97")])
+def test_a_search_is_planned_as_far_as_it_can_be(amkv: Amkv, words: tuple[str, ...]) -> None:
+    done = amkv("compact", "doc.txt", "--plan", *words)
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[2] == "the ratio is found by trying: the largest with a fidelity of 0.97"
+    assert "20.0× smaller" in lines[4]
+    plan = json.loads(amkv("compact", "doc.txt", "--plan", "--json", *words).out)
+    assert set(plan) == documented("compact --plan")
+    assert plan["requested"] == {"ratio": 20.0, "fidelity": 0.97}
+    done = amkv("compact", "doc.txt", "--plan", "--tokens", "9", *words)
+    assert (done.code, "exclude each other" in done.err) == (2, True)

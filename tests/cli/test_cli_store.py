@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from amcli.pipeline.compaction import compacting
+from amcli.pipeline.compaction import carrying
 from amkv_format import AmkvFile
 from conftest import Amkv
 
@@ -59,7 +59,7 @@ def test_layers_in_stores_of_their_own(
 ) -> None:
     stores = {i: "k4v4" if i % 3 else "k8v8" for i in range(9)}
     changes = {i: 0.1 if i % 3 else 0.4 for i in range(9)}
-    monkeypatch.setattr(compacting, "coarse_changes", lambda *_: changes)
+    monkeypatch.setattr(carrying, "coarse_changes", lambda *_: changes)
     done = amkv("compact", full, "--ratio", "8", "--json")
     made = json.loads(done.out)
     assert made["store"] == "mixed"

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from amcli.evaluation import makers
-from amcli.evaluation.forcing import Forced, Limits, Teacher, as_replied, end_token, tokenize
+from amcli.evaluation.forcing import as_replied, tokenize
 from amcli.evaluation.scorers import chosen_letter, score
 from amcli.evaluation.suites.base import Question
 from amcli.models.generate import stream
 from amcli.models.loading import LoadedModel
 from amcli.models.replies import Reply, answers, replies
 from amcli.pipeline.contexts.context import Context
+from amcli.pipeline.contexts.forcing import Forced, Limits, Teacher, end_token
 from amcli.pipeline.contexts.reading import prefill
 
 QUESTIONS = [

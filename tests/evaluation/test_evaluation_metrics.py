@@ -8,8 +8,8 @@ from random import Random
 import pytest
 import torch
 
-from amcli.evaluation.forcing import divergence
 from amcli.evaluation.metrics import METRICS, Estimate, Record, estimates
+from amcli.pipeline.contexts.forcing import divergence
 
 
 def record(score: float | None, nll: float = 0.0, tokens: int = 1, agree: int = 0) -> Record:

@@ -14,10 +14,10 @@ from amcli.commands.eval_table import Notes, Pace, table_text
 from amcli.commands.screen.console import Console, Switches
 from amcli.errors import UsageError
 from amcli.evaluation import parallel, runner
-from amcli.evaluation.forcing import Outcome
 from amcli.evaluation.results import Results, finite
 from amcli.evaluation.settings import Settings
 from amcli.evaluation.suites import base
+from amcli.pipeline.contexts.forcing import Outcome
 
 Row = dict[str, Any]
 

@@ -16,7 +16,7 @@ from amcli.errors import UsageError
 from amcli.matching.sample import Sample
 from amcli.models.calling import run
 from amcli.models.geometry import LayerGeometry
-from amcli.pipeline.compaction import choices, compacting, fidelity
+from amcli.pipeline.compaction import carrying, choices, compacting, fidelity
 from amcli.pipeline.compaction.budget_file import BudgetFile
 from amcli.pipeline.compaction.choices import Rounding, coarse_changes, worst_rounding
 from amcli.pipeline.compaction.compacting import compact
@@ -98,7 +98,7 @@ def test_what_is_measured_is_the_rounding_of_the_whole_layer() -> None:
 def test_without_held_out_queries_eight_bits_are_safe(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compacting, "held_out", lambda *_: {})
+    monkeypatch.setattr(carrying, "held_out", lambda *_: {})
     assert compact(context, replace(FAST, ratio=20), errors=False).plan.store == "k8v8"
 
 
@@ -212,15 +212,15 @@ def test_a_search_measures_once_and_finds_what_the_ratio_gives(
         measured.append(1)
         return {**coarse_changes(context, held), 3: 0.9}
 
-    monkeypatch.setattr(compacting, "coarse_changes", measure)
+    monkeypatch.setattr(carrying, "coarse_changes", measure)
     tried: list[Compaction] = []
 
     def carried_out(*args: Any, **options: Any) -> Compaction:
-        tried.append(compacting.carry_out(*args, **options))
+        tried.append(carrying.carry_out(*args, **options))
         return tried[-1]
 
     monkeypatch.setattr(fidelity, "carry_out", carried_out)
-    found = fidelity.search(context, FAST, 0.9)
+    found = compact(context, replace(FAST, fidelity=0.9))
     assert len(measured) == 1
     assert len(tried) > 2
     assert all(x.plan.stores[3] == "k8v8" for x in tried)
@@ -230,8 +230,8 @@ def test_a_search_measures_once_and_finds_what_the_ratio_gives(
     assert [x.lengths for x in again.layers] == [x.lengths for x in found.layers]
     # Where four bits are not enough, eight are tried.
     monkeypatch.setattr(fidelity, "ratios", lambda *_: [2.0])
-    monkeypatch.setattr(fidelity.Judge, "agreement", lambda *_: 1.0)
-    assert fidelity.search(context, FAST, 1.0).plan.store == "k8v8"
+    monkeypatch.setattr(fidelity.Judge, "fidelity", lambda *_: 1.0)
+    assert compact(context, replace(FAST, fidelity=1.0)).plan.store == "k8v8"
 
 
 # ---- sliding windows -------------------------------------------------------------------------

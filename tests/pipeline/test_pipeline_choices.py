@@ -13,7 +13,7 @@ from boxes import model, source
 from amcli.errors import UsageError
 from amcli.matching.sample import Queries
 from amcli.models.replies import answers
-from amcli.pipeline.compaction import fidelity
+from amcli.pipeline.compaction import compacting, fidelity
 from amcli.pipeline.compaction.compacting import compact
 from amcli.pipeline.compaction.request import Request
 from amcli.pipeline.contexts.context import Context, live_keys, shared
@@ -245,13 +245,14 @@ def test_a_search_counts_each_pass_once(context: Context, monkeypatch: pytest.Mo
         kept.append(Passes(*args, **options))
         return kept[-1]
 
-    monkeypatch.setattr(fidelity, "Passes", passes)
+    monkeypatch.setattr(compacting, "Passes", passes)
     monkeypatch.setattr(fidelity, "ratios", lambda *args, **options: [4.0, 60.0])
     monkeypatch.setattr(passages, "question_count", lambda tokens: 8)
     options = Request(
-        method="highest-attention", queries="repeat+self-study", store="native", max_queries=64
-    )
-    found = fidelity.search(context, options, 0.01)
+        method="highest-attention", queries="repeat+self-study", store="native", max_queries=64,
+        fidelity=0.01,
+    )  # fmt: skip
+    found = compact(context, options)
     done = kept[0].done  # (name, …) -> (what a pass gave, its seconds)
     once = sum(seconds for (name, *_), (_, seconds) in done.items() if name in passages.SOURCES)
     assert [name for name, *_ in done].count("repeat") == 1

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from amcli.commands import completion
-from amcli.commands.options.values import names, number_or_path, ratios
+from amcli.commands.options.values import names, number_or, number_or_path, ratios
 from amcli.commands.options.values import number as number
 from amcli.commands.options.values import size as size
 from amcli.commands.options.values import whole as whole
@@ -21,7 +21,7 @@ from amcli.entries.catalogue import BITS, NATIVE, PACKED, STORES
 from amcli.evaluation.catalogue import ALL, COMPARED, SPECIAL
 from amcli.matching.catalogue import BUDGETS, OWN, RIVALS
 from amcli.models.catalogue import DEVICES, DTYPES, POCKET
-from amcli.pipeline.compaction.defaults import AUTO, COARSE, DEFAULT_RATIO, FINE
+from amcli.pipeline.compaction.defaults import AUTO, AUTO_FIDELITY, COARSE, DEFAULT_RATIO, FINE
 from amcli.pipeline.queries.catalogue import DEFAULT, MIXTURE, SOURCES
 
 
@@ -39,12 +39,13 @@ def explained(name: str, brief: str) -> str:
 # ---- what is asked for -----------------------------------------------------------------------
 
 
-def ratio(help: str, show_default: bool = False) -> Any:
-    """`--ratio`: how many times smaller."""
+def ratio(help: str, show_default: bool = False, word: str | None = None) -> Any:
+    """`--ratio`: how many times smaller; a number, or a word."""
+    given: dict[str, Any] = {"option": "--ratio", "example": "20", "least": 1}
     return typer.Option(
         "--ratio",
-        metavar="R",
-        parser=number("--ratio", "20", least=1),
+        metavar="R" if word is None else f"R|{word}",
+        parser=number(**given) if word is None else number_or(word, **given),
         show_default=show_default,
         help=help,
     )
@@ -56,6 +57,14 @@ RATIOS = "5,10,20,50"
 Ratio = Annotated[
     float | None,
     ratio(f"How many times smaller: full bytes over stored bytes. {DEFAULT_RATIO:g} if left out."),
+]
+RatioOrAuto = Annotated[
+    Any,
+    ratio(
+        f"How many times smaller: full bytes over stored bytes; or {AUTO}: as --fidelity "
+        f"{AUTO_FIDELITY:g}. {DEFAULT_RATIO:g} if left out.",
+        word=AUTO,
+    ),
 ]
 DemoRatio = Annotated[float, ratio("How many times smaller.", show_default=True)]
 Ratios = Annotated[

@@ -39,6 +39,12 @@ def number(option: str, example: str, least: float = -math.inf) -> Callable[[obj
     return read
 
 
+def number_or(word: str, option: str, example: str, least: float) -> Callable[[object], object]:
+    """A reader of numbers from `least` up, and of one word."""
+    read = number(option, example, least)
+    return lambda value: word if str(value).strip().lower() == word else read(value)
+
+
 def whole(option: str, example: str, least: int = 0) -> Callable[[object], int]:
     """A reader of whole numbers from `least` up; raises UsageError like `number`."""
 

@@ -7,9 +7,9 @@ predecessors; here it is repeated in short parts that begin anywhere, so the mod
 place again from the compact entries alone, from another question, at other positions, and with
 little of its own text to lean on.
 
-The likeliest tokens of such parts give the agreement (`fidelity`); their queries, which no scores,
-selection or fits have seen, give the errors that a receipt shows. They are the same for every
-method, so errors of different methods can be compared.
+The queries of such parts, which no scores, selection or fits have seen, give the errors that a
+receipt shows. They are the same for every method, so errors of different methods can be compared.
+What is lost of a model's predictions, `fidelity`, is measured on quotes instead.
 """
 
 from __future__ import annotations

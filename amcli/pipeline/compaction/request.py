@@ -13,7 +13,7 @@ from amcli.matching import budgets, methods
 from amcli.matching.catalogue import DEFAULT
 from amcli.matching.methods import Method
 from amcli.pipeline.compaction.budget_file import BudgetFile
-from amcli.pipeline.compaction.defaults import AUTO, DEFAULT_RATIO
+from amcli.pipeline.compaction.defaults import AUTO, AUTO_FIDELITY, DEFAULT_RATIO
 from amcli.pipeline.queries import passages
 from amcli.pipeline.queries.passes import QueryPlan
 
@@ -22,7 +22,10 @@ from amcli.pipeline.queries.passes import QueryPlan
 class Request:
     """What the user asked for; `plan.decide` turns it into a plan.
 
-    ratio, tokens  full bytes over stored bytes, or mean entries per KV head: at most one
+    ratio, tokens  full bytes over stored bytes, or mean entries per KV head. A ratio may be `auto`:
+                   the largest with a fidelity of AUTO_FIDELITY
+    fidelity       instead of both: look for the largest ratio at which this share of what the
+                   document contributes is kept (`fidelity.search`)
     budget         one of `budgets.NAMES`, a budget file already read, or None for the method's own
     max_queries    reference queries per KV head for the fits; None: what suits the device
     queries        names of `passages.SOURCES`, joined by `+`; None for the method's own
@@ -34,8 +37,9 @@ class Request:
     positions      whether to store the token that each entry was taken from too
     """
 
-    ratio: float | None = None
+    ratio: float | str | None = None
     tokens: int | None = None
+    fidelity: float | None = None
     method: str = DEFAULT
     budget: str | BudgetFile | None = None
     queries: str | None = None
@@ -65,8 +69,15 @@ class Request:
         """How entries are stored: `auto`, one of `STORES`, or one of `STORES` for each layer."""
         return self.store or method.store
 
+    @property
+    def share(self) -> float | None:
+        """The fidelity to look for a ratio with; None: the size was asked for."""
+        return AUTO_FIDELITY if self.ratio == AUTO else self.fidelity
+
     def size(self, method: Method) -> dict[str, float | int]:
         """The size asked for, as the manifest records it: `ratio` or `tokens`."""
+        if self.share is not None:
+            raise ValueError("the ratio has yet to be found")
         if self.tokens is not None:
             return {"tokens": self.tokens}
         if self.ratio is None and method.selection == "all":
@@ -133,6 +144,7 @@ def _check_store(request: Request) -> None:
 
 def _check_size(request: Request, method: Method, T: int | None) -> None:
     """Raises UsageError for an impossible ratio or number of tokens."""
+    _check_search(request, method)
     ratio, tokens = request.ratio, request.tokens
     if ratio is not None and tokens is not None:
         raise UsageError(
@@ -143,6 +155,22 @@ def _check_size(request: Request, method: Method, T: int | None) -> None:
             one="ratio",
             other="tokens",
         )
+    if method.selection == "all" and (tokens or (ratio or 1) != 1):
+        raise UsageError(
+            f"method {method.name!r} keeps every key",
+            "leave the ratio out, or use 1",
+            code="method-keeps-all",
+            field="ratio",
+        )
+    if isinstance(ratio, str):
+        if ratio != AUTO:
+            raise UsageError(
+                f"a ratio of {ratio!r} is neither a number nor {AUTO!r}",
+                "use a ratio such as 20",
+                code="ratio-no-number",
+                field="ratio",
+            )
+        return
     if ratio is not None and not ratio >= 1:
         raise UsageError(
             f"a ratio of {ratio:g} is below 1",
@@ -177,12 +205,37 @@ def _check_size(request: Request, method: Method, T: int | None) -> None:
             tokens=tokens,
             length=T,
         )
-    if method.selection == "all" and (tokens or (ratio or 1) != 1):
+
+
+def _check_search(request: Request, method: Method) -> None:
+    """Raises UsageError for an impossible fidelity, and for options that rule out a search."""
+    fidelity = request.fidelity
+    if fidelity is None:
+        return
+    if not 0 < fidelity <= 1:
         raise UsageError(
-            f"method {method.name!r} keeps every key",
-            "leave the ratio out, or use 1",
-            code="method-keeps-all",
-            field="ratio",
+            f"a fidelity of {fidelity:g} is not a share: above 0, and at most 1",
+            "for example 0.98",
+            code="fidelity-no-share",
+            field="fidelity",
+            fidelity=fidelity,
+        )
+    for name, value in (("ratio", request.ratio), ("tokens", request.tokens)):
+        if value is not None:
+            raise UsageError(
+                f"fidelity and {name} exclude each other",
+                "give one of them",
+                code="sizes-exclude",
+                field="fidelity",
+                one="fidelity",
+                other=name,
+            )
+    if method.selection == "all":
+        raise UsageError(
+            f"method {method.name!r} keeps every key: there is nothing to search for",
+            "leave the fidelity out, or choose another method",
+            code="nothing-to-search",
+            field="fidelity",
         )
 
 

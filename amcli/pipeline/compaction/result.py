@@ -21,7 +21,8 @@ from amcli.storage.artifacts import NewArtifact, complete, stores_recorded
 
 @dataclass(frozen=True)
 class Probe:
-    """One ratio that was tried: as asked for, as reached, the stored bytes, and the agreement."""
+    """One ratio that was tried: as asked for, as reached, the stored bytes, and `agreement`, the
+    fidelity that was measured."""
 
     ratio: float
     real_ratio: float
@@ -34,13 +35,16 @@ class Probe:
             "ratio": self.ratio,
             "real_ratio": round(self.real_ratio, 4),
             "stored_bytes": self.stored_bytes,
-            "agreement": round(self.agreement, 6),
+            "agreement": self.agreement,
         }
 
 
 @dataclass(frozen=True)
 class Reached:
-    """The agreement a search was asked for, and what it found on how many held-out tokens."""
+    """The fidelity a search was asked for, and what it found on how many held-out tokens.
+
+    Manifests and programs know the fidelity that was found as `agreement`.
+    """
 
     asked: float
     agreement: float
@@ -51,7 +55,7 @@ class Reached:
         """The search as JSON, for manifests and programs."""
         return {
             "asked": self.asked,
-            "agreement": round(self.agreement, 6),
+            "agreement": self.agreement,
             "tokens": self.tokens,
             "probes": [probe.record() for probe in self.probes],
         }

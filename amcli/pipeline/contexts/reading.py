@@ -68,6 +68,16 @@ def reread(context: Context, *, progress: Progress) -> Context:
     return replace(context, cache=cache)
 
 
+def emptied(context: Context) -> Context:
+    """The same context around an empty document: shows what the model knows by itself."""
+    ids = context.ids[: context.document_start] + context.ids[context.document_end :]
+    loaded = for_length(context.loaded, len(ids))
+    cache = CompactCache.empty(loaded.geometry)
+    absorb(loaded.model, cache, ids)
+    start = context.document_start
+    return replace(context, loaded=loaded, cache=cache, ids=ids, document_end=start)
+
+
 def for_length(loaded: LoadedModel, tokens: int) -> LoadedModel:
     """The same model, with its positions set up for a context of `tokens`."""
     geometry = lengths.for_context(loaded.geometry, tokens, POSITIONS_FOR_ANSWERS)
