@@ -14,7 +14,7 @@ from typing import Any
 
 from record import about
 
-from amcli.evaluation.forcing import Limits, Teacher, tokenize
+from amcli.evaluation.forcing import tokenize
 from amcli.evaluation.suites.base import Question
 from amcli.generator.dialogues import QUESTION_KINDS, Questioner
 from amcli.generator.documents import generate
@@ -23,6 +23,7 @@ from amcli.models.loading import LoadedModel, load
 from amcli.pipeline.compaction.compacting import compact
 from amcli.pipeline.compaction.request import Request
 from amcli.pipeline.contexts.context import Context, shared
+from amcli.pipeline.contexts.forcing import Limits, Teacher
 from amcli.pipeline.contexts.joining import join
 from amcli.pipeline.contexts.reading import prefill
 from amcli.pipeline.contexts.source import Source

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from record import about
 
 from amcli.evaluation import makers
-from amcli.evaluation.forcing import Limits, Teacher, tokenize
+from amcli.evaluation.forcing import tokenize
 from amcli.evaluation.runner import measure_of
 from amcli.evaluation.suites import base
 from amcli.matching import bucket, budgets, methods
@@ -42,6 +42,7 @@ from amcli.pipeline.compaction.compacting import compact
 from amcli.pipeline.compaction.request import Request, budget_named
 from amcli.pipeline.contexts import reading
 from amcli.pipeline.contexts.context import Context, full_layers
+from amcli.pipeline.contexts.forcing import Limits, Teacher
 from amcli.pipeline.contexts.source import Source
 from amcli.pipeline.queries import prompts, quotes
 from amcli.pipeline.queries.passages import SOURCES, Passage, quote_passages

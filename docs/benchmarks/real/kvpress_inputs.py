@@ -22,16 +22,17 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from amcli import __version__
 from amcli.evaluation import makers
-from amcli.evaluation.forcing import Limits, Teacher, tokenize
+from amcli.evaluation.forcing import tokenize
 from amcli.evaluation.suites.base import Question
 from amcli.models.loading import LoadedModel, load
 from amcli.models.template import ChatTemplate
 from amcli.pipeline.contexts import reading
 from amcli.pipeline.contexts.context import Source
+from amcli.pipeline.contexts.forcing import Limits, Teacher
 
 
 def end_token(chat: ChatTemplate) -> int:
-    """The token that ends an answer, chosen as `amcli.evaluation.forcing.end_token` does."""
+    """The token that ends an answer, chosen as `amcli.pipeline.contexts.forcing.end_token` does."""
     first = chat.next_turn("?")[0]
     return first if first in chat.stop_ids else min(chat.stop_ids)
 
