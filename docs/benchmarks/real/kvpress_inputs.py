@@ -27,8 +27,8 @@ from amcli.evaluation.suites.base import Question
 from amcli.models.loading import LoadedModel, load
 from amcli.models.template import ChatTemplate
 from amcli.pipeline.contexts import reading
-from amcli.pipeline.contexts.context import Source
 from amcli.pipeline.contexts.forcing import Limits, Teacher
+from amcli.pipeline.contexts.source import Source
 
 
 def end_token(chat: ChatTemplate) -> int:
