@@ -34,6 +34,8 @@ WORTH = 8
 """Steps for which a capture, which takes about as long as two of them, pays."""
 
 
+_SWITCHES = (bool, int, float, str, list, tuple)
+
 _can: WeakKeyDictionary[PreTrainedModel, dict[frozenset[str], bool]] = WeakKeyDictionary()
 """Whether steps of a model can be captured, where that is known, for caches with some stores."""
 
@@ -68,6 +70,7 @@ class Step:
         self._ids = torch.zeros(rows, 1, dtype=torch.int64, device=device)
         self._counters = torch.zeros(1 + len(ends), dtype=torch.int64, device=device)
         self._inference = torch.is_inference_mode_enabled()
+        self._model: tuple[int, ...] = ()
         self.graph: Graph | None = None
         self._ran = 0
         self.left = 0
@@ -122,6 +125,10 @@ class Step:
         held = _held(cache)
         return len(held) == len(self.states) and all(map(lambda a, b: a is b, held, self.states))
 
+    def is_of(self, model: PreTrainedModel) -> bool:
+        """Whether what was captured, if anything was, is what the model still does."""
+        return self.graph is None or self._model == _parts(model)
+
     def align(self, cache: CompactCache) -> None:
         """Go on from where the cache is."""
         ends = dict(zip(self._groups, (layer.end for layer in cache.attention), strict=True))
@@ -147,6 +154,7 @@ class Step:
                     found = self._call(model, cache)
                 known[stores] = True
                 return found
+            self._model = _parts(model)
             self.graph = kind(partial(self._call, model, cache), self._ids.device)
         if self.graph is not None:
             self.graph.replay()
@@ -185,6 +193,19 @@ class Step:
 
 def _held(cache: CompactCache) -> list[torch.Tensor]:
     return [tensor for state in cache.states for tensor in state.held().values()]
+
+
+def _parts(model: PreTrainedModel) -> tuple[int, ...]:
+    """What a graph of a model relies on: where its numbers are, which modules and hooks run, and
+    their switches. An adapter that is loaded or switched, or a hook, changes that."""
+    modules = [*model.modules()]
+    hooks = sum(len(x._forward_hooks) + len(x._forward_pre_hooks) for x in modules)
+    switches = [
+        (type(x), *(str(value) for value in vars(x).values() if isinstance(value, _SWITCHES)))
+        for x in modules
+    ]
+    numbers = (x.data_ptr() for x in (*model.parameters(), *model.buffers()))
+    return (hooks, hash(tuple(switches)), *numbers)
 
 
 def _stores(cache: CompactCache) -> frozenset[str]:
@@ -287,6 +308,8 @@ class Decoder:
         if not self._suits(ids):
             return None
         step, asked = self.cache.step, (self.cache, len(ids))
+        if step is not None and not step.is_of(self.model):
+            step = None
         if step is None or not (step.fits(*asked) or step.take(*asked, self.tokens)):
             if self.tokens < WORTH:
                 return None

@@ -348,3 +348,47 @@ def test_seeds_mean_what_they_mean_to_pytorch_on_a_cpu(temperature: float) -> No
         weights = (logits.double() / temperature).softmax(-1)
         wanted = torch.multinomial(weights, 1, generator=theirs)
         assert torch.equal(_choose(logits, temperature, mine), wanted)
+
+
+@pytest.mark.usefixtures("captures")
+@pytest.mark.parametrize("change", ["a hook", "other weights"])
+def test_a_model_that_changes_between_turns_is_captured_again(
+    change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As adapters change one: a graph of the model as it was would go on as before."""
+    monkeypatch.setattr(decoding, "ROOM", 256)  # for both turns
+
+    def turns(captured: bool) -> tuple[list[int], int]:
+        loaded = load("pocket", device="cpu", dtype="float32")
+        fork = prefill(loaded, families.DOCUMENT).cache.fork()
+        prompt = loaded.chat.first_turn(families.QUESTION)
+        found: list[int] = []
+        if not captured:
+            decoding._can[loaded.model] = {frozenset(): False}
+        for turn in range(2):
+            if turn:
+                head = loaded.model.lm_head
+                if change == "a hook":
+                    head.register_forward_hook(lambda module, args, out: -out)
+                else:
+                    head.weight = torch.nn.Parameter(-head.weight.detach())
+            tokens = stream(loaded, fork, prompt, stop_ids=frozenset(), max_tokens=20)
+            found += islice(tokens, 20)
+        return found, Recorded.made
+
+    plain, none = turns(False)
+    mine, made = turns(True)
+    assert mine == plain
+    assert (none, made) == (0, 2)
+
+
+def test_a_switch_of_a_module_is_noticed() -> None:
+    model = families.loaded("qwen3").model
+    before = decoding._parts(model)
+    assert decoding._parts(model) == before
+    model.lm_head.merged = False
+    try:
+        assert decoding._parts(model) != before
+    finally:
+        del model.lm_head.merged
+    assert decoding._parts(model) == before
