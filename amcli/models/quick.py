@@ -153,9 +153,9 @@ def _normed(
 
 def _norm(module: torch.nn.Module, dtype: torch.dtype, kind: int | None) -> Callable[..., Any]:
     kernels, eps = KERNELS.module(), _eps(module)
-    weight = _parameter(module, "weight")
 
     def forward(x: torch.Tensor) -> torch.Tensor:
+        weight = _parameter(module, "weight")  # as it is now
         if x.dtype != dtype or x.shape[-1] != weight.shape[0]:
             return type(module).forward(module, x)  # type: ignore[no-any-return]
         return kernels.norm(x, weight, eps, kind)  # type: ignore[no-any-return,union-attr]

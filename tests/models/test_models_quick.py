@@ -99,3 +99,21 @@ def test_a_model_on_kernels_on_cuda(name: str, dtype: torch.dtype) -> None:
     error = (found - wanted).norm() / wanted.norm()
     assert error < {torch.bfloat16: 3e-2, torch.float16: 4e-3, torch.float32: 1e-5}[dtype]
     assert module.KERNELS.broken == []
+
+
+def test_norms_that_get_other_weights_use_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    interpreter()
+    monkeypatch.setattr(module, "DEVICES", {"cpu"})
+    tiny.build.cache_clear()
+    model = tiny.build("llama")
+    tiny.build.cache_clear()
+    ids = tiny.ids(5)
+    with quick(model):
+        tiny.logits(model, ids)
+    for part in model.modules():
+        if "norm" in type(part).__name__.lower():
+            part.weight = torch.nn.Parameter(torch.linspace(0.5, 2, len(part.weight)))
+    wanted = tiny.logits(model, ids)
+    with quick(model):
+        found = tiny.logits(model, ids)
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
