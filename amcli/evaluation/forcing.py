@@ -9,8 +9,6 @@ from amcli.evaluation.suites.base import Question
 from amcli.models.loading import LoadedModel
 from amcli.models.replies import Reply
 from amcli.pipeline.contexts.forcing import Forced, answered, end_token
-from amcli.pipeline.contexts.forcing import Limits as Limits
-from amcli.pipeline.contexts.forcing import Teacher as Teacher
 
 
 def tokenize(loaded: LoadedModel, question: Question) -> Forced:

@@ -108,14 +108,14 @@ def study_passages(context: Context, seed: int, progress: Progress) -> list[Pass
     return _conversations(context, found, asked=True)
 
 
-def quote_passages(context: Context, seed: int) -> list[Passage]:
+def quote_passages(context: Context, seed: int, share: float = 1.0) -> list[Passage]:
     """The document's sentences as answers to questions that quote them, several to a conversation.
 
     Both questions and answers give reference queries. Raises UsageError when not even a short
     conversation fits after the document.
     """
     _room(context)
-    return _conversations(context, exchanges(context, seed))
+    return _conversations(context, exchanges(context, seed, share))
 
 
 def _conversations(

@@ -24,9 +24,6 @@ LEAST, MOST = 8, 48
 PHRASE = 5
 """Tokens of the words that a question quotes."""
 
-SHARE = 1.0
-"""Tokens of all quotes, questions included, as a share of the document's."""
-
 _ENDS = (".", "!", "?", "…", "。", "！", "？", "\n")  # full stops of all scripts
 
 
@@ -48,9 +45,9 @@ def sentences(context: Context) -> list[tuple[int, int]]:
     return list(pairwise(cuts))
 
 
-def exchanges(context: Context, seed: int) -> list[Exchange]:
-    """Sentences in a seeded order, each as the answer to a question, until they have SHARE of the
-    document's tokens.
+def exchanges(context: Context, seed: int, share: float = 1.0) -> list[Exchange]:
+    """Sentences in a seeded order, each as the answer to a question, until they have that share of
+    as many tokens as the document, questions included.
 
     By turns: what is said about a few words of it, more about them (with the next sentence), which
     sentence has these words, and what comes before the next one.
@@ -64,7 +61,7 @@ def exchanges(context: Context, seed: int) -> list[Exchange]:
         return quoted(context.loaded.tokenizer, ids[first:last])
 
     found: list[Exchange] = []
-    left = SHARE * len(ids)
+    left = share * len(ids)
     for turn, i in enumerate(order):
         if found and left <= 0:
             break

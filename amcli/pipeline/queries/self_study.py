@@ -67,18 +67,12 @@ def question_count(document_tokens: int) -> int:
 
 
 def study(
-    context: Context,
-    count: int,
-    *,
-    seed: int = 0,
-    pointed: bool = False,
-    progress: Progress = SILENT,
+    context: Context, count: int, *, seed: int = 0, progress: Progress = SILENT
 ) -> list[Exchange]:
     """Different questions about a context, `count` at most, with their answers.
 
     The instruction is the same for all, so what is asked is up to the model; if it keeps repeating
-    itself, or from the first question on if `pointed`, it is pointed to one part of the document
-    after another. Raises UsageError for a model
+    itself, it is pointed to one part of the document after another. Raises UsageError for a model
     without a chat template, which does not follow instructions, and for one that asks nothing or
     answers nothing.
     """
@@ -93,7 +87,7 @@ def study(
         )
     cache = shared(context)
     progress.start("questions about it", 2 * count)
-    questions = _questions(context, cache, count, seed, pointed, progress)
+    questions = _questions(context, cache, count, seed, progress)
     prompts = [context.lead(question) for question in questions]
     room = _room(context, max((len(p) for p in prompts), default=0))
     replies = answers(
@@ -114,12 +108,12 @@ def study(
 
 
 def _questions(
-    context: Context, cache: CompactCache, count: int, seed: int, pointed: bool, progress: Progress
+    context: Context, cache: CompactCache, count: int, seed: int, progress: Progress
 ) -> list[str]:
     """Questions in rounds, each worded differently from all before it."""
     loaded = context.loaded
     found: dict[str, None] = {}
-    varied, start, number = not pointed, 0, -1
+    varied, start, number = True, 0, -1
     while start < count:
         number += 1
         size = min(_rows(context) if number else ROUND, count - start)

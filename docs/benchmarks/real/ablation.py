@@ -77,7 +77,6 @@ VARIANTS: dict[str, Change] = {
     "64 questions instead of quotes": {"queries": "repeat+64 questions"},
     "with self-study": {"queries": "repeat+quotes+self-study"},
     "with 64 questions": {"queries": "repeat+quotes+64 questions"},
-    "with 64 pointed questions": {"queries": "repeat+quotes+64 pointed"},
     "with the context's own": {"queries": "repeat+quotes+context"},
     "half of the queries": {"max_queries": 8192},
     "a quarter of the queries": {"max_queries": 4096},
@@ -140,13 +139,15 @@ class Bench:
 
         SOURCES["oracle"] = lambda context, *_: asked(known, context)
 
-        def some(n: int, pointed: bool, context: Context, seed: int, _: Any) -> list[Passage]:
-            return asked(study(context, n, seed=seed, pointed=pointed), context)
+        def some(context: Context, seed: int, _: Any) -> list[Passage]:
+            return asked(study(context, 64, seed=seed), context)
 
-        for name, n in (("half the quotes", 2), ("a quarter of the quotes", 4)):
-            SOURCES[name] = partial(fewer, n)
-        SOURCES["64 questions"] = partial(some, 64, False)
-        SOURCES["64 pointed"] = partial(some, 64, True)
+        def quoting(share: float, context: Context, seed: int, _: Any) -> list[Passage]:
+            return quote_passages(context, seed, share)
+
+        SOURCES["half the quotes"] = partial(quoting, 1 / 2)
+        SOURCES["a quarter of the quotes"] = partial(quoting, 1 / 4)
+        SOURCES["64 questions"] = some
 
     def teacher(self, questions: Sequence[base.Question]) -> Teacher:
         """Measures against the whole document, which it has measured."""
@@ -210,16 +211,6 @@ class Bench:
             "output_error": None if error is None else round(error, 6),
             "seconds": round(spent, 3),
         }
-
-
-def fewer(n: int, context: Context, seed: int, _: Any) -> list[Passage]:
-    """One `n`th of the quotes."""
-    before = quotes.SHARE
-    quotes.SHARE = before / n
-    try:
-        return quote_passages(context, seed)
-    finally:
-        quotes.SHARE = before
 
 
 def shared_as(lengths: dict[int, list[int]]) -> Any:
